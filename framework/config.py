@@ -1,0 +1,238 @@
+"""Every setting of a run, as plain dataclasses, and the checks that need no device and no file.
+
+A config file returns a `Config`; flags such as `--config.model.layers=6` overwrite its fields. Checks raise
+`ConfigError` with one line that names the value, what was expected and the nearest valid choice.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+  """What the user gave cannot be honoured; the message is one line, fit to be shown without a traceback."""
+
+
+@dataclasses.dataclass
+class Model:
+  name: str = 'decoder'  # a key of framework.models.MODELS
+  layers: int = 4
+  width: int = 128
+  heads: int = 4
+  kv_heads: int = 0  # 0: as many as heads
+  feedforward: int = 0  # 0: 4 widths, or 8/3 widths (to a multiple of 8) for swiglu
+  position: str = 'rope'  # rope | learned | sinusoidal | none
+  rope_base: float = 10000.0
+  norm: str = 'rmsnorm'  # rmsnorm | layernorm
+  norm_epsilon: float = 1e-5
+  activation: str = 'gelu'  # gelu (tanh form) | relu | swiglu
+  bias: bool = False  # on every projection and norm
+  tied_head: bool = True  # the output head is the transposed embedding
+  dropout: float = 0.0
+  dtype: str = 'float32'  # of the arithmetic
+  param_dtype: str = 'float32'
+  attention: str = 'auto'  # a backend of pallas_kernels.attention, or auto
+  scan: bool = False  # one compiled layer run N times: compiles faster, steps slower on a CPU
+  remat: str = 'none'  # none | dots (keep matrix products) | full: what the backward pass recomputes
+
+
+@dataclasses.dataclass
+class Data:
+  path: str = ''  # file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources
+  validation_path: str = ''  # '': a tenth of `path` is held out
+  tokenizer: str = 'bytes'  # bytes | chars | bpe
+  vocabulary: int = 4096  # of bpe, the end-of-document token included
+  window: int = 256  # tokens read (L)
+  stride: int = 0  # tokens predicted per window (S <= L); 0: the window
+  packed: bool = True  # attention stays inside a document
+  cache: str = ''  # folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma
+
+
+@dataclasses.dataclass
+class Optimizer:
+  name: str = 'adamw'  # adamw | lion | muon
+  learning_rate: float = 1e-3
+  final_learning_rate: float = 1e-4
+  warmup_steps: int = 100
+  schedule: str = 'cosine'  # cosine | linear | wsd | constant, each after a linear warm-up
+  decay_fraction: float = 0.2  # of the steps, at the end (wsd)
+  beta1: float = 0.9
+  beta2: float = 0.99
+  epsilon: float = 1e-8
+  weight_decay: float = 0.1  # decoupled, on matrices only
+  clip_norm: float = 1.0  # of the whole gradient; 0: never
+
+
+@dataclasses.dataclass
+class Training:
+  steps: int = 1000
+  batch: int = 16  # windows per step, over all devices and hosts
+  accumulation: int = 1  # microbatches per step
+  partition: str = 'pmap'  # pmap (replicated) | mesh (one program over a named mesh)
+  devices: int = 0  # simulated devices on a CPU; 0: one per core
+  seed: int = 0
+  log_every: int = 10  # steps between rows of metrics.jsonl
+  skip_nonfinite: int = 0  # steps with NaN or infinity that may be skipped; 0: the first stops the run
+  tensorboard: bool = False
+
+
+@dataclasses.dataclass
+class Evaluation:
+  every_steps: int = 0  # 0: only at the end
+  windows: int = 0  # evaluated in training, evenly spread over the held-out text; 0: all
+  batch: int = 0  # windows per batch; 0: the training batch
+  stride: int = 0  # 0: the data's stride
+
+
+@dataclasses.dataclass
+class Checkpoint:
+  every_steps: int = 200  # 0: only at the end
+  keep: int = 2  # newest
+  keep_every: int = 0  # besides, every checkpoint at a multiple of this; 0: none
+
+
+@dataclasses.dataclass
+class Config:
+  model: Model = dataclasses.field(default_factory=Model)
+  data: Data = dataclasses.field(default_factory=Data)
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  training: Training = dataclasses.field(default_factory=Training)
+  evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+  checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+
+
+CHOICES = {
+    'model.position': ('rope', 'learned', 'sinusoidal', 'none'),
+    'model.norm': ('rmsnorm', 'layernorm'),
+    'model.activation': ('gelu', 'relu', 'swiglu'),
+    'model.dtype': ('float32', 'bfloat16', 'float16'),
+    'model.param_dtype': ('float32', 'bfloat16'),
+    'model.remat': ('none', 'dots', 'full'),
+    'data.tokenizer': ('bytes', 'chars', 'bpe'),
+    'optimizer.name': ('adamw', 'lion', 'muon'),
+    'optimizer.schedule': ('cosine', 'linear', 'wsd', 'constant'),
+    'training.partition': ('pmap', 'mesh'),
+}
+
+# key: (least, greatest), both allowed
+BOUNDS = {
+    'model.layers': (1, 1000), 'model.width': (1, 10**6), 'model.heads': (1, 10**4), 'model.kv_heads': (0, 10**4),
+    'model.feedforward': (0, 10**7), 'model.rope_base': (1.0, 1e12), 'model.norm_epsilon': (1e-12, 1.0),
+    'model.dropout': (0.0, 0.99),
+    'data.vocabulary': (257, 2**24), 'data.window': (1, 2**24), 'data.stride': (0, 2**24),
+    'optimizer.learning_rate': (0.0, 100.0), 'optimizer.final_learning_rate': (0.0, 100.0),
+    'optimizer.warmup_steps': (0, 10**9), 'optimizer.decay_fraction': (0.0, 1.0), 'optimizer.beta1': (0.0, 0.999999),
+    'optimizer.beta2': (0.0, 0.999999), 'optimizer.epsilon': (0.0, 1.0), 'optimizer.weight_decay': (0.0, 100.0),
+    'optimizer.clip_norm': (0.0, 1e9),
+    'training.steps': (1, 10**9), 'training.batch': (1, 10**7), 'training.accumulation': (1, 10**6),
+    'training.devices': (0, 4096), 'training.seed': (0, 2**32 - 1), 'training.log_every': (1, 10**9),
+    'training.skip_nonfinite': (0, 10**9),
+    'evaluation.every_steps': (0, 10**9), 'evaluation.windows': (0, 10**9), 'evaluation.batch': (0, 10**7),
+    'evaluation.stride': (0, 2**24),
+    'checkpoint.every_steps': (0, 10**9), 'checkpoint.keep': (1, 10**6), 'checkpoint.keep_every': (0, 10**9),
+}
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+  """" (did you mean 'x'?)" for the choice closest to `word`, or ''."""
+  close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+  return f" (did you mean '{close[0]}'?)" if close else ''
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+  """{'model.layers': 4, ...} in the order of the fields."""
+  out = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      out.update(flatten(value, f'{prefix}{field.name}.'))
+    else:
+      out[prefix + field.name] = value
+  return out
+
+
+def from_flat(flat: Mapping[str, Any]) -> Config:
+  """The inverse of `flatten`; keys that are absent keep their defaults. Raises ConfigError on an unknown key."""
+  config = Config()
+  known = flatten(config)
+  for key, value in flat.items():
+    if key not in known:
+      raise ConfigError(f"config has no key '{key}'{nearest(key, known)}")
+    section, name = key.split('.')
+    setattr(getattr(config, section), name, value)
+  return config
+
+
+def check_fields(config: Config) -> None:
+  """Types, bounds and choices of every single field."""
+  defaults = flatten(Config())
+  for key, value in flatten(config).items():
+    expected = type(defaults[key])
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+      section, name = key.split('.')
+      setattr(getattr(config, section), name, value)
+    if type(value) is not expected:
+      raise ConfigError(f'{key} is {value!r}; expected {expected.__name__}')
+    if key in CHOICES and value not in CHOICES[key]:
+      raise ConfigError(f"{key} is '{value}'; expected one of {', '.join(CHOICES[key])}{nearest(value, CHOICES[key])}")
+    if key in BOUNDS:
+      low, high = BOUNDS[key]
+      if not low <= value <= high:  # NaN fails too
+        raise ConfigError(f'{key} is {value}; expected {low} to {high}, nearest is '
+                          f'{low if math.isnan(value) or value < low else high}')
+
+
+def divisors_near(value: int, total: int) -> str:
+  """The divisors of `total` around `value`, as words."""
+  all_divisors = [d for d in range(1, total + 1) if total % d == 0]
+  below = [d for d in all_divisors if d <= value][-1:]
+  above = [d for d in all_divisors if d > value][:1]
+  return ' or '.join(str(d) for d in below + above)
+
+
+def check(config: Config) -> Config:
+  """Fills in the derived fields and raises ConfigError for whatever needs no device and no file to be seen wrong."""
+  check_fields(config)
+  m, d, o, t, e = config.model, config.data, config.optimizer, config.training, config.evaluation
+  m.kv_heads = m.kv_heads or m.heads
+  m.feedforward = m.feedforward or (4 * m.width if m.activation != 'swiglu' else -(-8 * m.width // 24) * 8)
+  d.stride = d.stride or d.window
+  e.batch = e.batch or t.batch
+  e.stride = e.stride or d.stride
+  if m.width % m.heads:
+    raise ConfigError(f'model.heads is {m.heads}; expected a divisor of model.width {m.width}, nearest is '
+                      f'{divisors_near(m.heads, m.width)}')
+  if m.heads % m.kv_heads:
+    raise ConfigError(f'model.kv_heads is {m.kv_heads}; expected a divisor of model.heads {m.heads}, nearest is '
+                      f'{divisors_near(m.kv_heads, m.heads)}')
+  if m.position == 'rope' and (m.width // m.heads) % 2:
+    raise ConfigError(f'model.width / model.heads is {m.width // m.heads}; rope needs an even head width, nearest is '
+                      f'model.width {m.width + m.heads}')
+  if m.position == 'sinusoidal' and m.width % 2:
+    raise ConfigError(f'model.width is {m.width}; sinusoidal positions need an even one, nearest is {m.width + 1}')
+  for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
+    if stride > d.window:
+      raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
+  if t.batch % t.accumulation:
+    raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
+                      f'nearest is {divisors_near(t.accumulation, t.batch)}')
+  if o.schedule != 'constant' and o.final_learning_rate > o.learning_rate:
+    raise ConfigError(f'optimizer.final_learning_rate is {o.final_learning_rate}; expected at most '
+                      f'optimizer.learning_rate {o.learning_rate}')
+  if o.warmup_steps >= t.steps and o.warmup_steps > 0:
+    raise ConfigError(f'optimizer.warmup_steps is {o.warmup_steps}; expected fewer than training.steps {t.steps}, '
+                      f'nearest is {t.steps - 1}')
+  return config
+
+
+def check_devices(config: Config, devices: int) -> None:
+  """Raises ConfigError if the batch does not divide over `devices` and microbatches."""
+  t = config.training
+  parts = devices * t.accumulation
+  if t.batch % parts:
+    below = t.batch // parts * parts
+    raise ConfigError(f'training.batch is {t.batch}; expected a multiple of {devices} devices x {t.accumulation} '
+                      f'microbatches = {parts}, nearest is {below or parts}' + (f' or {below + parts}' if below else ''))
