@@ -107,7 +107,7 @@ CHOICES = {
     'model.position': ('rope', 'learned', 'sinusoidal', 'none'),
     'model.norm': ('rmsnorm', 'layernorm'),
     'model.activation': ('gelu', 'relu', 'swiglu'),
-    'model.dtype': ('float32', 'bfloat16', 'float16'),
+    'model.dtype': ('float32', 'bfloat16'),
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),
     'data.tokenizer': ('bytes', 'chars', 'bpe'),

@@ -1,0 +1,44 @@
+# Every target makes its own environment in .venv from python3 when that is missing or stale.
+PYTHON ?= python3
+RUN := .venv/bin/python
+RUNS ?= runs
+
+.PHONY: quickstart test test-slow test-peers bench venv clean remake
+
+quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it
+	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
+	$(RUN) -m experiments.evaluate --workdir=$(RUNS)/quickstart --stride=128 --windows=256
+	$(RUN) -m experiments.generate --workdir=$(RUNS)/quickstart --prompt='def main(' --tokens=400
+
+test: venv
+	$(RUN) -m pytest -m 'not slow and not peers'
+
+test-slow: venv
+	$(RUN) -m pytest -m 'slow and not peers'
+
+test-peers: .venv/peers
+	$(RUN) -m pytest -m peers
+
+bench: .venv/peers
+	$(RUN) -m benchmarks.shakespeare
+	$(RUN) -m benchmarks.generation
+
+venv: .venv/ready
+
+# Another python3 than the one the environment was made from makes it stale, and so does a change of setup.cfg.
+version := import sys; print(sys.version, sys.base_prefix)
+ifneq ($(shell .venv/bin/python -c '$(version)' 2>/dev/null),$(shell $(PYTHON) -c '$(version)'))
+.venv/ready: remake
+endif
+
+.venv/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+.venv/peers: .venv/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache build *.egg-info

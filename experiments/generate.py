@@ -1,0 +1,63 @@
+"""Samples text from a trained run, as it is written.
+
+Example:
+  python -m experiments.generate --workdir=runs/first --prompt='def main(' --tokens=300 --temperature=0.8
+  python -m experiments.generate --workdir=runs/first --prompt='import' --prompt='class ' --top_k=40 --seed=1
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import launch
+from framework import config as config_lib
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
+PROMPT = flags.DEFINE_multi_string('prompt', [''], 'text to continue; may be given several times')
+TOKENS = flags.DEFINE_integer('tokens', 256, 'most tokens to write', lower_bound=1)
+TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 takes the likeliest token', lower_bound=0.0)
+TOP_K = flags.DEFINE_integer('top_k', 0, 'sample among the k likeliest tokens; 0: all', lower_bound=0)
+TOP_P = flags.DEFINE_float('top_p', 1.0, 'sample among the likeliest tokens of this probability together',
+                           lower_bound=1e-6, upper_bound=1.0)
+SEED = flags.DEFINE_integer('seed', 0, 'of the sampling', lower_bound=0, upper_bound=2**32 - 1)
+STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; default: the end of the document')
+
+
+def main() -> int:
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  from framework.training import run
+  config = run.read_config(workdir)
+  config.training.devices = 1  # one row is not worth spreading
+  launch.start_jax(config)
+
+  import numpy as np
+  from framework import generation
+  from framework.training import setup
+  trained = setup.load(workdir)
+  tokenizer, module = trained.tokenizer, trained.setup.module
+  stop = tokenizer.end
+  if STOP.value is not None:
+    ids = tokenizer.encode(STOP.value)
+    if len(ids) != 1:
+      raise config_lib.ConfigError(f"--stop is '{STOP.value}', {len(ids)} tokens; expected the text of one token")
+    stop = int(ids[0])
+  settings = generation.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, stop)
+  prompts = [np.concatenate([[tokenizer.end], tokenizer.encode(text)]).astype(np.int32) for text in PROMPT.value]
+  columns = generation.generate(module, trained.params, prompts, tokens=TOKENS.value, window=config.data.window,
+                                settings=settings, seed=SEED.value)
+  if len(prompts) == 1:
+    text = tokenizer.stream()
+    sys.stdout.write(PROMPT.value[0])
+    for new in columns:
+      sys.stdout.write(text.push(new[0]))
+      sys.stdout.flush()
+    sys.stdout.write(text.finish() + '\n')
+    return 0
+  for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
+    row = row[:list(row).index(stop)] if stop in row else row
+    print(f'{"-" * 72}\n{text}{tokenizer.decode(row)}')
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)

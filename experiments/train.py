@@ -1,0 +1,52 @@
+"""Trains a model on text; a run is a folder that can be killed and resumed at any time.
+
+Example:
+  python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/first --resume
+  python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/novel \
+    --config.data.path=novels/ --config.model.layers=6 --config.training.steps=3000
+"""
+
+import signal
+
+from absl import flags, logging
+
+from experiments import launch
+from framework import config as config_lib
+
+CONFIG = launch.define_config()
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; new, or the one to resume')
+RESUME = flags.DEFINE_bool('resume', False, 'continue the run in --workdir, or start it if there is none')
+flags.adopt_module_key_flags(launch)
+
+
+def main() -> int:
+  config = CONFIG.value
+  if config is None:
+    raise config_lib.ConfigError('--config is missing; see --help for an example')
+  if not isinstance(config, config_lib.Config):
+    raise config_lib.ConfigError(f'get_config() of the config file returned {type(config).__name__}; '
+                                 'expected a framework.config.Config')
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  config_lib.check(config)
+  launch.start_jax(config)
+
+  from experiments import progress
+  from framework.data import corpus
+  from framework.training import loop, run
+  with progress.bar() as show:
+    text = corpus.prepare(config.data, show)
+  loop.check(config, text)  # whatever is wrong is said before the run's folder exists
+  run.open_folder(workdir, config, text, RESUME.value)
+  result = loop.train(config, text, workdir)
+  if result['status'] != 'complete':
+    name = result['status'].removeprefix('stopped by ')
+    logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],
+                 config.training.steps)
+    return 128 + getattr(signal, name, signal.SIGTERM)
+  logging.info('done: %.4f nats/token, %.3f bits/byte on held-out text; %s', result['loss_nats_per_token'],
+               result['bits_per_byte'], workdir)
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)

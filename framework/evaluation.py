@@ -1,0 +1,66 @@
+"""Perplexity of held-out text: nats are summed over every target and divided once.
+
+The result therefore depends neither on the batch size, nor on the number of devices, nor on the ragged last window.
+"""
+
+from collections.abc import Callable, Iterator
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from framework import cross_entropy
+from framework.data import corpus, windows
+from framework.training import partition
+
+
+def compile_nats(module, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+  """nats(params, batch) -> -ln p of every target [B, L] on every host; rows are spread over the mesh."""
+  whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
+  def nats(params, batch):
+    x_BxLxD, _ = module.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'])
+    return cross_entropy.token_nats(x_BxLxD, module.head(params), batch['targets'])
+  return jax.jit(nats, in_shardings=(whole, rows), out_shardings=whole)
+
+
+def evaluate(
+    nats: Callable, params: Any, split: corpus.Split, tokenizer, mesh: Mesh, *, window: int, stride: int, batch: int,
+    packed: bool, limit: int = 0, progress: Callable[[Iterator], Iterator] = iter,
+) -> dict[str, Any]:
+  """Evaluates on a split.
+
+  Args:
+    nats: from `compile_nats`.
+    batch: windows at a time, rounded up to a multiple of the devices.
+    limit: number of windows, evenly spread over the split; 0: all.
+    progress: wraps the list of batches, for instance to draw a bar.
+
+  Returns:
+    nats_per_token, bits_per_token, perplexity, bits_per_byte, targets, bytes, window, stride, and
+    loss_by_position: nats of targets by the index of their input in the window (null where there is none).
+  """
+  batch = -(-batch // mesh.size) * mesh.size
+  token_bytes = np.asarray(tokenizer.token_bytes)
+  nats_L, targets_L, total_bytes = np.zeros(window), np.zeros(window), 0.0
+  rows = partition.host_rows(batch)
+  batches = windows.evaluation_batches(split, tokenizer.end, window=window, stride=stride, batch=batch,
+                                       packed=packed, limit=limit)
+  for whole in progress(batches):
+    local = {name: x[rows] for name, x in whole.items()}
+    nats_BxL = np.asarray(nats(params, partition.split_rows(local, mesh)), np.float64)
+    weights_BxL = whole['weights'].astype(np.float64)
+    nats_L += (nats_BxL * weights_BxL).sum(0)
+    targets_L += weights_BxL.sum(0)
+    total_bytes += float((token_bytes[whole['targets']] * weights_BxL).sum())
+  total, targets = float(nats_L.sum()), float(targets_L.sum())
+  per_token = total / targets
+  return {
+      'nats_per_token': per_token,
+      'bits_per_token': per_token / math.log(2),
+      'perplexity': math.exp(min(per_token, 700)),
+      'bits_per_byte': total / math.log(2) / total_bytes,
+      'targets': int(targets), 'bytes': int(total_bytes), 'window': window, 'stride': stride,
+      'loss_by_position': [float(a / b) if b else None for a, b in zip(nats_L, targets_L)],
+  }

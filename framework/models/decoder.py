@@ -1,0 +1,219 @@
+"""The decoder transformer: tokens -> embedding -> N pre-norm blocks (attention, feed-forward) -> norm -> hidden states.
+
+Letters: B batch, L window, T keys held in a cache, D width, H heads, G key heads, K head width, F feed-forward width,
+N layers, V vocabulary. The parameters of the N blocks are stacked on a leading axis whether they run as one scanned
+layer or unrolled, so that a checkpoint does not depend on how the model is compiled.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from framework import timestamps
+from framework.config import Model
+from pallas_kernels.attention import dot_product_attention
+
+Cache = dict[str, jax.Array]
+
+
+def fan_in_normal(fan_in: int, gain: float = 1.0) -> nn.initializers.Initializer:
+  """Normal with variance gain^2 / fan_in (LeCun et al. 1998, "Efficient BackProp", section 4.6)."""
+  return nn.initializers.normal(gain * fan_in**-0.5)
+
+
+def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
+  """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), channel k paired with channel k + K/2."""
+  half = x_BxLxHxK.shape[-1] // 2
+  frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_BxLx1xK = positions_BxL[:, :, None, None].astype(jnp.float32) * frequency_K
+  cos, sin = jnp.cos(angle_BxLx1xK), jnp.sin(angle_BxLx1xK)
+  a, b = x_BxLxHxK[..., :half], x_BxLxHxK[..., half:]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxHxK.dtype)
+
+
+def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
+  """Sines and cosines of the position, [B, L, D] (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+  frequency = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angle = positions_BxL[..., None].astype(jnp.float32) * frequency
+  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions_BxL.shape, width)
+
+
+def dropout(x_BxLxD: jax.Array, keys_B: jax.Array | None, rate: float, site: int) -> jax.Array:
+  """Inverted dropout with one key a row, so that a row's mask depends neither on its batch nor on its device."""
+  if keys_B is None or rate == 0.0:
+    return x_BxLxD
+  def keep_row(key):
+    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x_BxLxD.shape[1:])
+  return jnp.where(jax.vmap(keep_row)(keys_B), x_BxLxD / (1.0 - rate), 0)
+
+
+class Norm(nn.Module):
+  """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), computed in float32."""
+  config: Model
+
+  @nn.compact
+  def __call__(self, x_BxLxD):
+    c = self.config
+    scale_D = self.param('scale', nn.initializers.ones, (c.width,), c.param_dtype)
+    x = x_BxLxD.astype(jnp.float32)
+    if c.norm == 'layernorm':
+      x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + c.norm_epsilon) * scale_D
+    if c.bias and c.norm == 'layernorm':
+      x = x + self.param('bias', nn.initializers.zeros, (c.width,), c.param_dtype)
+    return x.astype(c.dtype)
+
+
+class Linear(nn.Module):
+  """Contracts the last `inputs` axes of x with a weight of shape (*in, *out); one matrix product."""
+  config: Model
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  gain: float = 1.0
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    fan_in, fan_out = int(np.prod(self.inputs)), int(np.prod(self.outputs))
+    weight = self.param('weight', fan_in_normal(fan_in, self.gain), (*self.inputs, *self.outputs), c.param_dtype)
+    lead = x.shape[:x.ndim - len(self.inputs)]
+    y = x.reshape(-1, fan_in) @ weight.astype(c.dtype).reshape(fan_in, fan_out)
+    if c.bias:
+      bias = self.param('bias', nn.initializers.zeros, self.outputs, c.param_dtype)
+      y = y + bias.astype(c.dtype).reshape(fan_out)
+    return y.reshape(*lead, *self.outputs)
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+  config: Model
+
+  @nn.compact
+  def __call__(self, x_BxLxD, positions_BxL, mask_BxQxT, cache: Cache | None = None, layer=0, keys_B=None):
+    """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
+    c = self.config
+    D, H, G, K, F = c.width, c.heads, c.kv_heads, c.width // c.heads, c.feedforward
+    # Both branches add to the stream once a layer: scaled down by sqrt(2 N) its variance stays that of the input
+    # (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3).
+    residual_gain = (2 * c.layers) ** -0.5
+
+    h = Norm(c, name='attention_norm')(x_BxLxD)
+    q_BxLxHxK = Linear(c, (D,), (H, K), name='query')(h)
+    k_BxTxGxK = Linear(c, (D,), (G, K), name='key')(h)
+    v_BxTxGxK = Linear(c, (D,), (G, K), name='value')(h)
+    if c.position == 'rope':
+      q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
+      k_BxTxGxK = rotate(k_BxTxGxK, positions_BxL, c.rope_base)
+    if cache is not None:
+      at = (layer, 0, cache['index'], 0, 0)  # all layers lie in one array, which is written in place
+      cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxTxGxK[None], at),
+                       'value': jax.lax.dynamic_update_slice(cache['value'], v_BxTxGxK[None], at)}
+      k_BxTxGxK, v_BxTxGxK = cache['key'][layer], cache['value'][layer]
+    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxQxT,
+                                      implementation=None if c.attention == 'auto' else c.attention)
+    a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
+    x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
+
+    h = Norm(c, name='feedforward_norm')(x_BxLxD)
+    u_BxLxF = Linear(c, (D,), (F,), name='up')(h)
+    if c.activation == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
+      u_BxLxF = nn.silu(Linear(c, (D,), (F,), name='gate')(h)) * u_BxLxF
+    else:
+      u_BxLxF = nn.gelu(u_BxLxF) if c.activation == 'gelu' else nn.relu(u_BxLxF)
+    f_BxLxD = Linear(c, (F,), (D,), residual_gain, name='down')(u_BxLxF)
+    return x_BxLxD + dropout(f_BxLxD, keys_B, c.dropout, 1), cache
+
+
+@jax.custom_vjp
+def unstack(tree):
+  """The leaves' leading axis as a list of trees. Its gradient is one stack, where slices would add N padded arrays."""
+  leaves, treedef = jax.tree.flatten(tree)
+  return [treedef.unflatten(parts) for parts in zip(*map(list, leaves))]
+
+
+unstack.defvjp(lambda tree: (unstack(tree), None),
+               lambda _, parts: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts),))
+
+
+class Decoder(nn.Module):
+  """See the module's docstring. `length` is the longest position of a learned table."""
+  config: Model
+  vocabulary: int
+  length: int
+
+  @nn.compact
+  def __call__(
+      self, tokens_BxL: jax.Array, positions_BxL: jax.Array, segments_BxL: jax.Array, *,
+      cache: Cache | None = None, keys_B: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Hidden states after the last norm, [B, L, D], and the cache if one was given.
+
+    Args:
+      tokens_BxL, positions_BxL: int32; positions count from the start of a row's document.
+      segments_BxL: int32, the document of each token; tokens of different segments never read each other.
+      cache: from `empty_cache`; this call's tokens are appended to it.
+      keys_B: dropout keys, one a row; None: no dropout.
+    """
+    c = self.config
+    embedding_VxD = self.param('embedding', nn.initializers.normal(0.02), (self.vocabulary, c.width), c.param_dtype)
+    if not c.tied_head:
+      self.param('head', fan_in_normal(c.width), (self.vocabulary, c.width), c.param_dtype)
+    x_BxLxD = embedding_VxD.astype(c.dtype)[tokens_BxL]
+    if c.position == 'learned':
+      table = self.param('position', nn.initializers.normal(0.02), (self.length, c.width), c.param_dtype)
+      x_BxLxD = x_BxLxD + table.astype(c.dtype)[positions_BxL]
+    elif c.position == 'sinusoidal':
+      # Vaswani et al. add sinusoids of amplitude 1 to embeddings of deviation 1; here that deviation is 0.02.
+      x_BxLxD = x_BxLxD + 0.02 * sinusoids(positions_BxL, c.width).astype(c.dtype)
+    x_BxLxD = dropout(x_BxLxD, keys_B, c.dropout, 2)
+
+    index, segments_BxT = 0, segments_BxL
+    if cache is not None:
+      index = cache['index']
+      segments_BxT = jax.lax.dynamic_update_slice(cache['segments'], segments_BxL, (0, index))
+      cache = cache | {'segments': segments_BxT}
+    tau_L = timestamps.decoder_stamps(tokens_BxL.shape[1], index)
+    tau_T = timestamps.decoder_stamps(segments_BxT.shape[1])
+    mask_BxQxT = timestamps.may_read(tau_L, tau_T, segments_BxL, segments_BxT)
+
+    block = Block(c, parent=None)
+    def init_blocks(key):
+      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), jnp.zeros((1, 1), jnp.int32), None)['params']
+      return jax.vmap(one)(jax.random.split(key, c.layers))
+    blocks = self.param('blocks', init_blocks)
+
+    def layer(carry, inputs):
+      (x_BxLxD, cache), (params, number) = carry, inputs
+      keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_BxQxT, cache, number, keys), None
+
+    if c.remat != 'none':
+      layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable if c.remat == 'dots' else None)
+    carry = (x_BxLxD, cache)
+    if c.scan:
+      carry, _ = jax.lax.scan(layer, carry, (blocks, jnp.arange(c.layers)))
+    else:
+      for number, params in enumerate(unstack(blocks)):
+        carry, _ = layer(carry, (params, number))
+    x_BxLxD, cache = carry
+    if cache is not None:
+      cache = cache | {'index': index + tokens_BxL.shape[1]}
+    return Norm(c, name='norm')(x_BxLxD), cache
+
+  def head(self, params: Any) -> jax.Array:
+    """The matrix whose product with a hidden state gives logits, [V, D], in the compute dtype."""
+    return (params['embedding'] if self.config.tied_head else params['head']).astype(self.config.dtype)
+
+  def logits(self, params: Any, x_BxLxD: jax.Array) -> jax.Array:
+    """[B, L, V], float32."""
+    return jnp.einsum('bld,vd->blv', x_BxLxD, self.head(params), preferred_element_type=jnp.float32)
+
+  def empty_cache(self, batch: int, length: int) -> Cache:
+    """Room for `length` tokens a row. Segment 0 marks an empty place."""
+    c = self.config
+    shape = (c.layers, batch, length, c.kv_heads, c.width // c.heads)
+    return {'key': jnp.zeros(shape, c.dtype), 'value': jnp.zeros(shape, c.dtype),
+            'segments': jnp.zeros((batch, length), jnp.int32), 'index': jnp.zeros((), jnp.int32)}

@@ -1,0 +1,31 @@
+"""The one causality rule: every mask and every loss goes through this file.
+
+Every node v of every network carries an integer stamp tau(v), the index of the last real token that it may depend
+on. A node u may read v only if tau(v) <= tau(u), and may be scored on token j only if j > tau(u). A decoder's node
+has its own index as its stamp; other models are the same rule with another tau. Segments are documents packed into
+one window: nodes of different segments never read each other.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def may_read(
+    tau_query_BxQ: jax.Array, tau_key_BxT: jax.Array,
+    segment_query_BxQ: jax.Array | None = None, segment_key_BxT: jax.Array | None = None,
+) -> jax.Array:
+  """Which keys each query may read, bool [..., Q, T]. Leading axes broadcast; segments default to one."""
+  mask_BxQxT = tau_key_BxT[..., None, :] <= tau_query_BxQ[..., :, None]
+  if segment_query_BxQ is not None:
+    mask_BxQxT = mask_BxQxT & (segment_key_BxT[..., None, :] == segment_query_BxQ[..., :, None])
+  return mask_BxQxT
+
+
+def may_score(tau_BxL: jax.Array, target_index_BxL: jax.Array) -> jax.Array:
+  """Whether each node may be scored on the token at `target_index`, bool [..., L]."""
+  return target_index_BxL > tau_BxL
+
+
+def decoder_stamps(length: int, first: jax.Array | int = 0) -> jax.Array:
+  """Stamps of a decoder's nodes over tokens first .. first+length-1, int32 [L]."""
+  return first + jnp.arange(length, dtype=jnp.int32)

@@ -1,0 +1,132 @@
+"""Checkpoints by orbax: asynchronous, atomic, checked when read.
+
+A checkpoint holds the state and a small JSON record: step, targets seen, seconds spent, and a fingerprint of every
+array. The data's position is the step itself. A checkpoint that cannot be read, or whose arrays do not have the
+fingerprints they were saved with, is named, set aside and never trusted; the one before it is used.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from framework.config import Checkpoint, ConfigError
+from framework.training.state import State
+
+FORMAT = 1
+
+
+def _paths(tree: Any) -> list[tuple[str, Any]]:
+  return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+@jax.jit
+def _fingerprint(tree: Any) -> list[jax.Array]:
+  """One uint32 an array: the wrapping sum of its bits, each times an odd number that depends on its place."""
+  def one(x):
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+      place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return (bits * (place * jnp.uint32(2654435762) + jnp.uint32(1))).sum(dtype=jnp.uint32)
+  return [one(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def fingerprint(tree: Any) -> dict[str, int]:
+  """{path: checksum} of every array; the same for every sharding."""
+  return {path: int(value) for (path, _), value in zip(_paths(tree), jax.device_get(_fingerprint(tree)))}
+
+
+class Checkpoints:
+  """The checkpoints of one run folder. Readers of a run that may still be training pass `read_only`."""
+
+  def __init__(self, folder: pathlib.Path, policy: Checkpoint | None = None, read_only: bool = False):
+    self.folder = folder
+    if read_only:
+      options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    else:
+      options = ocp.CheckpointManagerOptions(
+          max_to_keep=policy.keep, keep_period=policy.keep_every or None, cleanup_tmp_directories=True)
+    self._options = options
+    self._manager = ocp.CheckpointManager(folder, options=options) if folder.exists() or not read_only else None
+
+  def steps(self) -> list[int]:
+    """The steps of the finished checkpoints, ascending."""
+    return sorted(self._manager.all_steps()) if self._manager else []
+
+  def save(self, state: State, record: dict[str, Any]) -> None:
+    """Starts writing the state; returns as soon as the caller may overwrite its buffers."""
+    step = int(state.step)
+    if step in self.steps():
+      return
+    record = record | {'format': FORMAT, 'step': step, 'fingerprint': fingerprint(state),
+                       'shapes': {path: list(leaf.shape) for path, leaf in _paths(state)}}
+    # On a CPU the arrays handed to the writing thread would be the very buffers that the next step reuses.
+    if jax.default_backend() == 'cpu':
+      state = jax.tree.map(jnp.copy, state)
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)))
+
+  def wait(self) -> None:
+    """Returns when everything saved is on disk under its final name."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    if self._manager:
+      self._manager.close()
+
+  def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
+    """The newest checkpoint that can be trusted, with its record; None if the run has none at all.
+
+    Args:
+      like: a State of arrays or ShapeDtypeStructs with the shardings wanted.
+
+    Raises:
+      ConfigError: the run has checkpoints, but none that can be used.
+    """
+    complaints = []
+    for step in reversed(self.steps()):
+      try:
+        return self._restore(step, like)
+      except Exception as error:  # orbax, tensorstore and the file system each have their own
+        reason = ' '.join(str(error).split())[:200]
+        complaints.append(f'checkpoint {step} cannot be used: {reason}')
+        logging.warning('%s', complaints[-1])
+        if isinstance(error, ConfigError) and 'holds' in reason:
+          raise
+    if complaints:
+      raise ConfigError(f'{self.folder} has no usable checkpoint; {complaints[0]}')
+    return None
+
+  def _restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+    record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+    if record.get('format') != FORMAT:
+      raise ConfigError(f"format is {record.get('format')}; expected {FORMAT}")
+    shapes = {path: list(leaf.shape) for path, leaf in _paths(like)}
+    for path in sorted(set(shapes) | set(record['shapes'])):
+      saved, expected = record['shapes'].get(path), shapes.get(path)
+      if saved != expected:
+        raise ConfigError(f'checkpoint {step} of {self.folder} holds {path} of shape {saved}; '
+                          f'the config expects {expected}')
+    state = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))).state
+    found = fingerprint(state)
+    damaged = [path for path, value in record['fingerprint'].items() if found[path] != value]
+    if damaged:
+      raise ConfigError(f'{len(damaged)} arrays differ from what was saved, first {damaged[0]}')
+    return state, record
+
+  def set_aside_after(self, step: int) -> None:
+    """Renames the checkpoints newer than `step`, which could not be used, so that the run can save there again."""
+    for newer in [s for s in self.steps() if s > step]:
+      target = self.folder / f'damaged-{newer}'
+      count = 1
+      while target.exists():
+        target = self.folder / f'damaged-{newer}-{(count := count + 1)}'
+      (self.folder / str(newer)).rename(target)
+      logging.warning('moved the damaged checkpoint %d to %s', newer, target)
+    self._manager.reload()

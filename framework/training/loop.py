@@ -1,0 +1,206 @@
+"""The training loop, in the order in which things happen. Every run, fresh or resumed, goes through `train`."""
+
+import pathlib
+import signal
+import statistics
+from typing import Any
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from framework import config as config_lib
+from framework import evaluation, files, flops
+from framework.data import corpus as corpus_lib
+from framework.data import windows
+from framework.training import checkpoint, clock, partition, step, writer
+from framework.training.setup import set_up
+
+
+class NonFinite(RuntimeError):
+  """The loss or the gradient was NaN or infinite; the message is one line for the user."""
+
+
+def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
+  """Raises ConfigError for what only the corpus or the devices show to be wrong."""
+  if corpus.train.tokens <= config.data.window:
+    raise config_lib.ConfigError(f'data.window is {config.data.window}; the corpus has {corpus.train.tokens} training '
+                                 f'tokens: expected at most {corpus.train.tokens - 1}')
+  config_lib.check_devices(config, jax.device_count())
+
+
+class StopSignal:
+  """Remembers SIGTERM and SIGINT while a step runs; a second one of the same kind acts at once."""
+
+  def __init__(self):
+    self.name = ''
+
+  def __enter__(self):
+    self._previous = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def _remember(self, number, _):
+    self.name = signal.Signals(number).name
+    signal.signal(number, signal.SIG_DFL)
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def agreed(self) -> str:
+    """The signal's name if any host received one; all hosts must call this at the same step."""
+    if jax.process_count() == 1:
+      return self.name
+    return 'a signal' if multihost_utils.process_allgather(np.asarray(bool(self.name))).any() else ''
+
+
+def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains to the end or to a signal, from the newest checkpoint in `workdir` if there is one.
+
+  Returns the content of result.json; its `status` is 'complete' or 'stopped by <signal>'.
+
+  Raises:
+    ConfigError: before anything is compiled.
+    NonFinite: a step's loss or gradient was not finite (and more than training.skip_nonfinite were).
+  """
+  # --- setup ---
+  c = config
+  check(c, corpus)
+  setup = set_up(c, corpus.tokenizer.size)
+  module, mesh = setup.module, setup.mesh
+  first_host = jax.process_index() == 0
+  logging.info('%d %s devices on %d hosts, partition %s', jax.device_count(), jax.devices()[0].device_kind,
+               jax.process_count(), c.training.partition)
+
+  # --- state: resumed, else from the seed ---
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint)
+  restored = checkpoints.restore(setup.like())
+  if restored:
+    train_state, record = restored
+    checkpoints.set_aside_after(record['step'])
+  else:
+    train_state, record = setup.init(), {'step': 0, 'targets': 0, 'seconds': 0.0}
+  start, targets = record['step'], record['targets']
+  counts = flops.parameters(train_state.params)
+  logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
+               *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
+               f'{corpus.train.tokens:,}', start)
+
+  # --- step ---
+  reduce = partition.sum_over_data if c.training.partition == 'pmap' else lambda tree: tree
+  train_step = partition.spread(
+      step.make(module, setup.optimizer, setup.learning_rate, c.training, c.model.dropout > 0, reduce),
+      mesh, c.training.partition)
+  nats = evaluation.compile_nats(module, mesh)
+
+  def evaluate(limit: int) -> dict[str, Any]:
+    return evaluation.evaluate(nats, train_state.params, corpus.validation, corpus.tokenizer, mesh,
+                               window=c.data.window, stride=c.evaluation.stride, batch=c.evaluation.batch,
+                               packed=c.data.packed, limit=limit)
+
+  # --- data: batch `step` is a function of the step, so there is nothing to restore ---
+  window_count = windows.count(corpus.train.tokens, c.data.stride)
+  batches = windows.loader(corpus.train, corpus.tokenizer.end, window=c.data.window, stride=c.data.stride,
+                           batch=c.training.batch, seed=c.training.seed, packed=c.data.packed, start_step=start,
+                           rows=partition.host_rows(c.training.batch))
+  tokens_per_byte = (corpus.train.tokens - 1) / corpus.train.bytes
+  ticker = clock.Clock(record['seconds'], c.training.batch * c.data.window,
+                       c.training.batch * flops.train(c.model, corpus.tokenizer.size, c.data.window))
+  out = writer.Writer(workdir, start, c.training.steps, first_host, c.training.tensorboard)
+
+  pending: tuple[int, dict[str, jax.Array]] | None = None
+  extra: dict[str, Any] = {}
+
+  def settle() -> None:
+    """Reads the pending step's metrics, which waits for that step; one step late, nothing waits."""
+    nonlocal pending, targets
+    if pending is None:
+      return
+    number, metrics = pending[0], jax.device_get(pending[1])
+    pending = None
+    ticker.tick()
+    targets += int(metrics['targets'])
+    skipped = int(metrics['skipped'])
+    if not metrics['finite'] and (c.training.skip_nonfinite == 0 or skipped > c.training.skip_nonfinite):
+      bad = windows.indices(window_count, c.training.batch, c.training.seed, number - 1)
+      saved = checkpoints.steps()
+      raise NonFinite(
+          f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "
+          f"{', '.join(map(str, bad))}; last good checkpoint: {saved[-1] if saved else 'none'}"
+          + (f'; {skipped} steps skipped, training.skip_nonfinite is {c.training.skip_nonfinite}' if skipped else ''))
+    row = {'step': number, 'loss': float(metrics['loss']), 'bits_per_byte':
+           float(metrics['loss']) / np.log(2).item() * tokens_per_byte, 'tokens': targets,
+           'learning_rate': float(metrics['learning_rate']), 'gradient_norm': float(metrics['gradient_norm']),
+           'epoch': round(number * c.training.batch / window_count, 6)}
+    if skipped:
+      row['skipped'] = skipped
+    row |= extra
+    rates = ticker.rates(c.training.steps - number)
+    if number % c.training.log_every == 0 or number == c.training.steps or extra:
+      out.row(row, rates)
+    out.live(number, row, rates)
+    extra.clear()
+
+  # --- loop ---
+  final: dict[str, Any] = {}
+  stopping = ''
+  try:
+    with StopSignal() as stop:
+      for number in range(start + 1, c.training.steps + 1):
+        train_state, metrics = train_step(train_state, partition.split_rows(next(batches), mesh))
+        settle()
+        pending = (number, metrics)
+        last = number == c.training.steps
+        stopping = stop.agreed()
+        evaluating = last or (c.evaluation.every_steps and number % c.evaluation.every_steps == 0)
+        saving = last or stopping or (c.checkpoint.every_steps and number % c.checkpoint.every_steps == 0)
+        if evaluating:
+          jax.block_until_ready(metrics)
+          ticker.tick()
+          ticker.pause()
+          final = evaluate(0 if last else c.evaluation.windows)
+          extra.update(validation_loss=final['nats_per_token'], validation_bits_per_byte=final['bits_per_byte'])
+        if evaluating or saving:
+          settle()  # a step that was not finite ends the run here, before anything is saved
+          ticker.pause()
+        if saving:
+          checkpoints.save(train_state, {'targets': targets, 'seconds': ticker.seconds})
+        if stopping:
+          break
+      checkpoints.wait()
+      if start >= c.training.steps:
+        final = evaluate(0)
+  finally:
+    checkpoints.close()
+    out.close()
+
+  # --- result ---
+  done = int(train_state.step) == c.training.steps
+  status = 'complete' if done else f'stopped by {stopping}'
+  result = summary(c, corpus, workdir, counts, int(train_state.step), targets, ticker.seconds, final, status)
+  if first_host:
+    files.write_json(workdir / 'result.json', result)
+  return result
+
+
+def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path, counts: dict[str, int],
+            steps: int, targets: int, seconds: float, final: dict[str, Any], status: str) -> dict[str, Any]:
+  """The content of result.json, the contract between training and scaling. Losses are nats per token."""
+  rows = files.read_rows(workdir / 'metrics.jsonl')
+  tail = [row['loss'] for row in rows if row['step'] > 0.9 * steps]
+  unique = corpus.train.tokens - 1
+  return {
+      'run': workdir.name, 'model': c.model.name,
+      'params_total': counts['total'], 'params_embedding': counts['embedding'], 'params_head': counts['head'],
+      'flops_train_exact': steps * c.training.batch * flops.train(c.model, corpus.tokenizer.size, c.data.window),
+      'flops_6nd': 6.0 * counts['total'] * targets,
+      'tokens': targets, 'tokens_unique': min(targets, unique), 'epochs': targets / unique,
+      'batch_tokens': c.training.batch * c.data.stride, 'steps': steps,
+      'window': c.data.window, 'stride': c.data.stride,
+      'lr': c.optimizer.learning_rate, 'schedule': c.optimizer.schedule, 'seed': c.training.seed,
+      'loss_nats_per_token': final.get('nats_per_token'), 'bits_per_byte': final.get('bits_per_byte'),
+      'loss_smoothed': statistics.fmean(tail) if tail else None,
+      'loss_by_position': final.get('loss_by_position'),
+      'seconds': seconds, 'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'status': status,
+  }

@@ -1,0 +1,5 @@
+"""Scaled dot-product attention: one call, one file a backend, nothing imported before it is used."""
+
+from pallas_kernels.attention.dispatch import IMPLEMENTATIONS, dot_product_attention
+
+__all__ = ['IMPLEMENTATIONS', 'dot_product_attention']

@@ -1,0 +1,212 @@
+"""Windows: every token a target exactly once, documents kept apart, the same for any host, step and thread."""
+
+import itertools
+
+import grain
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from framework.data import windows
+from framework.data.corpus import Split
+
+END = 256
+
+
+def split_of(tokens, folder):
+  tokens = np.asarray(tokens, '<u2')
+  path = folder / f'{len(list(folder.iterdir()))}.bin'
+  tokens.tofile(path)
+  starts = np.flatnonzero(tokens[:-1] == END)
+  return Split(str(path), tokens.dtype, len(tokens), starts, int((tokens != END).sum()), len(starts))
+
+
+def documents(lengths, rng):
+  """The layout of a corpus: an end before every document and one after the last."""
+  parts = [np.concatenate([[END], rng.integers(0, 256, length)]) for length in lengths]
+  return np.concatenate([*parts, [END]])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('splits')
+
+
+@pytest.fixture(scope='module')
+def split(folder):
+  rng = np.random.default_rng(0)
+  return split_of(documents(rng.integers(1, 60, 40), rng), folder)
+
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=12)
+
+
+@hypothesis.given(lengths, st.integers(1, 24), st.integers(1, 24), st.booleans())
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_every_token_is_a_target_exactly_once(folder, lengths, window, stride, packed):
+  stride = min(stride, window)
+  tokens = documents(lengths, np.random.default_rng(len(lengths)))
+  split = split_of(tokens, folder)
+  total = windows.count(len(tokens), stride)
+  made = windows.batch(split, END, np.arange(total), window, stride, packed)
+  seen = np.zeros(len(tokens), int)
+  for w in range(total):
+    # The definition, a token at a time.
+    first, last = 1 + w * stride, min(1 + (w + 1) * stride, len(tokens))
+    start = max(0, last - 1 - window)
+    for i in range(window):
+      place = start + i + 1
+      if place < len(tokens):
+        assert made['tokens'][w, i] == tokens[place - 1]
+        assert made['targets'][w, i] == tokens[place]
+        assert made['segments'][w, i] >= 1
+        assert made['weights'][w, i] == (first <= place < last)
+        seen[place] += int(made['weights'][w, i])
+      else:
+        assert len(tokens) < window + 1
+        assert made['segments'][w, i] == 0 and made['weights'][w, i] == 0
+  assert seen[0] == 0 and (seen[1:] == 1).all()
+  for name, array in made.items():
+    assert array.shape == (total, window), name
+    assert array.dtype == (np.float32 if name == 'weights' else np.int32), name
+
+
+def test_context_is_at_least_window_minus_stride(split):
+  window, stride = 32, 5
+  total = windows.count(split.tokens, stride)
+  made = windows.batch(split, END, np.arange(total), window, stride, False)
+  for weights in made['weights'][(window + stride - 1) // stride:]:
+    assert np.flatnonzero(weights)[0] >= window - stride
+
+
+@hypothesis.given(lengths, st.integers(1, 24), st.data())
+@hypothesis.settings(deadline=None)
+def test_packed_segments_are_documents(folder, lengths, window, data):
+  stride = data.draw(st.integers(1, window))
+  tokens = documents(lengths, np.random.default_rng(1))
+  split = split_of(tokens, folder)
+  document_of = np.cumsum(tokens == END)  # an end belongs to the document that it opens
+  total = windows.count(len(tokens), stride)
+  made = windows.batch(split, END, np.arange(total), window, stride, True)
+  for w in range(total):
+    start = max(0, min((w + 1) * stride, len(tokens) - 1) - window)
+    real = min(window, len(tokens) - 1)
+    own = document_of[start:start + real]
+    np.testing.assert_array_equal(made['segments'][w, :real], own - own[0] + 1)
+    firsts = np.array([np.flatnonzero(own == document)[0] for document in own])
+    np.testing.assert_array_equal(made['positions'][w, :real], np.arange(real) - firsts)
+    # A target is in its input's document, or is the end that closes it.
+    after = document_of[start + 1:start + 1 + real]
+    closing = made['targets'][w, :real] == END
+    assert ((after == own) | closing).all() and (after == own + closing).all()
+    assert (made['positions'][w, real:] == 0).all()
+
+
+def test_unpacked_windows_run_through(split):
+  made = windows.batch(split, END, np.array([0, 3]), 40, 40, False)
+  assert (made['segments'] == 1).all()
+  assert (made['positions'] == np.arange(40)).all()
+  packed = windows.batch(split, END, np.array([0, 3]), 40, 40, True)
+  for name in ('tokens', 'targets', 'weights'):
+    np.testing.assert_array_equal(made[name], packed[name])
+  assert packed['segments'].max() > 1
+
+
+def test_one_hand_made_window(folder):
+  split = split_of([END, 1, 2, END, 3, END], folder)
+  made = windows.batch(split, END, np.array([0, 1]), 4, 3, True)
+  assert made['tokens'].tolist() == [[END, 1, 2, END], [1, 2, END, 3]]
+  assert made['targets'].tolist() == [[1, 2, END, 3], [2, END, 3, END]]
+  assert made['weights'].tolist() == [[1, 1, 1, 0], [0, 0, 1, 1]]
+  assert made['segments'].tolist() == [[1, 1, 1, 2], [1, 1, 2, 2]]
+  assert made['positions'].tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
+  short = windows.batch(split, END, np.array([0]), 7, 7, True)
+  assert short['segments'].tolist() == [[1, 1, 1, 2, 2, 0, 0]]
+  assert short['weights'].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize('total,batch,seed', [(37, 5, 3), (1, 4, 0), (8, 8, 2**32 - 1), (3, 10, 7)])
+def test_indices_are_grains(total, batch, seed):
+  expected = grain.MapDataset.range(total).shuffle(seed).repeat().batch(batch)
+  for step in (0, 1, 2, 9, 1000):
+    np.testing.assert_array_equal(windows.indices(total, batch, seed, step), expected[step])
+    np.testing.assert_array_equal(windows.indices(total, batch, seed, step, slice(1, 3)), expected[step][1:3])
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+  flat = np.concatenate([windows.indices(60, 7, 5, step) for step in range(60)]).reshape(7, 60)
+  assert (np.sort(flat, axis=1) == np.arange(60)).all()
+  for one, other in itertools.combinations([*flat, np.arange(60)], 2):
+    assert (one != other).any()
+  assert (windows.indices(60, 60, 5, 0) != windows.indices(60, 60, 6, 0)).any()
+
+
+def take(split, steps, **changes):
+  settings = dict(window=16, stride=12, packed=True, batch=6, seed=4) | changes
+  batches = windows.loader(split, END, **settings)
+  out = list(itertools.islice(batches, steps))
+  batches.close()
+  return out
+
+
+def same(one, other):
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize('prefetch', [0, 1, 5])
+def test_resuming_and_prefetching_change_nothing(split, prefetch):
+  whole = take(split, 30)
+  for start in (0, 1, 17):
+    for one, other in zip(whole[start:], take(split, 30 - start, start_step=start, prefetch=prefetch), strict=True):
+      same(one, other)
+
+
+@pytest.mark.parametrize('hosts', [2, 3, 6])
+def test_hosts_share_the_global_batch(split, hosts):
+  each = 6 // hosts
+  parts = [take(split, 12, rows=slice(host * each, (host + 1) * each)) for host in range(hosts)]
+  for step, whole in enumerate(take(split, 12)):
+    same(whole, {name: np.concatenate([part[step][name] for part in parts]) for name in whole})
+    assert whole['rows'].tolist() == list(range(6)) and whole['rows'].dtype == np.int32
+
+
+def test_loader_reads_what_indices_say(split):
+  total = windows.count(split.tokens, 12)
+  for step, made in enumerate(take(split, 5, start_step=40), 40):
+    made.pop('rows')
+    same(made, windows.batch(split, END, windows.indices(total, 6, 4, step), 16, 12, True))
+
+
+def test_errors_of_the_thread_reach_the_caller(folder):
+  split = split_of(np.arange(200), folder)
+  with open(split.path, 'r+b') as file:
+    file.truncate(100)
+  with pytest.raises(OSError, match='ends before'):
+    take(split, 20)
+
+
+@pytest.mark.parametrize('batch_size,stride', [(1, 16), (7, 16), (8, 5), (1000, 16)])
+def test_evaluation_scores_every_token_once(split, batch_size, stride):
+  made = list(windows.evaluation_batches(split, END, window=16, stride=stride, packed=True, batch=batch_size))
+  assert {batch['tokens'].shape for batch in made} == {(batch_size, 16)}
+  assert sum(batch['weights'].sum() for batch in made) == split.tokens - 1
+  total = windows.count(split.tokens, stride)
+  assert len(made) == -(-total // batch_size)
+  rows = np.concatenate([batch['tokens'] for batch in made])[:total]
+  np.testing.assert_array_equal(rows, windows.batch(split, END, np.arange(total), 16, stride, True)['tokens'])
+
+
+def test_evaluation_on_a_sample_and_on_hosts(split):
+  settings = dict(window=16, stride=16, packed=True, batch=4, limit=10)
+  total = windows.count(split.tokens, 16)
+  whole = list(windows.evaluation_batches(split, END, **settings))
+  kept = np.concatenate([batch['tokens'][batch['weights'].any(axis=1)] for batch in whole])
+  expected = [i * total // 10 for i in range(10)]
+  np.testing.assert_array_equal(kept, windows.batch(split, END, np.array(expected), 16, 16, True)['tokens'])
+  halves = [list(windows.evaluation_batches(split, END, **settings, rows=half)) for half in (slice(0, 2), slice(2, 4))]
+  for step, batch in enumerate(whole):
+    same(batch, {name: np.concatenate([half[step][name] for half in halves]) for name in batch})
+  assert len(list(windows.evaluation_batches(split, END, **settings | {'limit': 10**6}))) == -(-total // 4)

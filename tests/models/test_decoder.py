@@ -1,0 +1,215 @@
+"""The decoder: causality, packing, cache, scan, remat, dropout and initialisation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from framework import config as config_lib
+from framework import models, timestamps
+from framework.models import decoder
+
+POSITIONS = ('rope', 'learned', 'sinusoidal', 'none')
+V, L = 13, 12
+
+
+def small(**settings) -> config_lib.Model:
+  config = config_lib.Config(model=config_lib.Model(**{'layers': 2, 'width': 16, 'heads': 4, 'kv_heads': 2} | settings))
+  return config_lib.check(config).model
+
+
+def make(seed=0, **settings):
+  module = models.build(small(**settings), V, L)
+  params = models.init(module, jax.random.key(seed))
+  # Larger than at initialisation, so that attention is far from uniform and the position matters.
+  return module, jax.tree.map(lambda x: x * 3, params)
+
+
+def packed_rows(lengths=(5, 7), rows=2, seed=0):
+  """Tokens, positions and segments of documents packed into rows of sum(lengths)."""
+  tokens = np.random.default_rng(seed).integers(0, V, (rows, sum(lengths))).astype(np.int32)
+  positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
+  segments = np.repeat(np.arange(len(lengths)) + 1, lengths).astype(np.int32)
+  return tokens, np.tile(positions, (rows, 1)), np.tile(segments, (rows, 1))
+
+
+def unpacked_rows(rows=2, seed=0):
+  tokens, _, segments = packed_rows(rows=rows, seed=seed)
+  return tokens, np.tile(np.arange(L, dtype=np.int32), (rows, 1)), np.ones_like(segments)
+
+
+def logits(module, params, tokens, positions, segments, **kwargs):
+  x, _ = module.apply({'params': params}, tokens, positions, segments, **kwargs)
+  return module.logits(params, x)
+
+
+def token_gradients(module, params, tokens, positions, segments):
+  """|d logits(u) / d embedding of token j| summed over channels, [L, L] for row 0.
+
+  Tokens are made distinct, so that the rows of the embedding are the tokens' own; the head is left out.
+  """
+  def hidden(embedding):
+    x, _ = module.apply({'params': params | {'embedding': embedding}}, tokens[:1], positions[:1], segments[:1])
+    return x[0]
+  jacobian_LxDxVxD = jax.jacrev(hidden)(params['embedding'])
+  return np.abs(np.asarray(jacobian_LxDxVxD)).sum((1, 3))[:, tokens[0]]
+
+
+@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('position', POSITIONS)
+def test_no_position_reads_what_its_stamp_forbids(position, packed):
+  module, params = make(position=position)
+  _, positions, segments = packed_rows() if packed else unpacked_rows()
+  tokens = np.arange(L, dtype=np.int32)[None]
+  reads = token_gradients(module, params, tokens, positions, segments)
+  # Written out, not taken from framework.timestamps, which the mutants below change.
+  allowed = np.tril(np.ones((L, L), bool)) & (segments[0][:, None] == segments[0][None, :])
+  assert (reads[~allowed] == 0).all()
+  assert (reads[allowed] > 0).all()
+
+
+@pytest.mark.parametrize('position', POSITIONS)
+def test_the_leak_test_sees_a_mask_off_by_one(position, monkeypatch):
+  rule = timestamps.may_read
+  monkeypatch.setattr(timestamps, 'may_read', lambda q, k, *segments: rule(q + 1, k, *segments))
+  with pytest.raises(AssertionError):
+    test_no_position_reads_what_its_stamp_forbids(position, True)
+
+
+def test_the_leak_test_sees_documents_that_read_each_other(monkeypatch):
+  rule = timestamps.may_read
+  monkeypatch.setattr(timestamps, 'may_read', lambda q, k, a, b: rule(q, k, a * 0, b * 0))
+  with pytest.raises(AssertionError):
+    test_no_position_reads_what_its_stamp_forbids('rope', True)
+
+
+@pytest.mark.parametrize('position', POSITIONS)
+def test_a_packed_document_has_the_logits_of_the_document_alone(position):
+  module, params = make(position=position)
+  tokens, positions, segments = packed_rows()
+  both = logits(module, params, tokens, positions, segments)
+  for a, b in ((0, 5), (5, 12)):
+    alone = logits(module, params, tokens[:, a:b], np.tile(np.arange(b - a), (2, 1)), np.ones_like(tokens[:, a:b]))
+    np.testing.assert_allclose(both[:, a:b], alone, atol=2e-4)
+  unpacked = logits(module, params, *unpacked_rows())
+  assert np.abs(unpacked[:, 5:] - both[:, 5:]).max() > 1e-2
+
+
+@pytest.mark.parametrize('position', POSITIONS)
+def test_positions_matter_except_without_any(position):
+  module, params = make(position=position)
+  tokens, positions, segments = unpacked_rows()
+  swapped = tokens.copy()
+  swapped[:, [0, 1]] = tokens[:, [1, 0]]
+  change = np.abs(logits(module, params, tokens, positions, segments)[:, -1]
+                  - logits(module, params, swapped, positions, segments)[:, -1]).max()
+  # One layer of attention without positions is blind to order; with two, the causal mask gives some of it away.
+  assert change > 1e-3
+
+
+@pytest.mark.parametrize('settings', [
+    {}, {'position': 'learned', 'norm': 'layernorm', 'bias': True}, {'activation': 'swiglu', 'tied_head': False},
+    {'activation': 'relu', 'kv_heads': 1, 'position': 'sinusoidal'}])
+@pytest.mark.parametrize('scan', [True, False])
+def test_cached_logits_equal_uncached(settings, scan):
+  module, params = make(scan=scan, **settings)
+  tokens, positions, segments = unpacked_rows()
+  whole = logits(module, params, tokens, positions, segments)
+  cache = module.empty_cache(2, L + 3)
+  parts = []
+  for a, b in ((0, 4), (4, 5), (5, 12)):
+    x, cache = module.apply({'params': params}, tokens[:, a:b], positions[:, a:b], segments[:, a:b], cache=cache)
+    parts.append(module.logits(params, x))
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-4)
+  assert int(cache['index']) == L
+
+
+def loss_and_gradient(module, params, rows):
+  def loss(params):
+    return jnp.square(logits(module, params, *rows)).mean()
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize('change', [{'scan': True}, {'remat': 'full'}, {'remat': 'dots'},
+                                    {'scan': True, 'remat': 'full'}])
+def test_scan_and_remat_change_nothing(change):
+  module, params = make()
+  other = dataclasses.replace(module, config=dataclasses.replace(module.config, **change))
+  assert other.config != module.config
+  one, other_one = (loss_and_gradient(m, params, packed_rows()) for m in (module, other))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one, other_one)
+
+
+def test_scan_compiles_one_layer_and_unrolled_all():
+  def dots(scan):
+    module, params = make(scan=scan, layers=6)
+    text = jax.jit(lambda p: logits(module, p, *unpacked_rows())).lower(params).as_text()
+    return text.count('stablehlo.dot_general')
+  assert dots(False) > 4 * dots(True)
+
+
+def test_remat_keeps_less():
+  def saved(remat):
+    module, params = make(remat=remat, layers=4)
+    _, pullback = jax.vjp(lambda p: logits(module, p, *packed_rows(rows=8)).sum(), params)
+    return sum(x.size for x in jax.tree.leaves(pullback) if hasattr(x, 'size'))
+  assert saved('full') < saved('dots') < saved('none')
+
+
+def test_grouped_heads_equal_repeated_heads():
+  module, params = make(kv_heads=2)
+  full = dataclasses.replace(module, config=dataclasses.replace(module.config, kv_heads=4))
+  blocks = dict(params['blocks'])
+  for name in ('key', 'value'):
+    blocks[name] = {'weight': jnp.repeat(blocks[name]['weight'], 2, axis=2)}
+  np.testing.assert_allclose(logits(full, params | {'blocks': blocks}, *packed_rows()),
+                             logits(module, params, *packed_rows()), atol=2e-5)
+
+
+def test_dropout_of_a_row_depends_on_its_key_alone():
+  module, params = make(dropout=0.5)
+  rows = packed_rows(rows=4)
+  keys = jax.random.split(jax.random.key(1), 4)
+  whole = logits(module, params, *rows, keys_B=keys)
+  half = logits(module, params, *(x[2:] for x in rows), keys_B=keys[2:])
+  np.testing.assert_allclose(whole[2:], half, atol=2e-5)
+  assert np.abs(whole - logits(module, params, *rows)).max() > 0.1
+  assert np.abs(whole[0] - logits(module, params, *(x[[0, 0, 0, 0]] for x in rows), keys_B=keys)[1]).max() > 0.1
+
+
+def test_dropout_keeps_the_mean():
+  x = jnp.ones((64, 10, 50))
+  out = decoder.dropout(x, jax.random.split(jax.random.key(0), 64), 0.3, 0)
+  assert abs(float(out.mean()) - 1) < 0.01
+  assert abs(float((out == 0).mean()) - 0.3) < 0.01
+
+
+def test_initial_deviations_follow_depth():
+  module = models.build(small(layers=8, width=128, heads=4, kv_heads=4), 257, 64)
+  blocks = models.init(module, jax.random.key(0))['blocks']
+  for name, fan_in, gain in (('query', 128, 1), ('up', 128, 1), ('out', 128, 16 ** -0.5), ('down', 512, 16 ** -0.5)):
+    assert np.std(blocks[name]['weight']) == pytest.approx(gain * fan_in ** -0.5, rel=0.02)
+    assert not np.allclose(blocks[name]['weight'][0], blocks[name]['weight'][1])
+
+
+def test_bfloat16_arithmetic_keeps_float32_parameters():
+  module, params = make(dtype='bfloat16')
+  x, _ = module.apply({'params': params}, *packed_rows())
+  assert x.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  exact = dataclasses.replace(module, config=dataclasses.replace(module.config, dtype='float32'))
+  error = np.abs(logits(module, params, *packed_rows()) - logits(exact, params, *packed_rows()))
+  assert 0 < error.max() < 0.5
+
+
+def test_gradient_of_unstack_is_the_stack_of_gradients():
+  tree = {'a': jnp.arange(6.0).reshape(3, 2)}
+  gradient = jax.grad(lambda t: sum((i + 1) * part['a'].sum() for i, part in enumerate(decoder.unstack(t))))(tree)
+  np.testing.assert_array_equal(gradient['a'], [[1, 1], [2, 2], [3, 3]])
+
+
+def test_unknown_model_names_the_nearest():
+  with pytest.raises(config_lib.ConfigError, match="'decodr'.*did you mean 'decoder'"):
+    models.build(small(name='decodr'), V, L)
