@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from framework import config as config_lib
 from framework.models import decoder
+from pallas_kernels import attention
 
 MODELS = {'decoder': decoder.Decoder}
 
@@ -14,6 +15,10 @@ def build(model: config_lib.Model, vocabulary: int, window: int):
   if model.name not in MODELS:
     raise config_lib.ConfigError(f"model.name is '{model.name}'; expected one of {', '.join(MODELS)}"
                                  f'{config_lib.nearest(model.name, MODELS)}')
+  backends = ('auto', *attention.IMPLEMENTATIONS)
+  if model.attention not in backends:
+    raise config_lib.ConfigError(f"model.attention is '{model.attention}'; expected one of {', '.join(backends)}"
+                                 f'{config_lib.nearest(model.attention, backends)}')
   return MODELS[model.name](model, vocabulary, window)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from framework import timestamps
 from framework.config import Model
+from framework.models import norm
 from pallas_kernels.attention import dot_product_attention
 
 Cache = dict[str, jax.Array]
@@ -58,10 +59,8 @@ class Norm(nn.Module):
   def __call__(self, x_BxLxD):
     c = self.config
     scale_D = self.param('scale', nn.initializers.ones, (c.width,), c.param_dtype)
-    x = x_BxLxD.astype(jnp.float32)
-    if c.norm == 'layernorm':
-      x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + c.norm_epsilon) * scale_D
+    x = norm.normalize(x_BxLxD.astype(jnp.float32), scale_D.astype(jnp.float32), c.norm == 'layernorm',
+                       c.norm_epsilon)
     if c.bias and c.norm == 'layernorm':
       x = x + self.param('bias', nn.initializers.zeros, (c.width,), c.param_dtype)
     return x.astype(c.dtype)
@@ -75,16 +74,29 @@ class Linear(nn.Module):
   gain: float = 1.0
 
   @nn.compact
-  def __call__(self, x):
+  def matrix(self) -> tuple[jax.Array, jax.Array | None]:
+    """The weight as [in, out] and the bias as [out], in the compute dtype."""
     c = self.config
     fan_in, fan_out = int(np.prod(self.inputs)), int(np.prod(self.outputs))
     weight = self.param('weight', fan_in_normal(fan_in, self.gain), (*self.inputs, *self.outputs), c.param_dtype)
-    lead = x.shape[:x.ndim - len(self.inputs)]
-    y = x.reshape(-1, fan_in) @ weight.astype(c.dtype).reshape(fan_in, fan_out)
-    if c.bias:
-      bias = self.param('bias', nn.initializers.zeros, self.outputs, c.param_dtype)
-      y = y + bias.astype(c.dtype).reshape(fan_out)
-    return y.reshape(*lead, *self.outputs)
+    bias = self.param('bias', nn.initializers.zeros, self.outputs, c.param_dtype) if c.bias else None
+    return (weight.astype(c.dtype).reshape(fan_in, fan_out),
+            None if bias is None else bias.astype(c.dtype).reshape(fan_out))
+
+  def __call__(self, x):
+    return together(x, self)[0]
+
+
+def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
+  """Several linear maps of one input as one matrix product."""
+  weights, biases = zip(*(linear.matrix() for linear in linears))
+  inputs = linears[0].inputs
+  lead = x.shape[:x.ndim - len(inputs)]
+  y = x.reshape(-1, weights[0].shape[0]) @ (jnp.concatenate(weights, axis=1) if len(weights) > 1 else weights[0])
+  if biases[0] is not None:
+    y = y + jnp.concatenate(biases)
+  parts = jnp.split(y, np.cumsum([w.shape[1] for w in weights])[:-1], axis=1)
+  return [part.reshape(*lead, *linear.outputs) for part, linear in zip(parts, linears)]
 
 
 class Block(nn.Module):
@@ -101,9 +113,9 @@ class Block(nn.Module):
     residual_gain = (2 * c.layers) ** -0.5
 
     h = Norm(c, name='attention_norm')(x_BxLxD)
-    q_BxLxHxK = Linear(c, (D,), (H, K), name='query')(h)
-    k_BxTxGxK = Linear(c, (D,), (G, K), name='key')(h)
-    v_BxTxGxK = Linear(c, (D,), (G, K), name='value')(h)
+    q_BxLxHxK, k_BxTxGxK, v_BxTxGxK = together(
+        h, Linear(c, (D,), (H, K), name='query'), Linear(c, (D,), (G, K), name='key'),
+        Linear(c, (D,), (G, K), name='value'))
     if c.position == 'rope':
       q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
       k_BxTxGxK = rotate(k_BxTxGxK, positions_BxL, c.rope_base)
@@ -118,11 +130,12 @@ class Block(nn.Module):
     x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
 
     h = Norm(c, name='feedforward_norm')(x_BxLxD)
-    u_BxLxF = Linear(c, (D,), (F,), name='up')(h)
+    up = Linear(c, (D,), (F,), name='up')
     if c.activation == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
-      u_BxLxF = nn.silu(Linear(c, (D,), (F,), name='gate')(h)) * u_BxLxF
+      u_BxLxF, gate_BxLxF = together(h, up, Linear(c, (D,), (F,), name='gate'))
+      u_BxLxF = nn.silu(gate_BxLxF) * u_BxLxF
     else:
-      u_BxLxF = nn.gelu(u_BxLxF) if c.activation == 'gelu' else nn.relu(u_BxLxF)
+      u_BxLxF = nn.gelu(up(h)) if c.activation == 'gelu' else nn.relu(up(h))
     f_BxLxD = Linear(c, (F,), (D,), residual_gain, name='down')(u_BxLxF)
     return x_BxLxD + dropout(f_BxLxD, keys_B, c.dropout, 1), cache
 

@@ -40,6 +40,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def split_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This host's rows of a global batch, as global arrays split over the mesh's data axis."""
   rows = NamedSharding(mesh, P('data'))
+  if jax.process_count() == 1:
+    return jax.device_put(batch, rows)  # the same, in half the time
   return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
 
 

@@ -56,7 +56,7 @@ def make(
     total = reduce(total)
     targets = jnp.maximum(total['targets'], 1.0)
     grads = jax.tree.map(lambda g: g / targets.astype(g.dtype), total['grads'])
-    loss, norm = total['nats'] / targets, optax.global_norm(grads)
+    loss, norm = total['nats'] / targets, optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def update(state):
