@@ -35,13 +35,13 @@ def main() -> int:
 
   import tqdm
   from experiments import draw, progress
-  from framework import evaluation
+  from framework import evaluation, files
   from framework.data import corpus
   from framework.training import setup
-  trained = setup.load(workdir)
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   run.check_corpus(workdir, text)
+  trained = setup.load(workdir)
   nats = evaluation.compile_nats(trained.setup.module, trained.setup.mesh)
   split = text.validation if SPLIT.value == 'validation' else text.train
 
@@ -53,8 +53,8 @@ def main() -> int:
         progress=lambda batches, s=stride: tqdm.tqdm(batches, desc=f'stride {s}', leave=False,
                                                      disable=not sys.stderr.isatty()))
     results.append({'step': trained.step, 'split': SPLIT.value} | result)
-  with open(workdir / 'evaluations.jsonl', 'a', encoding='utf-8') as file:
-    file.writelines(json.dumps(result) + '\n' for result in results)
+  rows = files.read_rows(workdir / 'evaluations.jsonl') + results
+  files.write_atomically(workdir / 'evaluations.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
   draw.loss_by_position(results, workdir / 'loss_by_position.svg')
 
   print(f"step {trained.step}, {SPLIT.value}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")

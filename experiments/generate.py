@@ -32,9 +32,9 @@ def main() -> int:
 
   import numpy as np
   from framework import generation
+  from framework.data import tokenizer as tokenizer_lib
   from framework.training import setup
-  trained = setup.load(workdir)
-  tokenizer, module = trained.tokenizer, trained.setup.module
+  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   stop = tokenizer.end
   if STOP.value is not None:
     ids = tokenizer.encode(STOP.value)
@@ -42,9 +42,13 @@ def main() -> int:
       raise config_lib.ConfigError(f"--stop is '{STOP.value}', {len(ids)} tokens; expected the text of one token")
     stop = int(ids[0])
   settings = generation.Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, stop)
-  prompts = [np.concatenate([[tokenizer.end], tokenizer.encode(text)]).astype(np.int32) for text in PROMPT.value]
-  columns = generation.generate(module, trained.params, prompts, tokens=TOKENS.value, window=config.data.window,
-                                settings=settings, seed=SEED.value)
+  try:
+    prompts = [np.array([tokenizer.end, *tokenizer.encode(text)], np.int32) for text in PROMPT.value]
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'--prompt: {error}') from None
+  trained = setup.load(workdir)  # compiles: after whatever may be refused
+  columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
+                                window=config.data.window, settings=settings, seed=SEED.value)
   if len(prompts) == 1:
     text = tokenizer.stream()
     sys.stdout.write(PROMPT.value[0])

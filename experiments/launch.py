@@ -5,16 +5,25 @@ finite; 128 + n stopped by signal n, with a checkpoint.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
+import errno
 import logging as py_logging
 import os
 import pathlib
+import re
 import sys
+import threading
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from framework import config as config_lib
+from framework import files
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk's fault, not the request's
 
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'address:port of process 0, for a run on several hosts; '
                                   '"auto" asks the cluster (Slurm, TPU pods)')
@@ -32,11 +41,12 @@ def _check_words(argv: list[str]) -> None:
   """Refuses what ml_collections would answer with a traceback: a missing file, an unknown key."""
   known = config_lib.flatten(config_lib.Config())
   sections = [f.name for f in dataclasses.fields(config_lib.Config)]
-  for i, word in enumerate(argv[1:], 1):
-    name, _, value = word.partition('=')
-    name = name.lstrip('-')
+  for word in argv[1:]:
+    name = word.partition('=')[0].lstrip('-')
     if name == 'config' and word.startswith('-'):
-      path = pathlib.Path(value or (argv + [''])[i + 1]).expanduser()
+      path = _config_path(argv)
+      if path is None:
+        raise config_lib.ConfigError('--config is missing; see --help for an example')
       if not path.is_file():
         around = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
         raise config_lib.ConfigError(f'config file {path} does not exist{config_lib.nearest(str(path), around)}')
@@ -49,23 +59,70 @@ def _check_words(argv: list[str]) -> None:
         raise config_lib.ConfigError(f"config has no key '{key}'{config_lib.nearest(key, known)}")
 
 
+def _config_path(argv: list[str]) -> pathlib.Path | None:
+  """The value of the last --config."""
+  path = ''
+  for word, following in zip(argv[1:], argv[2:] + ['']):
+    if word in ('--config', '-config'):
+      path = following
+    elif word.startswith(('--config=', '-config=')):
+      path = word.partition('=')[2]
+  return files.expand('--config', path) if path else None
+
+
+def _from_config(error: BaseException, path: pathlib.Path) -> str:
+  """What the config file itself raised, as one line with its place; '' if it raised nothing."""
+  cause = error
+  while cause is not None:
+    lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if os.path.realpath(f.filename) ==
+             os.path.realpath(path)]
+    if lines or isinstance(cause, SyntaxError) or not isinstance(error, (flags.Error, SystemExit)):
+      words = re.findall(r"'(\w+)'", str(cause)) if isinstance(cause, (TypeError, AttributeError)) else []
+      fields = [key.split('.')[1] for key in config_lib.flatten(config_lib.Config())]
+      hint = config_lib.nearest(words[-1], fields) if words else ''
+      kind = '' if isinstance(cause, config_lib.ConfigError) else f'{type(cause).__name__}: '
+      return f"config file {path}{f':{lines[-1]}' if lines else ''}: {kind}{_one_line(cause)}{hint}"
+    cause = cause.__context__
+  return ''
+
+
 def _one_line(error: BaseException) -> str:
   return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
   logging.flush()
   sys.stderr.write(f'error: {message}\n')
-  sys.stderr.flush()
-  sys.exit(code)
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(code)  # threads that still wait, for a disk or another host, neither hold the process nor add a line
 
 
 def _plain_log() -> None:
-  """Our own lines with the time; of the libraries', which share absl's log, only warnings."""
+  """Our own lines with the time; of the libraries', which share absl's log, only warnings, each cut to one line.
+
+  What fails in a thread of a library is raised in ours as well, so its traceback and those of its fellows are dropped.
+  """
   root = str(pathlib.Path(__file__).parents[1]) + os.sep
   ours = tuple(root + name for name in ('experiments', 'framework', 'pallas_kernels', 'rasp', 'scaling'))
   handler = logging.get_absl_handler()
-  handler.addFilter(lambda record: record.levelno >= py_logging.WARNING or record.pathname.startswith(ours))
+  def keep(record: py_logging.LogRecord) -> bool:
+    if record.pathname.startswith(ours):
+      return True
+    record.msg, record.args = ' '.join(record.getMessage().split())[:200], ()
+    return record.levelno >= py_logging.WARNING and not record.exc_info
+  handler.addFilter(keep)
+
+  main_thread = sys.excepthook
+  def hook(*error) -> None:
+    if threading.current_thread() is threading.main_thread():
+      main_thread(*error)
+    else:
+      logging.debug('%s', _one_line(error[1]))
+  sys.excepthook = hook
+  threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
+  sys.unraisablehook = lambda args: logging.debug('%s', _one_line(args.exc_value))
   handler.setFormatter(py_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
   logging.set_verbosity(logging.INFO)
 
@@ -73,15 +130,27 @@ def _plain_log() -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     _check_words(argv)
-    rest = flags.FLAGS(argv)
-  except (config_lib.ConfigError, flags.Error) as error:
+  except config_lib.ConfigError as error:
     _fail(_one_line(error), 2)
-  except Exception as error:  # a config file may fail in any way
-    _fail(f'the config cannot be read: {type(error).__name__}: {_one_line(error)}', 2)
+  py_logging.disable(py_logging.WARNING)  # ml_collections' own, before the log has its form
+  try:
+    rest = flags.FLAGS(argv)
+  except (Exception, SystemExit) as error:  # a config file may fail in any way; --help exits
+    path = _config_path(argv)
+    message = _from_config(error, path) if path else ''
+    if isinstance(error, SystemExit) and not message:
+      raise
+    _fail(message or _one_line(error), 2)
+  finally:
+    py_logging.disable(py_logging.NOTSET)
   if flags.FLAGS.help or flags.FLAGS.helpshort or flags.FLAGS.helpfull:
     return rest
   if len(rest) > 1:
     _fail(f"unexpected argument '{rest[1]}'; every setting is a --flag=value", 2)
+  for name in flags.FLAGS:
+    # absl's bounds let NaN pass; the config has its own.
+    if '.' not in name and flags.FLAGS[name].value != flags.FLAGS[name].value:
+      _fail(f'flag --{name}=nan: expected a number', 2)
   return rest
 
 
@@ -95,7 +164,8 @@ def run(main: Callable[[], int | None]) -> None:
     try:
       code = main()
     except config_lib.ConfigError as error:
-      _fail(_one_line(error), 2)
+      # Some say of a full disk what was being written; that is still the machine's failure.
+      _fail(_one_line(error), 1 if getattr(error.__context__, 'errno', None) in FULL else 2)
     except loop.NonFinite as error:
       _fail(_one_line(error), 3)
     except KeyboardInterrupt:
@@ -121,7 +191,29 @@ def required(flag: flags.FlagHolder) -> str:
 
 def workdir_path(text: str) -> pathlib.Path:
   """An absolute path (orbax needs one)."""
-  return pathlib.Path(text).expanduser().resolve()
+  try:
+    return files.expand('--workdir', text).resolve()
+  except RuntimeError as error:  # a loop of links
+    raise config_lib.ConfigError(f"--workdir is '{text}': {_one_line(error)}") from None
+
+
+def _check_hosts() -> None:
+  """Refuses what would make a process wait for minutes, or train alone."""
+  address, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
+  if address in (None, '', 'auto'):
+    for flag in (PROCESSES, PROCESS):
+      if flag.value is not None:
+        raise config_lib.ConfigError(f'--{flag.name} needs --coordinator=address:port'
+                                     + (', not auto, which asks the cluster' if address else ''))
+    return
+  if processes is None or process is None:
+    raise config_lib.ConfigError('--coordinator needs --processes and --process')
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    raise config_lib.ConfigError(f"--coordinator is '{address}'; expected address:port or auto, nearest is "
+                                 f"'{host or port or 'localhost'}:8476'")
+  if process >= processes:
+    raise config_lib.ConfigError(f'--process is {process}; expected 0 to {processes - 1}, one less than --processes')
 
 
 def start_jax(config: config_lib.Config) -> None:
@@ -130,6 +222,7 @@ def start_jax(config: config_lib.Config) -> None:
   On a CPU, XLA spreads one program over cores badly at research sizes: one simulated device a core, each with one
   thread, is faster. training.devices or an XLA_FLAGS of the user's own overrules that.
   """
+  _check_hosts()
   t = config.training
   own = os.environ.get('XLA_FLAGS', '')
   if 'xla_force_host_platform_device_count' not in own:
@@ -152,9 +245,12 @@ def start_jax(config: config_lib.Config) -> None:
         logging.info('joining the hosts of the cluster')
         jax.distributed.initialize()
       else:
-        if PROCESSES.value is None or PROCESS.value is None:
-          raise config_lib.ConfigError('--coordinator needs --processes and --process')
         logging.info('process %d waits for %d processes at %s', PROCESS.value, PROCESSES.value, COORDINATOR.value)
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value, initialization_timeout=300)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
       raise config_lib.ConfigError(f'cannot join the other hosts: {_one_line(error)}') from error
+  try:
+    jax.devices()
+  except RuntimeError as error:
+    raise config_lib.ConfigError(f"JAX_PLATFORMS is '{jax.config.jax_platforms or ''}', which gives no device "
+                                 f'({_one_line(error)[:200]}); nearest is cpu') from error

@@ -21,7 +21,7 @@ flags.adopt_module_key_flags(launch)
 
 def main() -> int:
   config = CONFIG.value
-  if config is None:
+  if not flags.FLAGS['config'].present:
     raise config_lib.ConfigError('--config is missing; see --help for an example')
   if not isinstance(config, config_lib.Config):
     raise config_lib.ConfigError(f'get_config() of the config file returned {type(config).__name__}; '

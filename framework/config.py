@@ -1,12 +1,12 @@
 """Every setting of a run, as plain dataclasses, and the checks that need no device and no file.
 
 A config file returns a `Config`; flags such as `--config.model.layers=6` overwrite its fields. Checks raise
-`ConfigError` with one line that names the value, what was expected and the nearest valid choice.
+`ConfigError` with one line that names the value, what was expected and the nearest valid choice. The classes have
+slots, so that setting a field that does not exist is an error.
 """
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +15,7 @@ class ConfigError(ValueError):
   """What the user gave cannot be honoured; the message is one line, fit to be shown without a traceback."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True, unsafe_hash=True)  # hashed as a part of a module, once it is checked and at rest
 class Model:
   name: str = 'decoder'  # a key of framework.models.MODELS
   layers: int = 4
@@ -38,7 +38,7 @@ class Model:
   remat: str = 'none'  # none | dots (keep matrix products) | full: what the backward pass recomputes
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Data:
   path: str = ''  # file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources
   validation_path: str = ''  # '': a tenth of `path` is held out
@@ -50,7 +50,7 @@ class Data:
   cache: str = ''  # folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Optimizer:
   name: str = 'adamw'  # adamw | lion | muon
   learning_rate: float = 1e-3
@@ -65,7 +65,7 @@ class Optimizer:
   clip_norm: float = 1.0  # of the whole gradient; 0: never
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Training:
   steps: int = 1000
   batch: int = 16  # windows per step, over all devices and hosts
@@ -78,7 +78,7 @@ class Training:
   tensorboard: bool = False
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Evaluation:
   every_steps: int = 0  # 0: only at the end
   windows: int = 0  # evaluated in training, evenly spread over the held-out text; 0: all
@@ -86,14 +86,14 @@ class Evaluation:
   stride: int = 0  # 0: the data's stride
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Checkpoint:
   every_steps: int = 200  # 0: only at the end
   keep: int = 2  # newest
   keep_every: int = 0  # besides, every checkpoint at a multiple of this; 0: none
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
   model: Model = dataclasses.field(default_factory=Model)
   data: Data = dataclasses.field(default_factory=Data)
@@ -167,14 +167,16 @@ def from_flat(flat: Mapping[str, Any]) -> Config:
 
 def check_fields(config: Config) -> None:
   """Types, bounds and choices of every single field."""
+  for field in dataclasses.fields(Config):
+    section = getattr(config, field.name)
+    if type(section) is not field.default_factory:
+      raise ConfigError(f'{field.name} is {type(section).__name__}; expected framework.config.'
+                        f'{field.default_factory.__name__}')
   defaults = flatten(Config())
   for key, value in flatten(config).items():
     expected = type(defaults[key])
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-      value = float(value)
-      section, name = key.split('.')
-      setattr(getattr(config, section), name, value)
-    if type(value) is not expected:
+    whole = expected is float and type(value) is int
+    if type(value) is not expected and not whole:
       raise ConfigError(f'{key} is {value!r}; expected {expected.__name__}')
     if key in CHOICES and value not in CHOICES[key]:
       raise ConfigError(f"{key} is '{value}'; expected one of {', '.join(CHOICES[key])}{nearest(value, CHOICES[key])}")
@@ -182,7 +184,10 @@ def check_fields(config: Config) -> None:
       low, high = BOUNDS[key]
       if not low <= value <= high:  # NaN fails too
         raise ConfigError(f'{key} is {value}; expected {low} to {high}, nearest is '
-                          f'{low if math.isnan(value) or value < low else high}')
+                          f'{low if value != value or value < low else high}')
+    if whole:  # after the bounds: a huge integer is no float
+      section, name = key.split('.')
+      setattr(getattr(config, section), name, float(value))
 
 
 def divisors_near(value: int, total: int) -> str:

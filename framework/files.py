@@ -1,16 +1,42 @@
 """Files that are either there in full or not there."""
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+from framework.config import ConfigError
+
+
+def expand(key: str, text: str) -> pathlib.Path:
+  """The path `text` with ~ written out. Raises ConfigError, naming `key`, if no such path can be."""
+  try:
+    path = pathlib.Path(text).expanduser()
+    path.exists()
+  except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown home, a zero byte
+    reason = getattr(error, 'strerror', None) or error
+    raise ConfigError(f"{key} is '{text}', which cannot be a path ({reason})") from None
+  return path
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Gives an OSError inside the name of the file, which a failed write or flush does not know."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None and error.errno is not None:
+      error.filename = str(path)
+    raise
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes `text` under a temporary name in the same folder, then renames it into place."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    with open(temporary, 'w', encoding='utf-8') as file:
+    with naming(path), open(temporary, 'w', encoding='utf-8') as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
@@ -25,9 +51,23 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a JSON-lines file; a last line that a kill cut short is left out."""
+  """The rows of a JSON-lines file of a run; a last line that a kill cut short is left out.
+
+  Raises:
+    ConfigError: a line is something else than an object with an integer `step`.
+  """
   if not path.exists():
     return []
-  lines = path.read_text(encoding='utf-8').split('\n')
-  rows = [json.loads(line) for line in lines[:-1] if line]
+  rows = []
+  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+    if not line:
+      continue
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      row = None
+    if not isinstance(row, dict) or type(row.get('step')) is not int:
+      raise ConfigError(f"{path}:{number} is damaged; expected a JSON object with an integer 'step', nearest is the "
+                        'file without that line')
+    rows.append(row)
   return rows

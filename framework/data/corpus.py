@@ -32,6 +32,7 @@ import numpy as np
 
 from framework.config import ConfigError, Data, nearest
 from framework.data import tokenizer as tokenizers
+from framework.files import expand
 
 try:
   import fcntl
@@ -148,8 +149,8 @@ def prepare(data: Data, progress: Progress | None = None) -> Corpus:
 def cache_folder(data: Data) -> pathlib.Path:
   """`data.cache`, else $XDG_CACHE_HOME/lemma, else ~/.cache/lemma."""
   if data.cache:
-    return pathlib.Path(data.cache).expanduser()
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'lemma'
+    return expand('data.cache', data.cache)
+  return expand('XDG_CACHE_HOME', os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'lemma'
 
 
 def _megabytes(size: int) -> int:

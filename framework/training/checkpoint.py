@@ -5,7 +5,12 @@ array. The data's position is the step itself. A checkpoint that cannot be read,
 fingerprints they were saved with, is named, set aside and never trusted; the one before it is used.
 """
 
+from collections.abc import Iterator
+import contextlib
+import errno
+import os
 import pathlib
+import re
 from typing import Any
 
 from absl import logging
@@ -18,6 +23,14 @@ from framework.config import Checkpoint, ConfigError
 from framework.training.state import State
 
 FORMAT = 1
+
+
+class NotSaved(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
+
+
+class OtherShape(ConfigError):
+  """A sound checkpoint of another model than the config describes; an older one would not fit either."""
 
 
 def _paths(tree: Any) -> list[tuple[str, Any]]:
@@ -47,7 +60,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path, policy: Checkpoint | None = None, read_only: bool = False):
     self.folder = folder
     if read_only:
-      options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+      options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
       options = ocp.CheckpointManagerOptions(
           max_to_keep=policy.keep, keep_period=policy.keep_every or None, cleanup_tmp_directories=True)
@@ -68,16 +81,32 @@ class Checkpoints:
     # On a CPU the arrays handed to the writing thread would be the very buffers that the next step reuses.
     if jax.default_backend() == 'cpu':
       state = jax.tree.map(jnp.copy, state)
-    self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)))
+    with self._saving():
+      self._manager.save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)))
 
   def wait(self) -> None:
-    """Returns when everything saved is on disk under its final name."""
-    self._manager.wait_until_finished()
+    """Returns when everything saved is on disk under its final name. Raises NotSaved if it could not be."""
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     if self._manager:
-      self._manager.close()
+      with self._saving():
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """What the writing threads raised, which surfaces at the next call of the manager, as NotSaved."""
+    try:
+      yield
+    except Exception as error:  # orbax and tensorstore each have their own types, and hide the system's
+      code = re.search(r"os_error_code='(\d+)'", str(error))
+      number = int(code[1]) if code else getattr(error, 'errno', None) or errno.EIO
+      reason = os.strerror(number) if code or isinstance(error, OSError) else ' '.join(str(error).split())[:200]
+      last = f'checkpoint {self.steps()[-1]}' if self.steps() else 'the beginning'
+      raise NotSaved(number, f'a checkpoint could not be written ({reason}), --resume goes on from {last}',
+                     str(self.folder)) from error
 
   def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
     """The newest checkpoint that can be trusted, with its record; None if the run has none at all.
@@ -92,12 +121,12 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         return self._restore(step, like)
+      except OtherShape:
+        raise
       except Exception as error:  # orbax, tensorstore and the file system each have their own
         reason = ' '.join(str(error).split())[:200]
         complaints.append(f'checkpoint {step} cannot be used: {reason}')
         logging.warning('%s', complaints[-1])
-        if isinstance(error, ConfigError) and 'holds' in reason:
-          raise
     if complaints:
       raise ConfigError(f'{self.folder} has no usable checkpoint; {complaints[0]}')
     return None
@@ -110,8 +139,8 @@ class Checkpoints:
     for path in sorted(set(shapes) | set(record['shapes'])):
       saved, expected = record['shapes'].get(path), shapes.get(path)
       if saved != expected:
-        raise ConfigError(f'checkpoint {step} of {self.folder} holds {path} of shape {saved}; '
-                          f'the config expects {expected}')
+        raise OtherShape(f'checkpoint {step} of {self.folder} holds {path} of shape {saved}; '
+                         f'the config expects {expected}')
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))).state
     found = fingerprint(state)

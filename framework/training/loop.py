@@ -28,6 +28,7 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
     raise config_lib.ConfigError(f'data.window is {config.data.window}; the corpus has {corpus.train.tokens} training '
                                  f'tokens: expected at most {corpus.train.tokens - 1}')
   config_lib.check_devices(config, jax.device_count())
+  set_up(config, corpus.tokenizer.size)  # refuses a model that cannot be built
 
 
 class StopSignal:

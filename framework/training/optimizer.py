@@ -50,6 +50,13 @@ def muon_dimensions(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def _decayed_beside_muon(params: Any) -> Any:
+  """True on the matrices that are not Muon's: embeddings and heads."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: _name(path) not in ('bias', 'scale', 'weight') or (_name(path) == 'weight' and
+                                                                         'blocks' not in [p.key for p in path]), params)
+
+
 def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   """Clipping by the global norm, then the optimizer with decoupled weight decay on matrices only."""
   rate = schedule(c, steps)
@@ -60,8 +67,9 @@ def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   else:
     # Jordan 2024, with the scaling of Liu et al. 2025 (arXiv:2502.16982), under which AdamW's learning rates fit.
     # Embeddings, heads, biases and norms get AdamW.
-    update = optax.contrib.muon(
-        rate, eps=c.epsilon, weight_decay=c.weight_decay, weight_decay_mask=is_matrix, consistent_rms=0.2,
-        adam_b1=c.beta1, adam_b2=c.beta2, adam_weight_decay=c.weight_decay,
-        muon_weight_dimension_numbers=muon_dimensions)
+    update = optax.chain(
+        optax.contrib.muon(rate, eps=c.epsilon, weight_decay=c.weight_decay, consistent_rms=0.2, adam_b1=c.beta1,
+                           adam_b2=c.beta2, muon_weight_dimension_numbers=muon_dimensions),
+        # optax decays either all or none of what AdamW gets; biases and norms must not decay.
+        optax.add_decayed_weights(lambda count: -c.weight_decay * rate(count), mask=_decayed_beside_muon))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update

@@ -17,6 +17,7 @@ from framework.data import corpus as corpus_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
 TOKENIZER = 'tokenizer.json'
+ROWS = ('metrics.jsonl', 'timing.jsonl')
 
 
 def _git_commit() -> str:
@@ -44,11 +45,13 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     if not resume:
       raise config_lib.ConfigError(f'workdir {workdir} already holds a run; give --resume to continue it, '
                                    'or another --workdir')
-    for key in sorted(set(saved['config']) | set(flat)):
+    for key in flat | saved['config']:  # in the order of the fields: a setting before what was derived from it
       if saved['config'].get(key) != flat.get(key):
         raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {saved['config'].get(key)!r}; "
                                      f'this config has {flat.get(key)!r}: give the same, or another --workdir')
     check_corpus(workdir, corpus)
+    for name in ROWS:
+      files.read_rows(workdir / name)  # now, not when the model has been compiled
     return
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.ConfigError(f'workdir {workdir} is a file; expected a folder')
@@ -93,7 +96,8 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   """The config of the run in `workdir`. Raises ConfigError if there is none."""
   path = workdir / 'config.json'
   if not path.exists():
-    around = [p.name for p in workdir.parent.iterdir() if (p / 'config.json').exists()] if workdir.parent.is_dir() else []
+    beside = workdir.parent.iterdir() if workdir.parent.is_dir() else []
+    around = [p.name for p in beside if (p / 'config.json').exists()]
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
   config = config_lib.from_flat(read_config_file(path)['config'])

@@ -4,6 +4,7 @@ metrics.jsonl is a pure function of the config: an interrupted and resumed run h
 not. Whatever depends on the machine's speed goes to timing.jsonl.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -33,7 +34,7 @@ class Writer:
       path = workdir / name
       kept = [row for row in files.read_rows(path) if row['step'] <= resumed_step]
       files.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
-      self._files[name] = open(path, 'a', encoding='utf-8')
+      self._files[path] = open(path, 'a', encoding='utf-8')
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=resumed_step, dynamic_ncols=True, file=sys.stderr,
                             bar_format='{n_fmt}/{total_fmt} |{bar:12}| {postfix}')
@@ -46,9 +47,10 @@ class Writer:
     if not self._active:
       return
     step = metrics['step']
-    for name, row in (('metrics.jsonl', metrics), ('timing.jsonl', {'step': step} | rates)):
-      self._files[name].write(json.dumps(row) + '\n')
-      self._files[name].flush()
+    for (path, file), row in zip(self._files.items(), (metrics, {'step': step} | rates)):
+      with files.naming(path):
+        file.write(json.dumps(row) + '\n')
+        file.flush()
     if self._board:
       for name, value in (metrics | rates).items():
         if isinstance(value, (int, float)) and name != 'step':
@@ -64,7 +66,8 @@ class Writer:
 
   def close(self) -> None:
     for file in self._files.values():
-      file.close()
+      with contextlib.suppress(OSError):  # every row was flushed: only one whose flush has failed would fail again
+        file.close()
     if self._bar is not None:
       self._bar.refresh()
       self._bar.close()

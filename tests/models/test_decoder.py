@@ -1,6 +1,7 @@
 """The decoder: causality, packing, cache, scan, remat, dropout and initialisation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def small(**settings) -> config_lib.Model:
 
 def make(seed=0, **settings):
   module = models.build(small(**settings), V, L)
-  params = models.init(module, jax.random.key(seed))
+  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(seed))
   # Larger than at initialisation, so that attention is far from uniform and the position matters.
   return module, jax.tree.map(lambda x: x * 3, params)
 
@@ -40,9 +41,16 @@ def unpacked_rows(rows=2, seed=0):
   return tokens, np.tile(np.arange(L, dtype=np.int32), (rows, 1)), np.ones_like(segments)
 
 
-def logits(module, params, tokens, positions, segments, **kwargs):
-  x, _ = module.apply({'params': params}, tokens, positions, segments, **kwargs)
+@functools.partial(jax.jit, static_argnums=0)
+def logits(module, params, tokens, positions, segments, keys_B=None):
+  x, _ = module.apply({'params': params}, tokens, positions, segments, keys_B=keys_B)
   return module.logits(params, x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def extend(module, params, tokens, positions, segments, cache):
+  x, cache = module.apply({'params': params}, tokens, positions, segments, cache=cache)
+  return module.logits(params, x), cache
 
 
 def token_gradients(module, params, tokens, positions, segments):
@@ -53,7 +61,7 @@ def token_gradients(module, params, tokens, positions, segments):
   def hidden(embedding):
     x, _ = module.apply({'params': params | {'embedding': embedding}}, tokens[:1], positions[:1], segments[:1])
     return x[0]
-  jacobian_LxDxVxD = jax.jacrev(hidden)(params['embedding'])
+  jacobian_LxDxVxD = jax.jit(jax.jacrev(hidden))(params['embedding'])
   return np.abs(np.asarray(jacobian_LxDxVxD)).sum((1, 3))[:, tokens[0]]
 
 
@@ -120,8 +128,8 @@ def test_cached_logits_equal_uncached(settings, scan):
   cache = module.empty_cache(2, L + 3)
   parts = []
   for a, b in ((0, 4), (4, 5), (5, 12)):
-    x, cache = module.apply({'params': params}, tokens[:, a:b], positions[:, a:b], segments[:, a:b], cache=cache)
-    parts.append(module.logits(params, x))
+    part, cache = extend(module, params, tokens[:, a:b], positions[:, a:b], segments[:, a:b], cache)
+    parts.append(part)
   np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-4)
   assert int(cache['index']) == L
 
@@ -188,7 +196,7 @@ def test_dropout_keeps_the_mean():
 
 def test_initial_deviations_follow_depth():
   module = models.build(small(layers=8, width=128, heads=4, kv_heads=4), 257, 64)
-  blocks = models.init(module, jax.random.key(0))['blocks']
+  blocks = jax.jit(models.init, static_argnums=0)(module, jax.random.key(0))['blocks']
   for name, fan_in, gain in (('query', 128, 1), ('up', 128, 1), ('out', 128, 16 ** -0.5), ('down', 512, 16 ** -0.5)):
     assert np.std(blocks[name]['weight']) == pytest.approx(gain * fan_in ** -0.5, rel=0.02)
     assert not np.allclose(blocks[name]['weight'][0], blocks[name]['weight'][1])
@@ -196,7 +204,7 @@ def test_initial_deviations_follow_depth():
 
 def test_bfloat16_arithmetic_keeps_float32_parameters():
   module, params = make(dtype='bfloat16')
-  x, _ = module.apply({'params': params}, *packed_rows())
+  x, _ = jax.jit(module.apply)({'params': params}, *packed_rows())
   assert x.dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   exact = dataclasses.replace(module, config=dataclasses.replace(module.config, dtype='float32'))
