@@ -226,10 +226,10 @@ def start_jax(config: config_lib.Config) -> None:
   t = config.training
   own = os.environ.get('XLA_FLAGS', '')
   if 'xla_force_host_platform_device_count' not in own:
-    parts = t.batch // t.accumulation
+    parts = t.batch // t.accumulation // (PROCESSES.value or 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     # A device count that does not divide the batch would be refused: take the largest that does.
-    count = t.devices or max(n for n in range(1, cores + 1) if parts % n == 0)
+    count = t.devices or max((n for n in range(1, cores + 1) if parts % n == 0), default=1)
     own += f' --xla_force_host_platform_device_count={count}'
     if count > 1 and 'xla_cpu_multi_thread_eigen' not in own:
       own += ' --xla_cpu_multi_thread_eigen=false'

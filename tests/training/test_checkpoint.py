@@ -1,0 +1,96 @@
+"""Checkpoints: policy, exactness, fingerprints, and a state that is overwritten while it is being saved."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from framework import config as config_lib
+from framework.training import checkpoint, setup
+
+
+@pytest.fixture(scope='module')
+def made():
+  config = config_lib.check(config_lib.Config(model=config_lib.Model(layers=2, width=64, heads=2)))
+  s = setup.set_up(config, 300)
+  return s, s.init()
+
+
+def keep(**policy):
+  return config_lib.Checkpoint(**policy)
+
+
+def at(state, step):
+  return state.replace(step=jnp.full_like(state.step, step))
+
+
+def test_the_newest_and_every_kth_are_kept(made, tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep(keep=2, keep_every=30))
+  for step in range(10, 101, 10):
+    checkpoints.save(at(made[1], step), {})
+    checkpoints.wait()
+  assert checkpoints.steps() == [30, 60, 90, 100]
+  checkpoints.close()
+
+
+def test_restored_bits_and_record(made, tmp_path):
+  s, state = made
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep())
+  assert checkpoints.restore(s.like()) is None
+  checkpoints.save(at(state, 7), {'targets': 2**40, 'seconds': 1.5})
+  checkpoints.wait()
+  restored, record = checkpoints.restore(s.like())
+  jax.tree.map(np.testing.assert_array_equal, at(state, 7), restored)
+  assert record['targets'] == 2**40 and record['seconds'] == 1.5 and record['step'] == 7
+  checkpoints.close()
+
+
+def test_buffers_may_be_overwritten_while_the_save_runs(made, tmp_path):
+  s, state = made
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep())
+  overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+  mine = jax.tree.map(jnp.copy, at(state, 3))
+  expected = jax.device_get(mine)
+  checkpoints.save(mine, {})
+  for _ in range(20):
+    mine = overwrite(mine)
+  checkpoints.wait()
+  jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(s.like())[0], expected)
+  checkpoints.close()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32'])
+def test_a_fingerprint_sees_one_bit_and_two_swapped_values(dtype):
+  x = jnp.arange(1, 13).reshape(3, 4).astype(dtype)
+  base = checkpoint.fingerprint({'x': x})
+  assert checkpoint.fingerprint({'x': x + 0}) == base
+  swapped = x.at[0, 1].set(x[2, 3]).at[2, 3].set(x[0, 1])
+  assert checkpoint.fingerprint({'x': swapped}) != base
+  bits = np.asarray(x).copy().view(f'u{x.dtype.itemsize}')
+  bits[1, 2] ^= 1
+  assert checkpoint.fingerprint({'x': jnp.asarray(bits.view(x.dtype))}) != base
+
+
+def test_another_shape_is_named(made, tmp_path):
+  s, state = made
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep())
+  checkpoints.save(at(state, 5), {})
+  checkpoints.wait()
+  other = setup.set_up(s.config, 301)
+  with pytest.raises(config_lib.ConfigError, match=r"embedding.*\[300, 64\].*\[301, 64\]"):
+    checkpoints.restore(other.like())
+  checkpoints.close()
+
+
+def test_a_reader_leaves_an_unfinished_checkpoint_alone(made, tmp_path):
+  s, state = made
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep())
+  checkpoints.save(at(state, 5), {})
+  checkpoints.wait()
+  unfinished = tmp_path / 'c' / '9.orbax-checkpoint-tmp'
+  unfinished.mkdir()
+  reader = checkpoint.Checkpoints(tmp_path / 'c', read_only=True)
+  assert reader.restore(s.like())[1]['step'] == 5
+  reader.close()
+  assert unfinished.is_dir()
+  checkpoints.close()
