@@ -7,7 +7,7 @@ RUNS ?= runs
 
 quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it
 	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
-	$(RUN) -m experiments.evaluate --workdir=$(RUNS)/quickstart --stride=32 --windows=512
+	$(RUN) -m experiments.evaluate --workdir=$(RUNS)/quickstart --stride=32 --windows=2048
 	$(RUN) -m experiments.generate --workdir=$(RUNS)/quickstart --prompt='def main(' --tokens=400
 
 test: venv

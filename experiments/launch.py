@@ -100,7 +100,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _plain_log() -> None:
-  """Our own lines with the time; of the libraries', which share absl's log, only warnings, each cut to one line.
+  """Our own lines with the time; of the libraries', which share absl's log, only errors, each cut to one line.
 
   What fails in a thread of a library is raised in ours as well, so its traceback and those of its fellows are dropped.
   """
@@ -111,7 +111,7 @@ def _plain_log() -> None:
     if record.pathname.startswith(ours):
       return True
     record.msg, record.args = ' '.join(record.getMessage().split())[:200], ()
-    return record.levelno >= py_logging.WARNING and not record.exc_info
+    return record.levelno >= py_logging.ERROR and not record.exc_info
   handler.addFilter(keep)
 
   main_thread = sys.excepthook

@@ -30,7 +30,8 @@ def main() -> int:
   config_lib.check(config)
   launch.start_jax(config)
 
-  from experiments import progress
+  import jax
+  from experiments import draw, progress
   from framework.data import corpus
   from framework.training import loop, run
   with progress.bar() as show:
@@ -38,6 +39,8 @@ def main() -> int:
   loop.check(config, text)  # whatever is wrong is said before the run's folder exists
   run.open_folder(workdir, config, text, RESUME.value)
   result = loop.train(config, text, workdir)
+  if jax.process_index() == 0:
+    draw.loss_curve(workdir)
   if result['status'] != 'complete':
     name = result['status'].removeprefix('stopped by ')
     logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],

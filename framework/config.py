@@ -81,7 +81,7 @@ class Training:
 @dataclasses.dataclass(slots=True)
 class Evaluation:
   every_steps: int = 0  # 0: only at the end
-  windows: int = 0  # evaluated in training, evenly spread over the held-out text; 0: all
+  windows: int = 0  # in training and at its end, evenly spread over the held-out text; 0: all
   batch: int = 0  # windows per batch; 0: the training batch
   stride: int = 0  # 0: the data's stride
 

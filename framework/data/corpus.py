@@ -8,11 +8,8 @@ A cache folder `corpora/<digest>/` holds `train.bin` and `validation.bin` (littl
 """
 
 import array
-import codecs
 import contextlib
 import dataclasses
-import glob
-import gzip
 import hashlib
 import importlib.metadata
 import itertools
@@ -21,30 +18,19 @@ import logging
 import os
 import pathlib
 import platform
-import re
-import secrets
 import shutil
-import sysconfig
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from framework.config import ConfigError, Data, nearest
+from framework.data import cache as cache_lib
+from framework.data import sources as sources_lib
 from framework.data import tokenizer as tokenizers
 from framework.files import expand
 
-try:
-  import fcntl
-except ImportError:  # Windows: two processes may then prepare the same corpus at once, and one result is dropped
-  fcntl = None
-
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
-BLOCK = 1 << 20  # bytes read at a time
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
-SUFFIXES = ('.txt', '.py', '.jsonl')
-_EMBEDDED_SUFFIXES = ('.py', '.txt', '.rst')
-_EMBEDDED_SKIPS = {'site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test'}
 _SPLITS = ('train', 'validation')
 
 log = logging.getLogger(__name__)
@@ -86,23 +72,6 @@ class Corpus:
   digest: str  # of the texts and of how they were tokenised and split
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """A file, named by its path below the folder that the user gave, which is the same on every machine."""
-  key: str  # the setting that named it, for messages
-  path: str
-  name: str
-  size: int
-  modified: int  # in nanoseconds
-
-  def changed(self) -> bool:
-    try:
-      now = os.stat(self.path)
-    except OSError:
-      return True
-    return (now.st_size, now.st_mtime_ns) != (self.size, self.modified)
-
-
 def prepare(data: Data, progress: Progress | None = None) -> Corpus:
   """The corpus of `data`, from the cache or prepared now.
 
@@ -118,8 +87,8 @@ def prepare(data: Data, progress: Progress | None = None) -> Corpus:
     raise ConfigError(f"data.tokenizer is '{data.tokenizer}'; expected one of {', '.join(tokenizers.CLASSES)}"
                       f'{nearest(data.tokenizer, tokenizers.CLASSES)}')
   progress = progress or (lambda done, total, what: None)
-  sources = _find('data.path', data.path)
-  held_out = _find('data.validation_path', data.validation_path) if data.validation_path else []
+  sources = sources_lib.find('data.path', data.path)
+  held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
   digest = _digest(data, sources, held_out, progress)
   cache = cache_folder(data)
   root, folder = cache / 'corpora', cache / 'corpora' / digest
@@ -129,12 +98,12 @@ def prepare(data: Data, progress: Progress | None = None) -> Corpus:
   size = sum(source.size for source in sources + held_out)
   try:
     root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f'{digest}.lock') as locked:
+    with cache_lib.lock(root / f'{digest}.lock') as locked:
       corpus = _open(folder, digest, warn=True)
       if corpus:  # another process was quicker
         return corpus
       if locked:
-        _clean(root, digest)
+        cache_lib.clean(root, digest)
       _build(folder, digest, data, sources, held_out, progress)
       corpus = _open(folder, digest)
   except OSError as error:  # every reader of the sources raises ConfigError, so this is the cache
@@ -157,94 +126,8 @@ def _megabytes(size: int) -> int:
   return -(-size // 10**6)
 
 
-# Which files
-
-
-def _find(key: str, path: str) -> list[_Source]:
-  """The readable files that `path` names, in the order of their names."""
-  if not path:
-    return _embedded()
-  path = os.path.expanduser(path)
-  expected = f"expected files that end in {', '.join(SUFFIXES)} or one of these and .gz"
-  if os.path.isfile(path):
-    if not _suffix(path):
-      raise ConfigError(f"{key} is '{path}'; {expected}, nearest is a copy named "
-                        f"'{os.path.basename(path).split('.')[0]}.txt'")
-    base, paths = os.path.dirname(path), [path]
-  elif os.path.isdir(path):
-    base, paths = path, _walk(path)
-  elif magic := re.search(r'[*?[]', path):
-    base = os.path.dirname(path[:magic.start()])
-    paths = [found for found in set(glob.glob(path, recursive=True)) if os.path.isfile(found)]
-  else:
-    raise ConfigError(f"{key} is '{path}', which does not exist; {expected}{_sibling(path)}")
-  sources = [_source(key, found, base) for found in paths if _suffix(found)]
-  if not sources:
-    other = f", nearest is '{min(paths)}'" if paths else ', but there is no file at all'
-    raise ConfigError(f"{key} is '{path}', where no file can be read; {expected}{other}")
-  return sorted(sources, key=lambda source: source.name)
-
-
-def _embedded() -> list[_Source]:
-  """The sources and documentation of this Python's standard library, about 15 MB that every machine has."""
-  base = sysconfig.get_path('stdlib')
-  paths = [path for path in _walk(base, _EMBEDDED_SKIPS) if path.endswith(_EMBEDDED_SUFFIXES) and _is_text(path)]
-  if not paths:
-    raise ConfigError(f"data.path is '', the standard library, but '{base}' holds no sources; expected a data.path")
-  return sorted((_source('data.path', path, base) for path in paths), key=lambda source: source.name)
-
-
-def _walk(base: str, skips: Iterable[str] = ()) -> list[str]:
-  """Every file below `base` but the hidden ones."""
-  out = []
-  for folder, folders, files in os.walk(base):
-    folders[:] = [name for name in folders if name not in skips and not name.startswith('.')]
-    out += [os.path.join(folder, name) for name in files if not name.startswith('.')]
-  return out
-
-
-def _is_text(path: str) -> bool:
-  try:
-    return '\0' not in pathlib.Path(path).read_bytes().decode()
-  except (OSError, ValueError):
-    return False
-
-
-def _suffix(path: str) -> str:
-  """Of the text inside, without .gz; '' if it is not one that can be read."""
-  suffix = os.path.splitext(path.removesuffix('.gz'))[1]
-  return suffix if suffix in SUFFIXES else ''
-
-
-def _source(key: str, path: str, base: str) -> _Source:
-  try:
-    stat = os.stat(path)
-  except OSError as error:
-    raise _unreadable(key, path, error) from None
-  name = pathlib.PurePath(os.path.relpath(path, base or '.')).as_posix()
-  return _Source(key, path, name, stat.st_size, stat.st_mtime_ns)
-
-
-def _sibling(path: str) -> str:
-  """", nearest is 'x'" for what exists beside a path that does not."""
-  parent, name = os.path.split(path.rstrip('/'))
-  while parent and not os.path.isdir(parent):
-    parent, name = os.path.split(parent)
-  try:
-    close = nearest(name, sorted(os.listdir(parent or '.')))
-  except OSError:
-    return ''
-  return close or f", nearest is the folder '{parent or '.'}'"
-
-
-def _unreadable(key: str, path: str, error: OSError) -> ConfigError:
-  return ConfigError(f"{key}: '{path}' cannot be read ({error.strerror or error}); expected a readable file")
-
-
-# What they say
-
-
-def _digest(data: Data, sources: list[_Source], held_out: list[_Source], progress: Progress) -> str:
+def _digest(data: Data, sources: list[sources_lib.Source], held_out: list[sources_lib.Source],
+            progress: Progress) -> str:
   """Of all that decides the tokens: the names and contents of the files, the tokeniser, the layout and the split."""
   settings = {'layout': LAYOUT, 'tokenizer': data.tokenizer}
   if data.tokenizer == 'bpe':
@@ -256,93 +139,14 @@ def _digest(data: Data, sources: list[_Source], held_out: list[_Source], progres
     content = hashlib.sha256()
     try:
       with open(source.path, 'rb') as file:
-        while block := file.read(BLOCK):
+        while block := file.read(sources_lib.BLOCK):
           content.update(block)
           done += len(block)
           progress(done, total, 'checking')
     except OSError as error:
-      raise _unreadable(source.key, source.path, error) from None
+      raise sources_lib.unreadable(source.key, source.path, error) from None
     hasher.update(content.digest())
   return hasher.hexdigest()[:32]
-
-
-def _texts(sources: list[_Source], report: Callable[[int], None]) -> Iterator[tuple[str, str]]:
-  """(document, text) in order: the parts of a document have the same name and follow each other; no text is empty.
-
-  `report` is given the bytes of the files read so far, about once a block.
-  """
-  before = reported = 0
-  for source in sources:
-    with contextlib.ExitStack() as stack:
-      try:
-        raw = stack.enter_context(open(source.path, 'rb'))
-        file = stack.enter_context(gzip.open(raw)) if source.path.endswith('.gz') else raw
-        if _suffix(source.path) == '.jsonl':
-          texts = _lines(source, file)
-        else:
-          texts = ((source.name, text) for text in _decoded(source, file))
-        for pair in texts:
-          if pair[1]:
-            yield pair
-          if (done := before + raw.tell()) - reported >= BLOCK:
-            reported = done
-            report(done)
-      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{source.key}: '{source.path}' is not sound gzip ({error}); expected a whole .gz file, "
-                          f'nearest is the text without .gz') from None
-      except OSError as error:
-        raise _unreadable(source.key, source.path, error) from None
-    before += source.size
-  report(before)
-
-
-def _decoded(source: _Source, file) -> Iterator[str]:
-  decoder = codecs.getincrementaldecoder('utf-8')()
-  offset = 0
-  while True:
-    block = file.read(BLOCK)
-    held = len(decoder.getstate()[0])  # bytes of an unfinished character
-    try:
-      text = decoder.decode(block, final=not block)
-    except UnicodeDecodeError as error:
-      raise _not_text(source, f'byte {offset - held + error.start}', error.reason) from None
-    if '\0' in text:
-      place = offset - held + len(text[:text.index('\0')].encode())
-      raise _not_text(source, f'byte {place}', 'a zero byte')
-    yield text
-    if not block:
-      return
-    offset += len(block)
-
-
-def _lines(source: _Source, file) -> Iterator[tuple[str, str]]:
-  """The documents of a .jsonl file, one a line, in the field `text`."""
-  offset = 0
-  for number, line in enumerate(file, 1):
-    place = f"{source.key}: '{source.path}:{number}'"
-    expected = "expected an object with a string 'text'"
-    try:
-      row = json.loads(line.decode()) if line.strip() else {'text': ''}
-    except UnicodeDecodeError as error:
-      raise _not_text(source, f'byte {offset + error.start} in line {number}', error.reason) from None
-    except (ValueError, RecursionError) as error:
-      raise ConfigError(f'{place} is not JSON ({error}); {expected}') from None
-    if not isinstance(row, dict):
-      raise ConfigError(f'{place} is {type(row).__name__}; {expected}')
-    if not isinstance(row.get('text'), str):
-      has = f"'text' is {type(row['text']).__name__}" if 'text' in row else f"has no field 'text'{nearest('text', row)}"
-      raise ConfigError(f'{place} {has}; {expected}')
-    try:
-      row['text'].encode()
-    except UnicodeEncodeError:
-      raise ConfigError(f'{place} has half of a surrogate pair; {expected} of whole characters') from None
-    yield f'{source.name}#{number}', row['text']
-    offset += len(line)
-
-
-def _not_text(source: _Source, place: str, reason: str) -> ConfigError:
-  return ConfigError(f"{source.key}: '{source.path}' is not UTF-8 text at {place} ({reason}); expected UTF-8, "
-                     f'nearest is the file converted with iconv')
 
 
 # Which of it is held out
@@ -398,13 +202,13 @@ def _assigned(texts: Iterable[tuple[str, str]], cut: Callable[[str], float]) -> 
 # The cache
 
 
-def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[_Source], held_out: list[_Source],
-           progress: Progress) -> None:
+def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[sources_lib.Source],
+           held_out: list[sources_lib.Source], progress: Progress) -> None:
   """Writes a temporary folder beside `folder` and renames it."""
   total = sum(source.size for source in sources + held_out)
 
-  def texts(files: list[_Source], what: str, before: int = 0) -> Iterator[tuple[str, str]]:
-    return _texts(files, lambda done: progress(before + done, total, what))
+  def texts(files: list[sources_lib.Source], what: str, before: int = 0) -> Iterator[tuple[str, str]]:
+    return sources_lib.texts(files, lambda done: progress(before + done, total, what))
 
   train_size = sum(source.size for source in sources)
   survey = _Survey(texts(sources, 'reading'))
@@ -421,7 +225,7 @@ def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[_Source]
   else:
     tokenizer = tokenizers.train_bpe(_sample(assigned('training the tokenizer'), survey.bytes), data.vocabulary)
 
-  temporary = _temporary(folder)
+  temporary = cache_lib.temporary(folder)
   try:
     writers = {split: _Writer(temporary, split, tokenizer) for split in _SPLITS}
     with contextlib.ExitStack() as stack:
@@ -442,14 +246,15 @@ def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[_Source]
     }
     with open(temporary / 'meta.json', 'w', encoding='utf-8') as file:
       json.dump(meta, file, indent=1)
-      _flush(file)
-    _publish(temporary, folder)
+      cache_lib.flush(file)
+    cache_lib.publish(temporary, folder, lambda path: _open(path, digest) is not None)
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
 
 
-def _check_content(data: Data, sources: list[_Source], held_out: list[_Source], writers: dict[str, '_Writer']) -> None:
+def _check_content(data: Data, sources: list[sources_lib.Source], held_out: list[sources_lib.Source],
+                   writers: dict[str, '_Writer']) -> None:
   for source in sources + held_out:
     if source.changed():
       raise ConfigError(f"{source.key}: '{source.path}' changed while it was read; expected files at rest, nearest is "
@@ -512,42 +317,14 @@ class _Writer:
 
   def finish(self) -> None:
     self._put(np.array([self.tokenizer.end]))
-    _flush(self.file)
+    cache_lib.flush(self.file)
     with open(self.starts_path, 'wb') as file:
       np.save(file, np.array(self.starts, np.int64))
-      _flush(file)
+      cache_lib.flush(file)
 
   def meta(self) -> dict[str, int | str]:
     return {'documents': len(self.starts), 'tokens': self.tokens, 'bytes': self.bytes,
             'sha256': self.hasher.hexdigest()}
-
-
-def _temporary(folder: pathlib.Path) -> pathlib.Path:
-  """A new folder beside `folder`, which `_clean` knows by its name."""
-  path = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
-  path.mkdir()
-  return path
-
-
-def _flush(file) -> None:
-  """To the disk itself: a rename must not overtake what it publishes."""
-  file.flush()
-  os.fsync(file.fileno())
-
-
-def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-  try:
-    os.rename(temporary, folder)
-  except OSError:
-    if not folder.exists():
-      raise
-    if _open(folder, folder.name):  # another process, on a file system without locks
-      shutil.rmtree(temporary, ignore_errors=True)
-      return
-    damaged = _temporary(folder)
-    os.rename(folder, damaged)  # onto an empty folder, which a rename replaces
-    os.rename(temporary, folder)
-    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | None:
@@ -575,35 +352,3 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
     if warn:
       log.warning('the cached corpus %s is damaged (%s); it is prepared again', folder, error)
     return None
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
-  """Whether `path` is now held against other processes; the system lets go of it when this one dies.
-
-  The file itself stays. On a file system without locks two processes do the same work and the first to publish wins.
-  """
-  with open(path, 'wb') as file:
-    locked = False
-    if fcntl:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-      except BlockingIOError:
-        if wait:
-          log.info('waiting for another process that prepares this corpus (%s)', path)
-          fcntl.flock(file, fcntl.LOCK_EX)
-          locked = True
-      except OSError as error:
-        log.info('no locks in %s (%s)', path.parent, error)
-    yield locked
-
-
-def _clean(root: pathlib.Path, mine: str) -> None:
-  """Removes the temporaries of dead processes. A live process holds the lock of its digest; we hold that of `mine` and
-  have made no temporary yet."""
-  for temporary in root.glob('*.tmp'):
-    digest = temporary.name.split('.')[0]
-    with contextlib.nullcontext(True) if digest == mine else _lock(root / f'{digest}.lock', wait=False) as dead:
-      if dead:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -95,10 +95,10 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
       mesh, c.training.partition)
   nats = evaluation.compile_nats(module, mesh)
 
-  def evaluate(limit: int) -> dict[str, Any]:
+  def evaluate() -> dict[str, Any]:
     return evaluation.evaluate(nats, train_state.params, corpus.validation, corpus.tokenizer, mesh,
                                window=c.data.window, stride=c.evaluation.stride, batch=c.evaluation.batch,
-                               packed=c.data.packed, limit=limit)
+                               packed=c.data.packed, limit=c.evaluation.windows)
 
   # --- data: batch `step` is a function of the step, so there is nothing to restore ---
   window_count = windows.count(corpus.train.tokens, c.data.stride)
@@ -160,7 +160,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
           jax.block_until_ready(metrics)
           ticker.tick()
           ticker.pause()
-          final = evaluate(0 if last else c.evaluation.windows)
+          final = evaluate()
           extra.update(validation_loss=final['nats_per_token'], validation_bits_per_byte=final['bits_per_byte'])
         if evaluating or saving:
           settle()  # a step that was not finite ends the run here, before anything is saved
@@ -171,7 +171,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
           break
       checkpoints.wait()
       if start >= c.training.steps:
-        final = evaluate(0)
+        final = evaluate()
   finally:
     checkpoints.close()
     out.close()

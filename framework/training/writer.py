@@ -37,7 +37,7 @@ class Writer:
       self._files[path] = open(path, 'a', encoding='utf-8')
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=resumed_step, dynamic_ncols=True, file=sys.stderr,
-                            bar_format='{n_fmt}/{total_fmt} |{bar:12}| {postfix}')
+                            bar_format='{n_fmt}/{total_fmt} |{bar:12}| {desc}')
     if tensorboard:
       import tensorboardX  # only runs that ask for it pay for the import
       self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_step + 1)
@@ -61,7 +61,7 @@ class Writer:
   def live(self, step: int, metrics: dict[str, Any], rates: dict[str, float]) -> None:
     """Redraws the live line, at most ten times a second."""
     if self._bar is not None:
-      self._bar.set_postfix_str(describe(metrics, rates), refresh=False)
+      self._bar.set_description_str(describe(metrics, rates), refresh=False)
       self._bar.update(step - self._bar.n)
 
   def close(self) -> None:

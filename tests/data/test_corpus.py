@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from framework.config import ConfigError, Data
+from framework.data import cache as caches
 from framework.data import corpus as corpora
+from framework.data import sources
 from framework.data import tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -186,7 +188,7 @@ def test_blocks_do_not_show(data, monkeypatch):
   fill(data, {'a.txt': NOVEL})
   data.tokenizer, data.vocabulary = 'bpe', 300
   whole = documents(corpora.prepare(data), 'train')
-  monkeypatch.setattr(corpora, 'BLOCK', 5)  # inside characters
+  monkeypatch.setattr(sources, 'BLOCK', 5)  # inside characters
   cut = documents(corpora.prepare(dataclasses.replace(data, cache=data.cache + '2')), 'train')
   assert whole == cut == [NOVEL[:int(0.9 * len(NOVEL))]]
 
@@ -247,7 +249,7 @@ def test_too_little_text(data, files):
     ('漢字'.encode() + b'\x00', 'byte 6'), (b'\xe6\xbca', 'byte 0')])
 @pytest.mark.parametrize('block', [1, 4, 1 << 20])
 def test_what_is_not_text_is_located(data, content, place, block, monkeypatch):
-  monkeypatch.setattr(corpora, 'BLOCK', block)
+  monkeypatch.setattr(sources, 'BLOCK', block)
   fill(data, {'a.txt': 'fine', 'bad.txt': content})
   refused(data, 'bad.txt', place, 'UTF-8')
 
@@ -296,7 +298,7 @@ def test_files_that_change_under_way(data):
 @pytest.mark.parametrize('when', [1, 2, 3])
 def test_a_full_disk_leaves_nothing(data, monkeypatch, when):
   fill(data, {'a.txt': NOVEL})
-  flush, calls = corpora._flush, []
+  flush, calls = caches.flush, []
 
   def full(file):
     calls.append(file)
@@ -304,9 +306,9 @@ def test_a_full_disk_leaves_nothing(data, monkeypatch, when):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     flush(file)
 
-  monkeypatch.setattr(corpora, '_flush', full)
+  monkeypatch.setattr(caches, 'flush', full)
   refused(data, data.cache, 'No space left on device', 'MB free')
-  monkeypatch.setattr(corpora, '_flush', flush)
+  monkeypatch.setattr(caches, 'flush', flush)
   assert documents(corpora.prepare(data), 'train')
 
 
@@ -404,7 +406,7 @@ def test_two_processes_at_once_both_end_well(data):
 
 
 def test_without_locks_the_first_to_publish_wins(data, monkeypatch):
-  monkeypatch.setattr(corpora, 'fcntl', None)
+  monkeypatch.setattr(caches, 'fcntl', None)
   fill(data, {'a.txt': NOVEL})
   inner = []
 
@@ -423,7 +425,7 @@ def test_a_live_temporary_is_left_alone(data):
   root = pathlib.Path(data.cache) / 'corpora'
   root.mkdir(parents=True)
   (root / 'feed.1234.tmp').mkdir()
-  with corpora._lock(root / 'feed.lock') as locked:
+  with caches.lock(root / 'feed.lock') as locked:
     assert locked
     corpora.prepare(data)
     assert (root / 'feed.1234.tmp').exists()

@@ -178,11 +178,22 @@ def test_a_finished_run_is_left_as_it_is(text, tmp_path, uninterrupted):
   same(workdir, uninterrupted)
 
 
+BLOW_UP = ['--config.optimizer.learning_rate=100', '--config.optimizer.clip_norm=0', '--config.optimizer.name=lion',
+           '--config.optimizer.weight_decay=90', '--config.optimizer.warmup_steps=0']
+
+
 def test_a_step_that_is_not_finite_stops_the_run(text, tmp_path):
-  workdir = tmp_path / 'run'
-  blow_up = ['--config.optimizer.learning_rate=100', '--config.optimizer.clip_norm=0', '--config.optimizer.name=lion',
-             '--config.optimizer.weight_decay=90', '--config.optimizer.warmup_steps=0']
-  output, code = finish(start(text, workdir, *blow_up))
+  output, code = finish(start(text, tmp_path / 'run', *BLOW_UP))
   last = output.strip().splitlines()[-1]
   assert code == 3, output
   assert last.startswith('error: step ') and 'windows ' in last and 'last good checkpoint: ' in last
+  assert 'skipped' not in last
+
+
+def test_skipping_is_counted_and_capped(text, tmp_path):
+  output, code = finish(start(text, tmp_path / 'run', *BLOW_UP, '--config.training.skip_nonfinite=7'))
+  last = output.strip().splitlines()[-1]
+  assert code == 3, output
+  assert '8 steps skipped, training.skip_nonfinite is 7' in last
+  rows = files.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+  assert rows[-1]['skipped'] in range(1, 8)

@@ -1,0 +1,79 @@
+"""Folders of a cache that several processes fill at once: each is written under a temporary name, under a lock where
+the file system has one, and appears by one rename. What a dead process leaves is removed by the next.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+
+try:
+  import fcntl
+except ImportError:  # Windows: two processes may then prepare the same corpus at once, and one result is dropped
+  fcntl = None
+
+log = logging.getLogger(__name__)
+
+
+def temporary(folder: pathlib.Path) -> pathlib.Path:
+  """A new folder beside `folder`, which `clean` knows by its name."""
+  path = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
+  path.mkdir()
+  return path
+
+
+def flush(file) -> None:
+  """To the disk itself: a rename must not overtake what it publishes."""
+  file.flush()
+  os.fsync(file.fileno())
+
+
+def publish(made: pathlib.Path, folder: pathlib.Path, sound: Callable[[pathlib.Path], bool]) -> None:
+  """Renames `made` to `folder`, unless a `sound` one is there; a damaged one is replaced."""
+  try:
+    os.rename(made, folder)
+  except OSError:
+    if not folder.exists():
+      raise
+    if sound(folder):  # another process, on a file system without locks
+      shutil.rmtree(made, ignore_errors=True)
+      return
+    damaged = temporary(folder)
+    os.rename(folder, damaged)  # onto an empty folder, which a rename replaces
+    os.rename(made, folder)
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
+  """Whether `path` is now held against other processes; the system lets go of it when this one dies.
+
+  The file itself stays. On a file system without locks two processes do the same work and the first to publish wins.
+  """
+  with open(path, 'wb') as file:
+    locked = False
+    if fcntl:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+      except BlockingIOError:
+        if wait:
+          log.info('waiting for another process that prepares this corpus (%s)', path)
+          fcntl.flock(file, fcntl.LOCK_EX)
+          locked = True
+      except OSError as error:
+        log.info('no locks in %s (%s)', path.parent, error)
+    yield locked
+
+
+def clean(root: pathlib.Path, mine: str) -> None:
+  """Removes the temporaries of dead processes. A live process holds the lock of its digest; we hold that of `mine` and
+  have made no temporary yet."""
+  for left in root.glob('*.tmp'):
+    digest = left.name.split('.')[0]
+    with contextlib.nullcontext(True) if digest == mine else lock(root / f'{digest}.lock', wait=False) as dead:
+      if dead:
+        shutil.rmtree(left, ignore_errors=True)
