@@ -328,6 +328,7 @@ def allocation(law: Law, theta, C, flops_per_parameter_token: float = 6.0, K=Non
   if t is None:
     raise TableError(f'law {law.name} has no closed-form optimum; use the planner with a number of unique tokens')
   total = np.log(np.asarray(C, float) / flops_per_parameter_token)
-  balance = (t.q * np.log(t.alpha / t.beta) + t.a - t.b) / (t.alpha + t.beta)
-  n = balance + t.beta / (t.alpha + t.beta) * total
+  with np.errstate(invalid='ignore', divide='ignore'):  # exponents of opposite sign have no optimum: NaN
+    balance = (t.q * np.log(t.alpha / t.beta) + t.a - t.b) / (t.alpha + t.beta)
+    n = balance + t.beta / (t.alpha + t.beta) * total
   return n, total - n

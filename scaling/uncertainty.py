@@ -53,10 +53,11 @@ def _at(law: Law, theta, n, d):
   return law.log_loss(theta, x, np)[..., 0]
 
 
-def loss_at(law: Law, N: float, D: float) -> Quantity:
-  """Loss in nats per token of a run of N parameters and D tokens."""
-  n, d = np.log(N), np.log(D)
-  return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: _at(law, theta, np.full(len(theta), n), d), True)
+def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None) -> Quantity:
+  """Loss in nats per token of a run of N parameters and D tokens (U unique ones: D if not given; K experts: 1)."""
+  x = {'n': N, 'd': D, 'u': U or D, 'k': K or 1.0}
+  x = {key: np.log([x[key]]) for key in law.columns}
+  return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: law.log_loss(theta, x, np)[..., 0], True)
 
 
 def n_opt(law: Law, C: float) -> Quantity:
@@ -128,8 +129,12 @@ class Interval:
     return text if self.coverage is None else f'{text}, simulated coverage {100 * self.coverage:.0f} %'
 
 
-def profile(result: Fit, quantity: Quantity, level: float = 0.9) -> Interval:
-  """The profile interval of a quantity; an end that the runs do not bound is infinite (0 for a logged quantity)."""
+def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool = False) -> Interval:
+  """The profile interval of a quantity; an end that the runs do not bound is infinite (0 for a logged quantity).
+
+  new_run: the quantity is a loss that one new run will measure, so its own noise, the rms residual with n - p degrees
+  of freedom, is added in quadrature to each side.
+  """
   _check_level(level)
   problem, phi = _state(result)
   free = len(phi)
@@ -171,8 +176,12 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9) -> Interval:
     k = above[0]
     part = (np.sqrt(limit) - height[k - 1]) / (height[k] - height[k - 1])
     ends.append(estimate + side * (distance[k - 1] + part * (distance[k] - distance[k - 1])))
+  if new_run:
+    rows = len(problem.y)
+    noise = np.sqrt(limit) * result.rms * np.sqrt(rows / (rows - free))
+    ends = [estimate + np.sign(end - estimate) * np.hypot(end - estimate, noise) for end in ends]
   return Interval(quantity.name, float(quantity.show(estimate)), float(quantity.show(ends[0])),
-                  float(quantity.show(ends[1])), level, 'profile')
+                  float(quantity.show(ends[1])), level, 'prediction' if new_run else 'profile')
 
 
 def _check_level(level: float) -> None:
