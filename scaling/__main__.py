@@ -216,7 +216,7 @@ def run_predict() -> int:
 
 
 def run_plan() -> int:
-  from scaling import plan, uncertainty
+  from scaling import plan, report, uncertainty
   from scaling.table import TableError
   if not FLAGS.budget and not FLAGS.target_loss:
     raise TableError('plan needs --budget (with --unit) or --target_loss (with --prefill, --decode)')
@@ -230,6 +230,10 @@ def run_plan() -> int:
   elif FLAGS.unique:
     best = plan.with_repetition(result, C, FLAGS.unique)
     print(f'{best.epochs:.2f} epochs of {FLAGS.unique:.4g} unique tokens')
+    for name in ('R_D', 'R_N'):
+      if name not in result.fixed:
+        interval = uncertainty.profile(result, uncertainty.parameter(result.law, name), FLAGS.level)
+        print(report.parameter_row(interval, result.errors[name]))
   else:
     best = plan.compute_optimal(result, C)
   print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs\n'

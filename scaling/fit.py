@@ -39,7 +39,7 @@ class Fit:
 
   @property
   def accepted(self) -> bool:
-    return self.agreeing >= 2 and self.gradient < GRADIENT
+    return self.agreeing >= 2 and (self.gradient < GRADIENT or self.rms < 1e-9)
 
   @property
   def values(self) -> dict[str, float]:
@@ -123,7 +123,7 @@ def _scale(residual, loss: Loss, parameters: int) -> Loss:
   spread = 1.4826 * np.median(np.abs(residual)) * np.sqrt(len(residual) / max(len(residual) - parameters, 1))
   spread = max(spread, 1e-12)
   if loss.name == 'lad':
-    return dataclasses.replace(loss, delta=1e-5 * spread)
+    return dataclasses.replace(loss, delta=max(1e-5 * spread, 1e-8))
   if loss.name != 'student_t':
     return dataclasses.replace(loss, delta=float(1.345 * spread))
 
@@ -183,20 +183,22 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
     starts = _starts(law, problem, ranked[list(RANKS)])
   lanes = problem.phi(np.atleast_2d(starts))
   phi, value, gradient, loss = _refine(problem, lanes, loss)
-  agreeing = _agreeing(value)
-  best = int(np.nanargmin(value))
+  agreeing, best = _agreeing(value, loss, len(y)), int(np.nanargmin(value))
   tried, rng = len(phi), np.random.default_rng(0)
-  for spread in (0.3, 0.03):  # where the landscape has several minima: wider attempts from around what was found
+  for spread in (0.3, 0.1, 0.03):  # where the landscape has several minima: wider attempts from around what was found
     if agreeing < 2 or gradient[best] > GRADIENT:
-      wide = [phi[[best]], phi[best] + rng.normal(0, spread, (16, phi.shape[-1]))]
+      wide = [phi[[best]], phi[best] + rng.normal(0, spread, (24, phi.shape[-1]))]
       wide += [] if given else [problem.phi(_starts(law, problem, ranked[::70]))]
       phi, value, gradient, loss = _refine(problem, np.concatenate(wide), loss)
-      agreeing, best, tried = _agreeing(value), int(np.nanargmin(value)), tried + len(phi)
+      agreeing, best, tried = _agreeing(value, loss, len(y)), int(np.nanargmin(value)), tried + len(phi)
   return _finish(problem, phi[best], loss, value[best], gradient[best], tried, agreeing, observations, fixed)
 
 
-def _agreeing(value) -> int:
-  return int((value <= np.nanmin(value) + 1e-5 * max(abs(np.nanmin(value)), 1e-300)).sum())
+def _agreeing(value, loss: Loss, rows: int) -> int:
+  """Starts within 1e-5 of the least objective, or within the objective of residuals of 1e-9: an exact fit."""
+  least = np.nanmin(value)
+  exact = loss.total(np.full(rows, 1e-9)) - loss.total(np.zeros(rows))
+  return int((value <= least + max(1e-5 * abs(least), exact)).sum())
 
 
 def _starts(law: Law, problem: Problem, ranked):

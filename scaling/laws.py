@@ -38,8 +38,8 @@ class Law:
   """One parametric law.
 
   parameters: displayed names in the order of theta. logs: those of them that theta holds as logarithms.
-  jacobian(theta, x): d ln loss / d theta, [..., rows, P]. terms(theta, x): standard form, at the rows of x if the law
-  maps columns. pairs: (scale, exponent, column, factor); centring a column moves the scale's log by factor * mean *
+  jacobian(theta, x): d ln loss / d theta, [..., rows, P]. terms(theta, x, xp): standard form, at x if the law maps
+  columns. pairs: (scale, exponent, column, factor); centring a column moves the scale's log by factor * mean *
   exponent. bounds: displayed values outside which a fit is suspect. start: additive coordinates -> theta[..., P].
   grid: values to start the coordinates beyond those from.
   """
@@ -150,10 +150,9 @@ def _two_terms(spec, chain, offset=None):
         out[..., index] += by[part] * (factor(_columns(theta)) if callable(factor) else factor)
     return out
 
-  def terms(theta, x=None):
-    e, a, b, alpha, beta, k = spec([theta[..., i] for i in range(theta.shape[-1])], np)
-    return Terms(np.full(np.shape(a), -np.inf) if e is None else e, a, b, alpha, beta,
-                 np.ones(np.shape(a)) if k is None else np.exp(k))
+  def terms(theta, x=None, xp=np):
+    e, a, b, alpha, beta, k = spec([theta[..., i] for i in range(theta.shape[-1])], xp)
+    return Terms(-np.inf if e is None else e, a, b, alpha, beta, 1.0 if k is None else xp.exp(k))
 
   return log_loss, jacobian, terms
 
@@ -251,9 +250,8 @@ def repeated(base: Law) -> Law:
 
   def effective(theta, x, xp):
     head, (r_d, r_n) = theta[..., :size], (xp.exp(theta[..., size + i, None]) for i in range(2))
-    t = base.terms(head)
-    e, a, b, alpha, beta, q = (c if c is None or np.ndim(c) == 0 else c[..., None]
-                               for c in (t.e, t.a, t.b, t.alpha, t.beta, t.q))
+    t = base.terms(head, xp=xp)
+    a, b, alpha, beta, q = (c if isinstance(c, float) else c[..., None] for c in (t.a, t.b, t.alpha, t.beta, t.q))
     unique = xp.minimum(x['u'], x['d'])
     best = (q * xp.log(alpha / beta) + a - b + beta * unique) / alpha  # ln N where the two terms cost the same
     size_n = xp.where(xp.real(best) < x['n'], best, x['n'] + 0.0 * best)
@@ -269,7 +267,7 @@ def repeated(base: Law) -> Law:
   names = base.parameters + ('R_D', 'R_N')
   return Law(f'repeated_{base.name}', f'{base.formula} at effective N, D of U unique tokens',
              f'Muennighoff et al. 2023, arXiv:2305.16264, section 3; head: {base.source}', names, log_loss,
-             _complex_step(log_loss), lambda theta, x=None: None,
+             _complex_step(log_loss), lambda theta, x=None, xp=np: None,
              start=lambda s: _append([np.log([5.0, 20.0, 80.0]), np.log([2.0, 10.0])])(base.start(s)),
              logs=base.logs + ('R_D', 'R_N'), pairs=base.pairs, columns=('n', 'd', 'u'),
              bounds={**base.bounds, 'R_D': (0.1, 1000.0), 'R_N': (0.1, 1000.0)})
@@ -287,8 +285,8 @@ def experts(base: Law) -> Law:
     s, t = theta[..., size, None], theta[..., size + 1, None]
     return base.log_loss(theta[..., :size], {'n': x['n'] + (s + t * x['n']) * x['k'], 'd': x['d']}, xp)
 
-  def terms(theta, x):
-    f = base.terms(theta[..., :size])
+  def terms(theta, x, xp=np):
+    f = base.terms(theta[..., :size], xp=xp)
     s, t, k = theta[..., size], theta[..., size + 1], x['k']
     return dataclasses.replace(f, a=f.a - f.alpha * s * k, alpha=f.alpha * (1.0 + t * k))
 

@@ -39,11 +39,21 @@ def levels(column, tolerance: float = 0.02) -> np.ndarray:
 
 
 def isoflop_groups(o: Observations, tolerance: float = 0.1, least: int = 4) -> list[np.ndarray]:
-  """Row indices of runs whose C differ by less than `tolerance` from one to the next, with `least` sizes or more."""
-  order = np.argsort(o.C)
-  cuts = np.flatnonzero(np.diff(np.log(o.C[order])) > tolerance) + 1
-  groups = [g for g in np.split(order, cuts) if len(levels(o.N[g])) >= least]
-  return [g for g in groups if np.ptp(np.log(o.C[g])) < 5 * tolerance]
+  """Row indices of runs of nearly equal C (each within `tolerance` of ln C of the group's middle), by C.
+
+  Greedy: the compute with most runs around it first. A group has `least` sizes or more, over a factor of 2 or more.
+  """
+  c, left, groups = np.log(o.C), np.ones(len(o), bool), []
+  while left.any():
+    near = (np.abs(c[:, None] - c) <= tolerance) & left
+    centre = int(np.argmax(np.where(left, near.sum(1), -1)))
+    group = np.flatnonzero(near[centre])
+    if len(group) < least:
+      break
+    left[group] = False
+    if len(levels(o.N[group])) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
+      groups.append(group)
+  return sorted(groups, key=lambda g: c[g].mean())
 
 
 def _shape(o: Observations) -> list[Finding]:

@@ -212,15 +212,19 @@ def _minimise_block(problem, phi, loss, weights, pull, gauss, newton):
         grad, spread = grad + off[:, None] * by, np.hypot(spread, np.abs(off[:, None] * by))
         stiff = part.strength[:, None, None] * by[:, :, None] * by[:, None, :]
         gram, exact = gram + stiff, exact + stiff
-      scaled[live] = (np.abs(grad) / np.maximum(spread, 1e-300)).max(-1)
+      # a coordinate that moves no prediction any more (ln E of an E that went to zero) is not judged
+      least = 1e-3 * np.sqrt((slope ** 2).sum(-1, keepdims=True)) + 1e-300
+      scaled[live] = (np.abs(grad) / np.maximum(spread, least)).max(-1)
       unit = 1.0 / np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 1e-300))
       matrix = np.nan_to_num(exact * unit[:, :, None] * unit[:, None, :])
       eigen, vectors = np.linalg.eigh(matrix)
       along = (vectors.mT @ (grad * unit)[..., None])[..., 0] / (np.maximum(np.abs(eigen), 1e-13) + damping[live, None])
       moved = p - (vectors @ along[..., None])[..., 0] * unit
     new_r, new_value = _objective(problem.take(live), moved, loss, w, part)
-    better = new_value < value[live]
-    gain = np.where(better, (value[live] - new_value) / np.maximum(np.abs(value[live]), 1e-300), 0.0)
+    # near the minimum rounding of the residuals hides the gain of a step, which is then taken for its gradient's sake
+    rounding = 4e-16 * np.abs(slope).sum(-1) if step >= gauss else 0.0
+    better = new_value <= value[live] + rounding
+    gain = np.where(new_value < value[live], (value[live] - new_value) / np.maximum(np.abs(value[live]), 1e-300), 0.0)
     phi[live[better]], value[live[better]], r[live[better]] = moved[better], new_value[better], new_r[better]
     damping[live] = np.where(better, np.maximum(damping[live] / 5.0, 1e-15), np.minimum(damping[live] * 6.0, 1e6))
     quiet[live] = np.where(gain < 1e-13, quiet[live] + 1, 0)

@@ -51,6 +51,13 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
   return Doubt(thetas, spread, tuple(intervals))
 
 
+def parameter_row(interval: Interval, error: float) -> str:
+  """'alpha 0.3473 ± 0.0146   90 % [...]'; a parameter with an open end has a bound and no value."""
+  if not np.isfinite([interval.low, interval.high]).all() or interval.low == 0:
+    return f'{interval.name} {_bounded(interval)}'
+  return f'{interval.name} {interval.estimate:.5g} ± {error:.3g}   {_bounded(interval)}'
+
+
 def _bounded(interval: Interval) -> str:
   """An interval in words; an open end is a bound and not a number."""
   tail = '' if interval.coverage is None else f'   simulated coverage {100 * interval.coverage:.0f} %'
@@ -70,15 +77,13 @@ def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding]
   lines = [f'law {result.law.name}: {result.law.formula}', f'runs {len(result.observations)} of {result.observations.source}']
   intervals = {i.name: i for i in about.intervals} if about else {}
   errors = about.errors if about else result.errors
-  open_end = lambda i: i is not None and (not np.isfinite(i.high) or not np.isfinite(i.low) or i.low == 0)
   for name, value in result.values.items():
     if name in result.fixed:
       lines.append(f'{name} {value:.6g} fixed')
-    elif open_end(intervals.get(name)):
-      lines.append(f'{name} {_bounded(intervals[name])}')
+    elif name in intervals:
+      lines.append(parameter_row(intervals[name], errors[name]))
     else:
-      interval = f'   {_bounded(intervals[name])}' if name in intervals else ''
-      lines.append(f'{name} {value:.5g} ± {errors[name]:.3g}{interval}')
+      lines.append(f'{name} {value:.5g} ± {errors[name]:.3g}')
   loss = result.loss
   detail = (f'sigma {loss.sigma:.4g}, nu {loss.nu:.3g}' if loss.name == 'student_t' else '' if loss.name == 'squares' else
             f'delta {loss.delta:.4g}')
