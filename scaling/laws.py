@@ -41,7 +41,6 @@ class Law:
   jacobian(theta, x): d ln loss / d theta, [..., rows, P]. terms(theta, x, xp): standard form, at x if the law maps
   columns. pairs: (scale, exponent, column, factor); centring a column moves the scale's log by factor * mean *
   exponent. bounds: displayed values outside which a fit is suspect. start: additive coordinates -> theta[..., P].
-  grid: values to start the coordinates beyond those from.
   """
   name: str
   formula: str
@@ -55,7 +54,6 @@ class Law:
   pairs: tuple = (('A', 'alpha', 'n', 1.0), ('B', 'beta', 'd', 1.0))
   columns: tuple[str, ...] = ('n', 'd')
   bounds: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=lambda: dict(EXPONENTS))
-  grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
   def display(self, theta) -> dict[str, np.ndarray]:
     """Displayed values (E, A, B not as logarithms) of theta[..., P]."""
