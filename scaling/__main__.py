@@ -56,7 +56,9 @@ Repeats stop where seed noise is below the misfit allowed to a run far below C.
 Example:
   python -m scaling design --runs=runs --compute_target=1e20 --budget=1e18 --seed_noise=0.002
 """,
-    'compare': """python -m scaling compare: laws by prediction (fitted below a compute, tested above), and a ledger's entries.
+    'compare': """python -m scaling compare: laws by prediction, approaches side by side, and a ledger's entries.
+
+A law is fitted below a compute and tested above it, for every compute that leaves enough runs.
 
 With --ledger, --name and --measured what a run measured is written beside its prediction, and the two are shown.
 
@@ -78,7 +80,7 @@ FLAGS_OF = {
 
 flags.DEFINE_string('runs', '', 'folder of runs with result.json, or a CSV')
 flags.DEFINE_string('columns', '', 'headers of standard names that are not found: N=params,loss=c4')
-flags.DEFINE_string('units', '', 'units: loss=nats|bits, N and D=1|thousands|millions|billions|log10, C=flop|pflop_days')
+flags.DEFINE_string('units', '', 'loss=nats|bits, N and D=1|thousands|millions|billions|log10, C=flop|pflop_days')
 flags.DEFINE_string('exclude', '', 'drop the rows where this column is not zero')
 flags.DEFINE_string('where', '', 'keep the rows where every comparison holds: role=train,N<2e9,mult=1|2')
 flags.DEFINE_string('params', '', 'what N counts: given | total | no_input | body; empty: the first there is')
@@ -257,7 +259,8 @@ def run_design() -> int:
                           misfit=FLAGS.misfit)
   print(f'{"N":>10s} {"D":>10s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln N_opt({_target(result.observations):.3g})')
   for item in bought[:FLAGS.most]:
-    print(f'{item.N:10.4g} {item.D:10.4g} {item.repeat:6d} {item.cost:10.3g}   {item.sd_before:.4f} -> {item.sd_after:.4f}')
+    print(f'{item.N:10.4g} {item.D:10.4g} {item.repeat:6d} {item.cost:10.3g}   '
+          f'{item.sd_before:.4f} -> {item.sd_after:.4f}')
   if len(bought) > FLAGS.most:
     print(f'and {len(bought) - FLAGS.most} more, to {bought[-1].sd_after:.4f}')
   return _end(result)
@@ -298,7 +301,8 @@ COMMANDS = {'fit': run_fit, 'predict': run_predict, 'plan': run_plan, 'design': 
 def _help(command: str) -> str:
   if command not in HELP:
     return __doc__
-  names = FLAGS_OF['table'] + (FLAGS_OF['fitting'] if command != 'compare' else FLAGS_OF['fitting'][1:4]) + FLAGS_OF[command]
+  fitting = FLAGS_OF['fitting'] if command != 'compare' else FLAGS_OF['fitting'][1:4]
+  names = FLAGS_OF['table'] + fitting + FLAGS_OF[command]
   lines = [HELP[command], 'Flags:']
   for name in names:
     flag = FLAGS[name]

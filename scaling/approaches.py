@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from scaling.fit import Fit, fit
-from scaling.laws import additive, law as law_of
+from scaling.laws import law as law_of
 from scaling.lints import isoflop_groups
 from scaling.objective import Loss
 from scaling.table import Observations, TableError
@@ -59,7 +59,8 @@ def envelope(o: Observations) -> Optima:
   """Approach 1: the line through the sizes on the frontier. Biased to the sizes on the grid; end points only."""
   index = frontier(o)
   if len(np.unique(o.N[index])) < 3:
-    raise TableError(f'envelope: {len(np.unique(o.N[index]))} sizes on the frontier of {len(o)} runs; expected 3 or more')
+    raise TableError(f'envelope: {len(np.unique(o.N[index]))} sizes on the frontier of {len(o)} runs; expected 3 or '
+                     'more')
   return _line('1 envelope', o.C[index], o.N[index])
 
 

@@ -172,8 +172,8 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
   x, y = observations.x, observations.y
   problem = Problem.of(law, x, y, fixed)
   if len(y) <= len(problem.free):
-    raise TableError(f'{len(y)} rows cannot determine {len(problem.free)} parameters of the law {law.name}; expected at '
-                     f'least {len(problem.free) + 1}')
+    raise TableError(f'{len(y)} rows cannot determine {len(problem.free)} parameters of the law {law.name}; expected '
+                     f'at least {len(problem.free) + 1}')
   if np.ptp(x['n']) == 0 or np.ptp(x['d']) == 0:
     raise TableError(f'all rows have the same {"N" if np.ptp(x["n"]) == 0 else "D"}; a law needs several')
   given = starts is not None
@@ -214,7 +214,7 @@ def _starts(law: Law, problem: Problem, ranked):
 
 def _finish(problem, phi, loss, value, gradient, starts, agreeing, observations, fixed) -> Fit:
   law, theta = problem.law, problem.theta(phi)
-  rows, free = len(problem.y), len(phi)
+  free = len(phi)
   second, terms = hessian(problem, phi, loss)
   unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diagonal(second)), 1e-300))
   eigen, vectors = np.linalg.eigh(second * np.outer(unit, unit))
@@ -227,7 +227,8 @@ def _finish(problem, phi, loss, value, gradient, starts, agreeing, observations,
         np.ix_(problem.free, problem.free)]
     correlation = inner / np.sqrt(np.outer(np.diagonal(inner), np.diagonal(inner)))
   residual = problem.residual(phi[None])[0]
-  out = Fit(law, theta, loss, float(value), float(gradient), starts, agreeing, covariance, residual, observations, fixed)
+  out = Fit(law, theta, loss, float(value), float(gradient), starts, agreeing, covariance, residual, observations,
+            fixed)
   if not out.accepted:
     notes.append(f'not accepted: {agreeing} of {starts} starts reach the objective (2 expected), scaled gradient '
                  f'{gradient:.1e} (below {GRADIENT:.0e} expected)')

@@ -179,7 +179,8 @@ def tied() -> Law:
   """The additive law with one exponent: the optimal ratio of tokens to parameters does not depend on compute."""
   chain = {**_links('e', 'a', 'b', 'alpha'), 'beta': [(3, 1.0)]}
   return Law('tied', 'E + A/N^alpha + B/D^alpha', 'Muennighoff et al. 2023, arXiv:2305.16264, appendix A', STANDARD[:4],
-             *_two_terms(lambda t, xp: (*t, t[3], None), chain), pairs=(('A', 'alpha', 'n', 1.0), ('B', 'alpha', 'd', 1.0)),
+             *_two_terms(lambda t, xp: (*t, t[3], None), chain),
+             pairs=(('A', 'alpha', 'n', 1.0), ('B', 'alpha', 'd', 1.0)),
              start=lambda s: np.stack([s[..., 0], s[..., 1], s[..., 2], (s[..., 3] + s[..., 4]) / 2], -1),
              bounds={'alpha': (0.01, 3.0)})
 
@@ -289,9 +290,10 @@ def experts(base: Law) -> Law:
     return dataclasses.replace(f, a=f.a - f.alpha * s * k, alpha=f.alpha * (1.0 + t * k))
 
   return Law(f'experts_{base.name}', f'{base.formula} at ln N + (s + t ln N) ln K',
-             f'Clark et al. 2022, arXiv:2202.01169, sections 4 and 5; head: {base.source}', base.parameters + ('s', 't'),
-             log_loss, _complex_step(log_loss), terms, start=lambda v: _append([(0.5,), (0.0,)])(base.start(v)),
-             logs=base.logs, pairs=base.pairs, columns=('n', 'd', 'k'), bounds=dict(base.bounds))
+             f'Clark et al. 2022, arXiv:2202.01169, sections 4 and 5; head: {base.source}',
+             base.parameters + ('s', 't'), log_loss, _complex_step(log_loss), terms,
+             start=lambda v: _append([(0.5,), (0.0,)])(base.start(v)), logs=base.logs, pairs=base.pairs,
+             columns=('n', 'd', 'k'), bounds=dict(base.bounds))
 
 
 LAWS = {'additive': additive, 'tied': tied, 'kaplan': kaplan, 'coupled': coupled, 'overtraining': overtraining,

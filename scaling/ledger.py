@@ -70,7 +70,8 @@ def measure(path: str | pathlib.Path, name: str, loss: float) -> dict:
   predicted = [r for r in records if r['kind'] == 'prediction' and r['name'] == name]
   if not predicted:
     names = [r['name'] for r in records if r['kind'] == 'prediction']
-    raise TableError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}{nearest(name, names)}')
+    raise TableError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}'
+                     f'{nearest(name, names)}')
   if any(r['kind'] == 'measurement' and r['name'] == name for r in records):
     raise TableError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
   if not loss > 0:

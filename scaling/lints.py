@@ -62,16 +62,16 @@ def _shape(o: Observations) -> list[Finding]:
   decades = float(np.log10(o.C.max() / o.C.min()))
   corner = np.corrcoef(np.log(o.N * o.D), o.loss)[0, 1] if decades > 0 else 0.0
   if corner > 0:
-    out.append(Finding('not_falling', True, f'loss rises with N and D (correlation {corner:+.2f}); expected a loss, not '
-                       'an accuracy or a log likelihood'))
+    out.append(Finding('not_falling', True, f'loss rises with N and D (correlation {corner:+.2f}); expected a loss, '
+                       'not an accuracy or a log likelihood'))
   if len(sizes) < SIZES:
     out.append(Finding('few_sizes', True, f'{len(sizes)} distinct N ({", ".join(f"{v:.4g}" for v in sizes)}); expected '
                        f'{SIZES} or more, so that an exponent is more than a line through its ends'))
   if len(tokens) < 3:
     out.append(Finding('few_tokens', True, f'{len(tokens)} distinct D; expected 3 or more'))
   if decades < DECADES:
-    out.append(Finding('short_range', True, f'C spans {decades:.2f} decades ({o.C.min():.3g} to {o.C.max():.3g} FLOPs); '
-                       f'expected {DECADES} or more'))
+    out.append(Finding('short_range', True, f'C spans {decades:.2f} decades ({o.C.min():.3g} to {o.C.max():.3g} '
+                       f'FLOPs); expected {DECADES} or more'))
   edges, inside = [], 0
   for group in isoflop_groups(o):
     best = group[np.argmin(o.loss[group])]
@@ -101,8 +101,8 @@ def _cells(o: Observations, runs: Runs) -> list[Finding]:
                        'every interval'))
   if seeds:
     spread = max(abs(float(np.log(o.loss[j] / o.loss[i]))) for i, j in seeds)
-    out.append(Finding('seeds', False, f'{len(seeds)} cells have several losses, up to {100 * spread:.2f} % apart: taken '
-                       'as seeds'))
+    out.append(Finding('seeds', False, f'{len(seeds)} cells have several losses, up to {100 * spread:.2f} % apart: '
+                       'taken as seeds'))
   return out
 
 
@@ -111,15 +111,15 @@ def _units(o: Observations, uninformed: float | None) -> list[Finding]:
   for name, column in (('N', o.N), ('D', o.D)):
     if column.max() < 30:
       kind = 'log10' if name == 'N' and column.max() < 13 or name == 'D' and column.max() < 15 else 'natural logarithm'
-      out.append(Finding('log10_column', True, f'{name} lies in [{column.min():.4g}, {column.max():.4g}]: a {kind} or a '
-                         f'scaled count, not a count; say --units={name}=log10 (or millions, billions)'))
+      out.append(Finding('log10_column', True, f'{name} lies in [{column.min():.4g}, {column.max():.4g}]: a {kind} or '
+                         f'a scaled count, not a count; say --units={name}=log10 (or millions, billions)'))
     elif column.max() < 1000 * (1 if name == 'N' else 1000) and o.C.max() > 1e15:
-      out.append(Finding('scaled_column', True, f'{name} is at most {column.max():.4g} while C reaches {o.C.max():.3g}; '
-                         f'say --units={name}=millions or billions if it is scaled'))
+      out.append(Finding('scaled_column', True, f'{name} is at most {column.max():.4g} while C reaches '
+                         f'{o.C.max():.3g}; say --units={name}=millions or billions if it is scaled'))
   if o.loss.max() > 20:
     worst = int(np.argmax(o.loss))
-    out.append(Finding('perplexity', True, f'{o.rows[worst]}: loss={o.loss[worst]:.5g} is more than ln of any vocabulary; '
-                       'a perplexity? expected nats per token, ln(perplexity)'))
+    out.append(Finding('perplexity', True, f'{o.rows[worst]}: loss={o.loss[worst]:.5g} is more than ln of any '
+                       'vocabulary; a perplexity? expected nats per token, ln(perplexity)'))
   if uninformed is not None and (o.loss > uninformed * 1.02).any():
     over = o.loss > uninformed * 1.02
     worst = int(np.argmax(o.loss))
@@ -180,8 +180,8 @@ def _mixed_units(o: Observations) -> list[Finding]:
   off = np.abs(np.abs(r) - np.log(1.0 / np.log(2.0))) < 0.08
   if usual < 0.03 and off.sum() > 1 and off.mean() < 0.5:
     kind = 'bits' if np.median(r[off]) > 0 else 'nats'
-    return [Finding('mixed_units', False, f'{_names(o.rows, off)}: loss is {np.exp(np.median(r[off])):.2f} times what the '
-                    f'other runs suggest, as if these rows alone were in {kind}')]
+    return [Finding('mixed_units', False, f'{_names(o.rows, off)}: loss is {np.exp(np.median(r[off])):.2f} times what '
+                    f'the other runs suggest, as if these rows alone were in {kind}')]
   return []
 
 
@@ -206,8 +206,8 @@ def _settings(o: Observations, runs: Runs) -> list[Finding]:
       if len(np.unique(rates[here])) >= 3:
         best = here[np.argmin(o.loss[here])]
         if rates[best] in (rates[here].min(), rates[here].max()):
-          out.append(Finding('rate_edge', True, f'{o.rows[best]}: the best learning rate {rates[best]:g} of N={cell[0]:.4g}, '
-                             f'D={cell[1]:.4g} is at the edge of the sweep [{rates[here].min():g}, '
+          out.append(Finding('rate_edge', True, f'{o.rows[best]}: the best learning rate {rates[best]:g} of '
+                             f'N={cell[0]:.4g}, D={cell[1]:.4g} is at the edge of the sweep [{rates[here].min():g}, '
                              f'{rates[here].max():g}]'))
           break
   return out

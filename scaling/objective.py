@@ -115,7 +115,8 @@ class Problem:
     fixed = fixed or {}
     for name in fixed:
       if name not in law.parameters:
-        raise TableError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}{nearest(name, law.parameters)}')
+        raise TableError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}'
+                         f'{nearest(name, law.parameters)}')
     base, full = np.zeros(len(law.parameters)), np.eye(len(law.parameters))
     place = {name: i for i, name in enumerate(law.parameters)}
     for name, value in fixed.items():
@@ -174,7 +175,8 @@ def minimise(problem: Problem, phi, loss: Loss, weights=None, pull: Pull | None 
     part = slice(start, start + 64)
     index = np.arange(lanes)[part]
     phi[part], value[part], gradient[part] = _minimise_block(
-        problem.take(index), phi[part], loss.take(index), weights[part], None if pull is None else pull.take(index), gauss, newton)
+        problem.take(index), phi[part], loss.take(index), weights[part],
+        None if pull is None else pull.take(index), gauss, newton)
   return phi, value, gradient
 
 

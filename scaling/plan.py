@@ -116,7 +116,9 @@ def with_repetition(result: Fit, C: float, unique: float) -> Plan:
   D = C / (6.0 * sizes[best])
   epochs = max(D / unique, 1.0)
   seen = (result.observations.D / result.observations.U).max()
-  notes = _far(result, C) + ((f'{epochs:.1f} epochs, more than the {seen:.1f} of any fitted run',) if epochs > seen else ())
+  notes = _far(result, C)
+  if epochs > seen:
+    notes += (f'{epochs:.1f} epochs, more than the {seen:.1f} of any fitted run',)
   return Plan(float(sizes[best]), float(D), C, float(losses[best]), C, _near(sizes, losses), float(epochs), notes)
 
 

@@ -1,4 +1,4 @@
-"""Figures of runs, laws and their doubt. Each returns a Chart; `save` writes it as PNG and SVG beside the CSV behind it.
+"""Figures of runs, laws and their doubt. Each returns a Chart; `save` writes PNG, SVG and the CSV behind it.
 
 matplotlib is imported when a figure is drawn. A chart's series is a table: what a reader needs to draw it again.
 """
@@ -92,7 +92,8 @@ def isoflops(o: Observations, result: Fit | None = None) -> Chart:
 
 def contours(o: Observations, result: Fit) -> Chart:
   """Contours of the law's loss over N and C = 6 N D, the runs, and the efficient frontier."""
-  figure, axes = _axes(f'{result.law.name}: loss over compute and size', 'training compute C (FLOPs)', 'parameters N', 'xy')
+  figure, axes = _axes(f'{result.law.name}: loss over compute and size', 'training compute C (FLOPs)', 'parameters N',
+                       'xy')
   C = np.geomspace(o.C.min() / 2, o.C.max() * 20, 70)
   N = np.geomspace(o.N.min() / 2, o.N.max() * 4, 60)
   grid_c, grid_n = np.meshgrid(C, N)

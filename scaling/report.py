@@ -12,7 +12,7 @@ import numpy as np
 
 from scaling import plot
 from scaling.approaches import Optima, side_by_side
-from scaling.fit import Fit
+from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
@@ -42,7 +42,8 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
           fit_scale: bool = False) -> Doubt:
   """Bootstrap and profile of a fit. C: FLOPs of the decision. simulations 0: no coverage."""
   thetas = bootstrap(result, draws, kind)
-  spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items() if name not in result.fixed}
+  spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
+            if name not in result.fixed}
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
   if simulations:
@@ -74,7 +75,8 @@ def _bounded(interval: Interval) -> str:
 
 def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding] = ()) -> str:
   """A row a parameter (value, standard error, interval), the objective, the correlations and every doubt in words."""
-  lines = [f'law {result.law.name}: {result.law.formula}', f'runs {len(result.observations)} of {result.observations.source}']
+  lines = [f'law {result.law.name}: {result.law.formula}',
+           f'runs {len(result.observations)} of {result.observations.source}']
   intervals = {i.name: i for i in about.intervals} if about else {}
   errors = about.errors if about else result.errors
   for name, value in result.values.items():
@@ -85,9 +87,9 @@ def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding]
     else:
       lines.append(f'{name} {value:.5g} ± {errors[name]:.3g}')
   loss = result.loss
-  detail = (f'sigma {loss.sigma:.4g}, nu {loss.nu:.3g}' if loss.name == 'student_t' else '' if loss.name == 'squares' else
-            f'delta {loss.delta:.4g}')
-  lines.append(f'objective {result.objective:.7g} ({loss.name} {detail}, sum over {len(result.observations)} rows; '
+  detail = (f' sigma {loss.sigma:.4g}, nu {loss.nu:.3g}' if loss.name == 'student_t' else
+            '' if loss.name == 'squares' else f' delta {loss.delta:.4g}')
+  lines.append(f'objective {result.objective:.7g} ({loss.name}{detail}, sum over {len(result.observations)} rows; '
                f'{result.agreeing} of {result.starts} starts agree, scaled gradient {result.gradient:.1e})')
   lines.append(f'rms residual {100 * result.rms:.3f} % of the loss')
   lines += [f'{name} {_line(i)}' for name, i in intervals.items() if name not in result.values]
@@ -98,6 +100,11 @@ def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding]
   lines.append('correlation ' + ' '.join(f'{n:>7s}' for n in names))
   for name, row in zip(names, np.atleast_2d(matrix)):
     lines.append(f'{name:>11s} ' + ' '.join(f'{v:+7.3f}' for v in row))
+  short = [i for i in intervals.values() if i.coverage is not None and i.coverage < i.level - 0.05]
+  if short:
+    worst = min(short, key=lambda i: i.coverage)
+    lines.append(f'doubt: simulated coverage {100 * worst.coverage:.0f} % of {worst.name} is below {100 * worst.level:g} %; '
+                 'a delta fitted to the residuals (--delta=0) is better calibrated')
   lines += [f'doubt: {note}' for note in result.notes] + [f'warning: {f}' for f in findings]
   return '\n'.join(lines)
 
@@ -112,7 +119,8 @@ def comparison(rollouts: Sequence[Rollout], rms: Sequence[float]) -> str:
   lines = [f'{"law":<14s} {"inside %":>9s} {"beyond %":>9s} {"weight":>7s}']
   for item, inside, part in zip(rollouts, rms, shares):
     lines.append(f'{item.law:<14s} {100 * inside:9.3f} {100 * item.score:9.3f} {part:7.3f}')
-  lines.append(f'preferred {rollouts[int(np.argmax(shares))].law} ({len(rollouts[0].cut)} cuts, fitted below, predicted above)')
+  best = rollouts[int(np.argmax(shares))].law
+  lines.append(f'preferred {best} ({len(rollouts[0].cut)} cuts, fitted below, predicted above)')
   return '\n'.join(lines)
 
 
@@ -126,7 +134,8 @@ def approaches_text(found: Sequence[Optima], left: Sequence[str], C: float) -> s
 
 
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
-         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'), findings: Sequence[Finding] = ()) -> pathlib.Path:
+         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'),
+         findings: Sequence[Finding] = ()) -> pathlib.Path:
   """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path."""
   folder = pathlib.Path(folder)
   texts, charts = [('Fit', summary(result, about, findings))], {}
@@ -139,7 +148,6 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
     charts['optimum'] = plot.optimum_band(o, result, about.draws, others=found[:3])
   try:
     rollouts = [rollout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
-    from scaling.fit import fit
     texts.append(('Choice of law', comparison(rollouts, [fit(o, law_of(name), loss).rms for name in laws])))
     charts['rollout'] = plot.rollout_error(rollouts)
   except ValueError as error:
@@ -155,5 +163,6 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   path = folder / 'index.html'
   path.write_text('<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Scaling report</title>\n'
                   '<style>body{font:15px sans-serif;max-width:62em;margin:2em auto}pre{overflow-x:auto}'
-                  'img{max-width:100%}</style>\n' + f'<h1>{html.escape(o.source)}</h1>\n' + '\n'.join(body) + '\n</html>\n')
+                  'img{max-width:100%}</style>\n' + f'<h1>{html.escape(o.source)}</h1>\n' + '\n'.join(body) +
+                  '\n</html>\n')
   return path

@@ -16,7 +16,7 @@ from scaling.table import Observations, TableError
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """One law's errors. cut: largest compute fitted, FLOPs. error: rms ln loss of the runs above it. runs: fitted, held."""
+  """One law's errors. cut: largest compute fitted, FLOPs. error: rms ln loss above it. runs: fitted, held."""
   law: str
   cut: np.ndarray
   error: np.ndarray
@@ -29,7 +29,8 @@ class Rollout:
     return float(np.sqrt(np.mean(self.error ** 2)))
 
 
-def rollout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2, cuts=None, reach: float = 0.0) -> Rollout:
+def rollout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2, cuts=None,
+            reach: float = 0.0) -> Rollout:
   """Errors of a law at every cut (or at `cuts`, FLOPs). reach: only cuts at most C_max/reach.
 
   A cut needs two rows more than the law with most parameters has (8), so that all laws meet the same cuts; a refit that

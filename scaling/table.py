@@ -218,7 +218,8 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
   path = pathlib.Path(path)
   for name, unit in (units or {}).items():
     if name not in UNITS:
-      raise TableError(f'units: {name!r} has no unit to choose; expected one of {", ".join(UNITS)}{nearest(name, UNITS)}')
+      raise TableError(f'units: {name!r} has no unit to choose; expected one of {", ".join(UNITS)}'
+                       f'{nearest(name, UNITS)}')
     if unit not in UNITS[name]:
       raise TableError(f'units: {name}={unit!r}; expected one of {", ".join(UNITS[name])}{nearest(unit, UNITS[name])}')
   if path.is_dir():
@@ -292,7 +293,8 @@ def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[s
   out = {}
   for name, column in given.items():
     if column not in header:
-      raise TableError(f'{source}: no column {column!r} for {name}; it has {", ".join(header)}{nearest(column, header)}')
+      raise TableError(f'{source}: no column {column!r} for {name}; it has {", ".join(header)}'
+                       f'{nearest(column, header)}')
     out[column] = name
   for name, others in NAMES.items():
     if name in given or name in header:
@@ -312,7 +314,8 @@ def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[s
       if bits:
         raise TableError(f'{source}: no loss in nats per token; map {bits[0]!r} with --columns=loss={bits[0]} '
                          '--units=loss=bits if it is in bits per token')
-      raise TableError(f'{source}: no column {name!r} among {", ".join(header)}; map one with --columns={name}=...{hint}')
+      raise TableError(f'{source}: no column {name!r} among {", ".join(header)}; map one with '
+                       f'--columns={name}=...{hint}')
   return out
 
 
@@ -356,7 +359,7 @@ def _build(source, header, records, rows, columns, units, warnings) -> Runs:
 
 
 def best_rate(runs: Runs) -> Runs:
-  """The row of least loss in each cell of equal N and D that was run at several learning rates; other rows as they are."""
+  """The rows at the best learning rate of each cell of equal N and D that has several; other rows as they are."""
   if 'lr' not in runs.numbers:
     return runs
   observed, rates = runs.observe(), runs.numbers['lr']

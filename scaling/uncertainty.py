@@ -87,7 +87,8 @@ def regret(law: Law, thetas, C: float, N: float) -> np.ndarray:
   """Loss lost, in nats per token, by training N parameters and not N_opt on C FLOPs, for each theta."""
   thetas = np.atleast_2d(thetas)
   chosen = np.full(len(thetas), np.log(N))
-  return np.exp(_at(law, thetas, chosen, np.log(C / 6.0) - chosen)) - np.exp(_at(law, thetas, *allocation(law, thetas, C)))
+  here = _at(law, thetas, chosen, np.log(C / 6.0) - chosen)
+  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C)))
 
 
 def _state(result: Fit):
@@ -96,10 +97,11 @@ def _state(result: Fit):
 
 
 def _significance(loss: Loss, residual, free: int):
-  """Factor that makes 2 (rho_constrained - rho) of residuals [..., rows] follow F(1, n - p): mean curvature over mean psi^2.
+  """Factor that makes 2 (rho_constrained - rho) of residuals [..., rows] follow F(1, n - p).
 
-  The likelihood-ratio-type test for M-estimates (Ronchetti 1982); the curvature of a kinked objective is smoothed over
-  a bandwidth. For squares the factor is one over the variance, and the test is exact for a linear law.
+  Mean curvature over mean psi^2: the likelihood-ratio-type test for M-estimates (Ronchetti 1982). The curvature of a
+  kinked objective is smoothed over a bandwidth. For squares the factor is one over the variance, and the test is exact
+  for a linear law.
   """
   rows = residual.shape[-1]
   variance = (loss.psi(residual) ** 2).sum(-1) / (rows - free)
@@ -196,7 +198,7 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
   rng, rows = np.random.default_rng(seed), len(problem.y)
   starts = np.repeat(phi[None], count, 0)
   if kind == 'residual':
-    simulated = _simulate(result, rng, count)
+    simulated = simulate(result, rng, count)
     return problem.theta(minimise(simulated, starts, result.loss)[0])
   if kind == 'pairs':
     weights = rng.multinomial(rows, np.full(rows, 1.0 / rows), count).astype(float)
@@ -209,7 +211,7 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
   return problem.theta(minimise(problem, starts, result.loss, weights)[0])
 
 
-def _simulate(result: Fit, rng, count: int) -> Problem:
+def simulate(result: Fit, rng, count: int) -> Problem:
   """Problems of the same runs with losses [count, rows] of the law plus resampled residuals, in one batch."""
   problem, _ = _state(result)
   rows, free = len(problem.y), result.free
@@ -236,13 +238,13 @@ def coverage(result: Fit, quantities: Sequence[Quantity], level: float = 0.9, co
   delta to each table (default: if it was fitted here).
   """
   problem, phi = _state(result)
-  simulated = _simulate(result, np.random.default_rng(seed), count)
-  inside, _ = _covered(simulated, np.repeat(phi[None], count, 0), result.theta, result.loss, quantities, level,
+  simulated = simulate(result, np.random.default_rng(seed), count)
+  inside, _ = covered(simulated, np.repeat(phi[None], count, 0), result.theta, result.loss, quantities, level,
                        bool(fit_scale))
   return inside.mean(1)
 
 
-def _covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: float, fit_scale: bool):
+def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: float, fit_scale: bool):
   """(inside[quantities, tables], theta[tables, P]) of a batch of tables whose y is [tables, rows]."""
   count, rows = simulated.y.shape
   free = starts.shape[-1]

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(*arguments):
-  return subprocess.run([sys.executable, '-m', 'scaling', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return subprocess.run([sys.executable, '-m', 'scaling', *arguments], cwd=ROOT, capture_output=True, text=True,
+                        timeout=300)
 
 
 def test_fit_prints_a_row_a_parameter_and_the_objective(tables):
@@ -39,8 +40,8 @@ def test_fit_prints_a_row_a_parameter_and_the_objective(tables):
 def test_refusals_are_one_line_and_exit_2(tmp_path):
   path = tmp_path / 'runs.csv'
   path.write_text('N,D,loss\n1e6,1e8,3\n2e6,1e8,2.9\n')
-  for arguments, words in ((['fit', f'--runs={path}'], 'few_sizes'), (['fti'], "did you mean 'fit'"), (['fit'], '--runs'),
-                           (['predict', f'--runs={path}'], 'expected the parameters and tokens'),
+  for arguments, words in ((['fit', f'--runs={path}'], 'few_sizes'), (['fti'], "did you mean 'fit'"),
+                           (['fit'], '--runs'), (['predict', f'--runs={path}'], 'expected the parameters and tokens'),
                            (['fit', f'--runs={path}', 'x'], "'x' is not a flag")):
     done = run(*arguments)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1 and not done.stdout

@@ -55,7 +55,8 @@ def test_inference_aware_as_published(hoffmann):
 
 def test_budgets(hoffmann):
   rates = plan.Rates(flops_per_second=4e14, dollars_per_hour=2.5)
-  assert rates.flops(3600, 'seconds') == pytest.approx(1.44e18) and rates.flops(2.5, 'dollars') == pytest.approx(1.44e18)
+  assert rates.flops(3600, 'seconds') == pytest.approx(1.44e18)
+  assert rates.flops(2.5, 'dollars') == pytest.approx(1.44e18)
   for act, words in ((lambda: plan.Rates().flops(5, 'seconds'), 'needs flops_per_second'),
                      (lambda: rates.flops(5, 'dolars'), "did you mean 'dollars'"),
                      (lambda: rates.flops(-1), 'budget=-1'), (lambda: plan.Rates(-3.0), 'flops_per_second=-3.0'),
@@ -73,8 +74,8 @@ def test_with_repetition_agrees_without_a_limit_and_repeats_with_one(known):
   theta = law.coordinates(values)
   n, d = (g.ravel() for g in np.meshgrid(np.geomspace(1e8, 5e9, 5), np.geomspace(1e9, 1e11, 5), indexing='ij'))
   o = Observations.of(n, d, law.loss(theta, n, d, np.full(25, 4e9)), U=np.full(25, 4e9))
-  result = dataclasses.replace(fit(o, law, Loss('squares'), fixed={k: values[k] for k in ('E', 'A', 'B', 'alpha', 'R_N')}),
-                               theta=theta)
+  fixed = {k: values[k] for k in ('E', 'A', 'B', 'alpha', 'R_N')}
+  result = dataclasses.replace(fit(o, law, Loss('squares'), fixed=fixed), theta=theta)
   free = plan.with_repetition(result, 1e20, 1e15)
   n_opt, _ = laws.allocation(base, theta[:4], 1e20)
   assert free.N == pytest.approx(np.exp(n_opt), rel=0.01) and free.epochs == 1.0
@@ -120,7 +121,8 @@ def test_parabolas_are_biased_and_exact_slices_are_not(alpha, beta, bias):
   true = np.exp(laws.allocation(law, theta, 1e19)[0])
   parabola, exact = approaches.isoflop(o), approaches.isoflop_exact(o)
   assert true / parabola.n_opt(1e19) - 1 == pytest.approx(bias, abs=2e-3)  # the bias in tokens
-  assert exact.n_opt(1e19) == pytest.approx(true, rel=1e-4) and exact.a == pytest.approx(beta / (alpha + beta), abs=1e-4)
+  assert exact.n_opt(1e19) == pytest.approx(true, rel=1e-4)
+  assert exact.a == pytest.approx(beta / (alpha + beta), abs=1e-4)
   found, left = approaches.side_by_side(o, Loss('squares'), ('additive',))
   assert [f.approach[0] for f in found] == ['1', '2', '2', '3'] and not left
   assert found[-1].a == pytest.approx(beta / (alpha + beta), abs=1e-3)
@@ -156,7 +158,8 @@ def test_olmo_ladder(tables):
   assert len(o) == 16
   assert float(fit(o).predict(13202396160, 5.0000885e12)) == pytest.approx(2.3444, abs=2e-4)
   o = ladder.observe()
-  errors = {name: rollout.rollout(o, laws.law(name), cuts=[o.C.max() / 10]).error[0] for name in ('additive', 'coupled')}
+  errors = {name: rollout.rollout(o, laws.law(name), cuts=[o.C.max() / 10]).error[0]
+            for name in ('additive', 'coupled')}
   assert errors['coupled'] < 0.0035 and errors['additive'] == pytest.approx(0.017, abs=0.001)
 
 
@@ -199,7 +202,8 @@ def test_rollout_tests_only_what_it_did_not_fit(known):
 
 def test_ledger_is_never_rewritten(tmp_path):
   path = tmp_path / 'ledger.jsonl'
-  entry = dict(N=1e6, D=1e8, loss=2.0, low=1.9, high=2.1, level=0.9, law='additive', objective='huber', runs=20, source='x')
+  entry = dict(N=1e6, D=1e8, loss=2.0, low=1.9, high=2.1, level=0.9, law='additive', objective='huber',
+               runs=20, source='x')
   ledger.predict(path, 'largest', **entry)
   ledger.predict(path, 'other', **entry)
   first = path.read_text()
@@ -214,7 +218,8 @@ def test_ledger_is_never_rewritten(tmp_path):
     ledger.measure(path, 'largest', 2.0)
   assert path.read_text().startswith(first) and len(ledger.read(path)) == 4
   lines = path.read_text().splitlines()
-  for changed in (lines[1:], [lines[1], lines[0], *lines[2:]], [lines[0].replace('"loss": 2.0', '"loss": 2.08'), *lines[1:]],
+  for changed in (lines[1:], [lines[1], lines[0], *lines[2:]],
+                  [lines[0].replace('"loss": 2.0', '"loss": 2.08'), *lines[1:]],
                   [json.dumps({**json.loads(lines[0]), 'high': 3.0}, sort_keys=True), *lines[1:]]):
     path.write_text('\n'.join(changed) + '\n')
     with pytest.raises(TableError, match='was changed after it was written'):

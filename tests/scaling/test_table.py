@@ -82,8 +82,9 @@ REFUSED = {
     'misspelt loss': (text([{('los' if k == 'loss' else k): v for k, v in row.items()} for row in good()]),
                       "did you mean 'los'"),
     'column twice': ('N,N,D,loss\n1,1,2,3\n', "'N' appears 2 times"),
-    'two columns for N': (text(
-        [{'params': r['N'], 'parameters': r['N'], 'D': r['D'], 'loss': r['loss']} for r in good()]), "both 'params' and 'parameters' could be N"),
+    'two columns for N': (
+        text([{'params': r['N'], 'parameters': r['N'], 'D': r['D'], 'loss': r['loss']} for r in good()]),
+        "both 'params' and 'parameters' could be N"),
     'ragged row': (text(good()).replace(',0.001\r\n', '\r\n', 1), 'line 2: 6 cells; expected 7'),
     'word for a number': (one(3, loss='diverged'), "line 5: loss='diverged' is not a number"),
     'suffix': (one(0, N='12.345M'), 'write 1.2345e+07'),
@@ -109,13 +110,15 @@ REFUSED = {
                     '--units=loss=bits'),
     'accuracy': (each(loss=lambda r: 1 / r['loss']), 'not_falling: loss rises'),
     'swapped': (each(N=lambda r: r['D'], D=lambda r: r['N']), 'swapped: 19 of 20 rows'),
-    'D divided by 6N twice': (each(D=lambda r: r['D'] / (6 * r['N'])), 'compute: C/(6ND) is 6N: D was divided by 6N twice'),
+    'D divided by 6N twice': (each(D=lambda r: r['D'] / (6 * r['N'])),
+                              'compute: C/(6ND) is 6N: D was divided by 6N twice'),
     'D divided by 6 twice': (each(D=lambda r: r['D'] / 6), 'compute: C/(6ND) is 6: D was divided by 6 twice'),
     'C without the 6': (each(C=lambda r: r['N'] * r['D']), 'compute: C is N D, without the 6'),
     'C of the forward pass': (each(C=lambda r: 2 * r['N'] * r['D']), 'compute: C is 2ND'),
     'C in PFLOP-days': (each(C=lambda r: r['C'] / 8.64e19), 'C=pflop_days'),
     'few steps': (one(7, steps=40), 'few_steps: line 9'),
-    'mixed schedules': (one(7, schedule='cosine'), 'mixed_schedules: schedules cosine, wsd in one table, cosine in line 9'),
+    'mixed schedules': (one(7, schedule='cosine'),
+                        'mixed_schedules: schedules cosine, wsd in one table, cosine in line 9'),
     'rate at the edge': (rates(2), 'rate_edge: line 4: the best learning rate 0.004'),
     'no interior minimum': (isoflop(False), 'no_interior_minimum: 3 of 3'),
 }
@@ -170,7 +173,8 @@ def test_only_what_is_allowed_is_allowed(tmp_path):
 
 def test_units_columns_and_selection(tmp_path):
   path = tmp_path / 'runs.csv'
-  rows = [{'params': r['N'] / 1e6, 'logD': np.log10(r['D']), 'c4': r['loss'] / np.log(2), 'role': 'train' if i else 'held',
+  rows = [{'params': r['N'] / 1e6, 'logD': np.log10(r['D']), 'c4': r['loss'] / np.log(2),
+           'role': 'train' if i else 'held',
            'bad': int(i == 3)} for i, r in enumerate(good())]
   path.write_text(text(rows))
   runs = table.read(path, {'D': 'logD', 'loss': 'c4'}, {'N': 'millions', 'D': 'log10', 'loss': 'bits'})

@@ -53,7 +53,7 @@ def test_coverage_of_squares_is_nominal(known):
   quantities = [uncertainty.parameter(law, name) for name in law.parameters] + [uncertainty.n_opt(law, 1e14)]
   problem = Problem.of(law, o.x, o.y)
   tables = dataclasses.replace(problem, y=o.y + np.random.default_rng(0).normal(0, 0.006, (200, 20)))
-  inside, _ = uncertainty._covered(tables, np.repeat(problem.phi(theta)[None], 200, 0), theta, Loss('squares'),
+  inside, _ = uncertainty.covered(tables, np.repeat(problem.phi(theta)[None], 200, 0), theta, Loss('squares'),
                                    quantities, 0.9, False)
   assert ((inside.mean(1) > 0.84) & (inside.mean(1) < 0.96)).all(), inside.mean(1)
 
@@ -62,7 +62,7 @@ def test_coverage_by_simulation_agrees_with_intervals(noisy):
   """The share of simulated tables whose profile interval, computed in full, holds the truth."""
   quantity = uncertainty.parameter(noisy.law, 'alpha')
   quick = uncertainty.coverage(noisy, [quantity], 0.9, 40, seed=3)[0]
-  simulated = uncertainty._simulate(noisy, np.random.default_rng(3), 40)
+  simulated = uncertainty.simulate(noisy, np.random.default_rng(3), 40)
   o, hits = noisy.observations, 0
   for y in simulated.y:
     again = fit(dataclasses.replace(o, loss=np.exp(y)), loss=Loss('squares'), starts=noisy.theta[None].repeat(2, 0))
