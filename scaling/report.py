@@ -103,8 +103,8 @@ def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding]
   short = [i for i in intervals.values() if i.coverage is not None and i.coverage < i.level - 0.05]
   if short:
     worst = min(short, key=lambda i: i.coverage)
-    lines.append(f'doubt: simulated coverage {100 * worst.coverage:.0f} % of {worst.name} is below {100 * worst.level:g} %; '
-                 'a delta fitted to the residuals (--delta=0) is better calibrated')
+    lines.append(f'doubt: simulated coverage {100 * worst.coverage:.0f} % of {worst.name} is below '
+                 f'{100 * worst.level:g} %; a delta fitted to the residuals (--delta=0) is better calibrated')
   lines += [f'doubt: {note}' for note in result.notes] + [f'warning: {f}' for f in findings]
   return '\n'.join(lines)
 

@@ -99,6 +99,22 @@ def test_next_runs_stay_in_budget_inform_and_stop_repeating(hoffmann):
     plan.next_runs(hoffmann, 1e24, 1e10)
 
 
+def test_repeats_add_only_what_is_left_to_know(hoffmann):
+  """The last variance, recomputed from the number of runs of each cell: noise^2/runs + misfit^2 each."""
+  from scaling.uncertainty import n_opt
+  noise, misfit, C, law, o = 0.02, 0.002, 1e24, hoffmann.law, hoffmann.observations
+  bought = plan.next_runs(hoffmann, C, 1e22, seed_noise=noise, misfit=misfit)
+  count = {(p.N, p.D): p.repeat for p in bought}
+  assert max(count.values()) > 2
+  n, d = np.array(list(count)).T
+  n, d, runs = np.append(o.N, n), np.append(o.D, d), np.append(np.ones(len(o)), list(count.values()))
+  jac = law.jacobian(hoffmann.theta[None], {'n': np.log(n), 'd': np.log(d)})[0]
+  scaled = jac / np.sqrt(noise ** 2 / runs + (misfit * np.maximum(np.log10(C / 6 / n / d), 0.25)) ** 2)[:, None]
+  slope = n_opt(law, C).gradient(hoffmann.theta[None])[0]
+  expected = slope @ np.linalg.pinv(scaled.T @ scaled, rcond=1e-15) @ slope
+  assert bought[-1].sd_after ** 2 == pytest.approx(expected, rel=1e-3)
+
+
 def test_next_runs_variance_is_that_of_the_fit(hoffmann):
   """Before any purchase and without misfit, the predicted variance is the least-squares one of ln N_opt."""
   from scaling.uncertainty import n_opt
