@@ -44,7 +44,7 @@ A budget is in FLOPs, seconds or dollars (--unit). --unique: only so many tokens
 --target_loss with --prefill and --decode: the cheapest model of that loss that serves so many tokens.
 
 Examples:
-  python -m scaling plan --runs=runs --budget=1e18
+  python -m scaling plan --runs=runs --budget=1e18 --N=5e8
   python -m scaling plan --runs=runs --budget=200 --unit=dollars --flops_per_second=4e14 --dollars_per_hour=2.5
   python -m scaling plan --runs=repeat.csv --law=repeated --budget=1e21 --unique=1e9
   python -m scaling plan --runs=runs --target_loss=2.1 --prefill=2e12 --decode=1e11
@@ -73,7 +73,7 @@ FLAGS_OF = {
     'fit': ('bootstrap', 'kind', 'simulations', 'level', 'compute_target', 'posterior', 'report'),
     'predict': ('N', 'D', 'U', 'level', 'simulations', 'ledger', 'name'),
     'plan': ('budget', 'unit', 'flops_per_second', 'dollars_per_hour', 'prefill_flops_per_second',
-             'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level'),
+             'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level', 'N'),
     'design': ('compute_target', 'budget', 'seed_noise', 'misfit', 'most'),
     'compare': ('laws', 'reach', 'compute_target', 'ledger', 'name', 'measured'),
 }
@@ -100,7 +100,7 @@ flags.DEFINE_float('level', 0.9, 'nominal level of intervals')
 flags.DEFINE_float('compute_target', 0.0, 'FLOPs of the decision; 0: ten times the largest run')
 flags.DEFINE_bool('posterior', False, 'also a Student-t posterior by NUTS (extra: bayes)')
 flags.DEFINE_string('report', '', 'folder for a report page with figures')
-flags.DEFINE_float('N', 0.0, 'parameters of the run to predict')
+flags.DEFINE_float('N', 0.0, 'parameters of the run to predict; plan: of a run to compare with the best')
 flags.DEFINE_float('D', 0.0, 'tokens of the run to predict')
 flags.DEFINE_float('U', 0.0, 'unique tokens of the run to predict; 0: all of D')
 flags.DEFINE_string('ledger', '', 'append-only file of predictions')
@@ -218,6 +218,7 @@ def run_predict() -> int:
 
 
 def run_plan() -> int:
+  import numpy as np
   from scaling import plan, report, uncertainty
   from scaling.table import TableError
   if not FLAGS.budget and not FLAGS.target_loss:
@@ -247,6 +248,11 @@ def run_plan() -> int:
   if not FLAGS.target_loss and not FLAGS.unique:
     for quantity in (uncertainty.n_opt(result.law, C), uncertainty.best_loss(result.law, C)):
       print(uncertainty.profile(result, quantity, FLAGS.level))
+    if FLAGS.N:
+      lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, FLAGS.N)
+      low, middle, high = np.nanquantile(lost, [(1 - FLAGS.level) / 2, 0.5, (1 + FLAGS.level) / 2])
+      print(f'N {FLAGS.N:.4g} instead loses {middle:.3g} nats per token, {100 * FLAGS.level:g} % of bootstraps '
+            f'[{low:.3g}, {high:.3g}]')
   for note in (*best.notes, *result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   return _end(result)

@@ -42,8 +42,9 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
           fit_scale: bool = False) -> Doubt:
   """Bootstrap and profile of a fit. C: FLOPs of the decision. simulations 0: no coverage."""
   thetas = bootstrap(result, draws, kind)
-  spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
-            if name not in result.fixed}
+  with np.errstate(over='ignore', invalid='ignore'):  # draws of a parameter without an upper bound
+    spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
+              if name not in result.fixed}
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
   if simulations:

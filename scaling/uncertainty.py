@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from scaling.fit import Fit, fit
 from scaling.laws import Law, additive, allocation
@@ -212,10 +212,18 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
 
 
 def simulate(result: Fit, rng, count: int) -> Problem:
-  """Problems of the same runs with losses [count, rows] of the law plus resampled residuals, in one batch."""
+  """The same runs with losses [count, rows] of the law plus resampled residuals, in one batch.
+
+  The residuals are centred where the objective says that their middle is: about their mean a robust fit of skewed
+  residuals would be simulated off its own truth.
+  """
   problem, _ = _state(result)
   rows, free = len(problem.y), result.free
-  noise = (result.residuals - result.residuals.mean()) * np.sqrt(rows / (rows - free))
+  noise = result.residuals * np.sqrt(rows / (rows - free))
+  reach = np.quantile(np.abs(noise), 0.8) + 1e-15
+  pull = lambda centre: float(result.loss.psi(noise - centre).sum())
+  if pull(-reach) * pull(reach) < 0:
+    noise = noise - optimize.brentq(pull, -reach, reach)
   truth = problem.y + result.residuals
   return dataclasses.replace(problem, y=truth - rng.choice(noise, (count, rows)))
 

@@ -69,7 +69,8 @@ def test_predict_compare_plan_design_and_report(tmp_path, known):
   done = run('compare', f'--ledger={book}', '--name=big', '--measured=1.9')
   assert done.returncode == 0 and 'measured 1.9' in done.stdout
   assert run('compare', f'--ledger={book}', '--name=big', '--measured=1.8').returncode == 2
-  done = run('plan', *runs, '--budget=1e14')
+  done = run('plan', *runs, '--budget=1e14', '--N=1e6')
+  assert 'N 1e+06 instead loses' in done.stdout, done.stderr
   assert done.returncode == 0 and re.search(r'^N \S+ parameters$', done.stdout, re.M), done.stderr
   done = run('design', *runs, '--budget=1e13', '--seed_noise=0.003')
   assert done.returncode == 0 and '->' in done.stdout, done.stderr

@@ -108,6 +108,22 @@ def test_scale_of_the_loss_does_not_matter(known):
     assert np.abs(result.values['beta'] - 0.37) < 20 * size
 
 
+def test_mapped_laws_recover_what_made_the_table():
+  rng = np.random.default_rng(0)
+  n, d = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e8, 1e11, 6), indexing='ij'))
+  N, D, unique, K = np.tile(n, 3), np.tile(d, 3), np.repeat([5e8, 5e9, 1e12], 30), np.repeat([1.0, 8.0, 64.0], 30)
+  noise = np.exp(rng.normal(0, 1e-4, 90))
+  law = laws.repeated(laws.additive())
+  theta = law.coordinates({'E': 1.8, 'A': 400.0, 'B': 1500.0, 'alpha': 0.34, 'beta': 0.35, 'R_D': 12.0, 'R_N': 5.0})
+  found = fit(Observations.of(N, D, law.loss(theta, N, D, unique) * noise, U=unique), law)
+  assert found.values['R_D'] == pytest.approx(12, rel=0.1) and found.values['beta'] == pytest.approx(0.35, abs=0.01)
+  law = laws.experts(laws.additive())
+  theta = law.coordinates({'E': 1.8, 'A': 400.0, 'B': 1500.0, 'alpha': 0.34, 'beta': 0.35, 's': 0.9, 't': -0.02})
+  found = fit(Observations.of(N, D, law.loss(theta, N, D, K=K) * noise, K=K), law)
+  assert found.accepted
+  assert found.values['s'] == pytest.approx(0.9, abs=0.1) and found.values['t'] == pytest.approx(-0.02, abs=0.005)
+
+
 def test_no_stopping_rule_is_absolute(known):
   """From far away, at an objective near 1e-9, the gradient still vanishes."""
   law, theta, _, o = known
@@ -132,6 +148,15 @@ def test_fixed_parameters_stay(known):
   result = fit(o, loss=Loss('squares'), fixed={'E': 0.85, 'alpha': 0.35})
   assert result.values['E'] == pytest.approx(0.85) and result.values['alpha'] == pytest.approx(0.35)
   assert result.values['B'] == pytest.approx(values['B'], rel=1e-4) and np.isnan(result.errors['E'])
+
+
+def test_units_of_n_and_d_do_not_matter(chinchilla):
+  o = chinchilla.exclude('outlier5').observe()
+  plain, scaled = fit(o), fit(Observations.of(o.N / 1e9, o.D / 1e9, o.loss))
+  assert scaled.objective == pytest.approx(plain.objective, rel=1e-9)
+  assert scaled.values['alpha'] == pytest.approx(plain.values['alpha'], rel=1e-6)
+  assert scaled.values['A'] == pytest.approx(plain.values['A'] * 1e9 ** -plain.values['alpha'], rel=1e-5)
+  assert fit(o.take(np.random.default_rng(0).permutation(240))).values['B'] == pytest.approx(plain.values['B'], rel=1e-6)
 
 
 def test_weights_count_rows(known):

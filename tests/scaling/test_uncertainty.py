@@ -71,6 +71,12 @@ def test_coverage_by_simulation_agrees_with_intervals(noisy):
   assert abs(hits / 40 - quick) <= 0.05
 
 
+def test_simulated_tables_keep_the_truth_under_skewed_outliers(tables):
+  """Residuals centred about their mean would put every simulated law beside the truth that is asked for."""
+  result = fit(table.read(tables / 'chinchilla_epoch_245.csv').observe(), loss=Loss('student_t'))
+  assert uncertainty.coverage(result, [uncertainty.best_loss(result.law, 1e23)], 0.9, 60)[0] > 0.8
+
+
 def test_unbounded_side_is_infinite(tables):
   """R_D* has a lower bound only: a number would be fiction."""
   o = table.read(tables / 'datablations_fit182.csv').observe()
