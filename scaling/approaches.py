@@ -64,6 +64,7 @@ def envelope(o: Observations) -> Optima:
   return _line('1 envelope', o.C[index], o.N[index])
 
 
+@np.errstate(all='ignore')
 def isoflop(o: Observations) -> Optima:
   """Approach 2: the minimum of a parabola of loss in ln N in each isoFLOP group that has one inside."""
   C, N, notes = [], [], []
@@ -81,6 +82,7 @@ def isoflop(o: Observations) -> Optima:
   return _line('2 isoFLOP parabolas', C, N, notes)
 
 
+@np.errstate(all='ignore')
 def isoflop_exact(o: Observations) -> Optima:
   """Approach 2 without its bias: offsets E_C of the slices, and A, B, alpha, beta shared, by least squares in loss/L.
 
@@ -148,6 +150,7 @@ def side_by_side(o: Observations, loss: Loss = Loss(), laws=('additive', 'couple
   return found, left
 
 
+@np.errstate(all='ignore')
 def positions(N, D, losses, exponents=None) -> dict[str, np.ndarray]:
   """L_t = E_t + A_t/N^alpha + B_t/D^beta of every context position t, with shared exponents.
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import optimize, special
 
 from scaling.laws import Law, additive, allocation
-from scaling.objective import GRADIENT, Loss, Problem, hessian, minimise
+from scaling.objective import GRADIENT, Loss, Problem, finite, hessian, minimise
 from scaling.table import Observations, TableError
 
 RANKS = (0, 1, 3, 7, 15, 31, 63, 127)  # of the screened exponents, the starts that are refined
@@ -76,6 +76,7 @@ class Fit:
     return np.exp(n), np.exp(d)
 
 
+@np.errstate(all='ignore')
 def screen(x, y, loss: Loss, weights=None, size: int = 41) -> np.ndarray:
   """Additive coordinates [size^2, 5] by objective, best first: E, A, B solved linearly for each pair of exponents.
 
@@ -149,7 +150,9 @@ def _refine(problem: Problem, starts, loss: Loss):
       phi, value, gradient = minimise(problem, phi, step, gauss=4)
     return phi, value, gradient, step
   step = loss
-  for _ in range(100):
+  for turn in range(60):
+    if turn == 3:  # the scale is near its own, and lanes far from the best stay there
+      phi, value = (v[np.argsort(value)[:8]] for v in (phi, value))
     best = int(np.argmin(value))
     new = _scale(problem.residual(phi[best][None])[0], step, phi.shape[-1])
     change = max(abs(np.log(new.sigma / step.sigma)) if step.sigma else 1.0, abs(np.log(new.nu / step.nu))) \
@@ -161,6 +164,7 @@ def _refine(problem: Problem, starts, loss: Loss):
   return phi, step.total(problem.residual(phi)), gradient, step
 
 
+@np.errstate(all='ignore')  # far starts overflow, and are refused by their value
 def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
         fixed: Mapping[str, float] | None = None, starts=None) -> Fit:
   """The law (additive unless given) that minimises the loss on the observations.
@@ -217,7 +221,7 @@ def _finish(problem, phi, loss, value, gradient, starts, agreeing, observations,
   free = len(phi)
   second, terms = hessian(problem, phi, loss)
   unit = 1.0 / np.sqrt(np.maximum(np.abs(np.diagonal(second)), 1e-300))
-  eigen, vectors = np.linalg.eigh(second * np.outer(unit, unit))
+  eigen, vectors = np.linalg.eigh(finite(second * np.outer(unit, unit)))
   covariance = np.full((len(theta), len(theta)), np.nan)
   notes = []
   correlation = np.eye(free)
@@ -261,5 +265,5 @@ def _sandwich(problem, phi, loss, second, terms):
     side = np.where(residual > 0, loss.penalty, 1.0) if loss.name == 'asymmetric' else 1.0
     jac = problem.jacobian(phi[None])[0]
     second = (jac.T * (side * inside / (loss.delta if loss.name == 'lad' else 1.0))) @ jac
-  inverse = np.linalg.pinv(second, hermitian=True)
+  inverse = np.linalg.pinv(finite(second), hermitian=True)
   return inverse @ (terms.T @ terms) @ inverse * rows / (rows - free)

@@ -180,6 +180,11 @@ def minimise(problem: Problem, phi, loss: Loss, weights=None, pull: Pull | None 
   return phi, value, gradient
 
 
+def finite(matrix):
+  """The matrix with what overflowed set to zero or bounded, so that a decomposition of it ends."""
+  return np.clip(np.nan_to_num(matrix, posinf=0.0, neginf=0.0), -1e100, 1e100)
+
+
 def _objective(problem, phi, loss, weights, pull):
   with np.errstate(all='ignore'):
     r = problem.residual(phi)
@@ -218,7 +223,7 @@ def _minimise_block(problem, phi, loss, weights, pull, gauss, newton):
       least = 1e-3 * np.sqrt((slope ** 2).sum(-1, keepdims=True)) + 1e-300
       scaled[live] = (np.abs(grad) / np.maximum(spread, least)).max(-1)
       unit = 1.0 / np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 1e-300))
-      matrix = np.nan_to_num(exact * unit[:, :, None] * unit[:, None, :])
+      matrix = finite(exact * unit[:, :, None] * unit[:, None, :])
       eigen, vectors = np.linalg.eigh(matrix)
       along = (vectors.mT @ (grad * unit)[..., None])[..., 0] / (np.maximum(np.abs(eigen), 1e-13) + damping[live, None])
       moved = p - (vectors @ along[..., None])[..., 0] * unit

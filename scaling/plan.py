@@ -84,6 +84,7 @@ def _far(result: Fit, C: float) -> tuple[str, ...]:
   return notes + (() if result.accepted else ('the fit was not accepted',))
 
 
+@np.errstate(all='ignore')
 def compute_optimal(result: Fit, C: float, K: float | None = None) -> Plan:
   """Least loss for C training FLOPs."""
   if 'u' in result.law.columns:
@@ -93,6 +94,8 @@ def compute_optimal(result: Fit, C: float, K: float | None = None) -> Plan:
     raise TableError(f'the law {result.law.name} has no optimum here: its exponents are not both positive')
   sizes = np.exp(n + np.linspace(-4, 4, 1601))
   losses = result.predict(sizes, C / (6.0 * sizes), **({} if K is None else {'K': K}))
+  if not np.isfinite(losses).all():
+    raise TableError(f'the fitted law gives no loss around its optimum of {np.exp(n):.3g} parameters')
   return Plan(np.exp(n), np.exp(d), C, float(losses[800]), C, _near(sizes, losses), notes=_far(result, C))
 
 
@@ -101,6 +104,7 @@ def _near(sizes, losses) -> tuple[float, float]:
   return float(good.min()), float(good.max())
 
 
+@np.errstate(all='ignore')
 def with_repetition(result: Fit, C: float, unique: float) -> Plan:
   """Least loss for C training FLOPs when only `unique` tokens exist; more tokens are repetitions of them."""
   if 'u' not in result.law.columns:
@@ -133,6 +137,7 @@ def tokens_for(result: Fit, N, loss: float):
   return np.where(result.predict(N, 1e30) <= loss, np.exp(high), np.inf)
 
 
+@np.errstate(all='ignore')
 def inference_aware(result: Fit, loss: float, prefill: float = 0.0, decode: float = 0.0,
                     rates: Rates = Rates()) -> tuple[Plan, float]:
   """(plan, share of cost saved) of the cheapest model that reaches the loss and serves so many tokens over its life.
@@ -180,6 +185,7 @@ class Purchase:
   sd_after: float
 
 
+@np.errstate(all='ignore')
 def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, quantity: Quantity | None = None,
               seed_noise: float = 0.0, misfit: float = 0.002, largest: float = 0.5) -> list[Purchase]:
   """Greedy purchases: each time the run that cuts the variance of ln N_opt(C) most per FLOP, until the budget is spent.
@@ -217,6 +223,8 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D), mode='r'))  # coordinates in which the runs' rows are orthogonal
   known = rows(o.N, o.D) @ centre
   information = (known.T / (noise ** 2 + floor(o.N, o.D) ** 2)) @ known
+  if not np.linalg.cond(information) < 1e12:
+    raise TableError(f'the {len(o)} runs do not determine the law {law.name}; no next run can be valued by it')
   gradient = quantity.gradient(result.theta[None])[0][free] @ centre
   offered, repeats = rows(grid_n, grid_d) @ centre, np.zeros(len(grid_n), int)
   bound = floor(grid_n, grid_d) ** 2

@@ -38,13 +38,13 @@ def quantities(result: Fit, C: float):
   return out
 
 
+@np.errstate(all='ignore')
 def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, level: float = 0.9, kind: str = 'pairs',
           fit_scale: bool = False) -> Doubt:
   """Bootstrap and profile of a fit. C: FLOPs of the decision. simulations 0: no coverage."""
   thetas = bootstrap(result, draws, kind)
-  with np.errstate(over='ignore', invalid='ignore'):  # draws of a parameter without an upper bound
-    spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
-              if name not in result.fixed}
+  spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
+            if name not in result.fixed}
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
   if simulations:
@@ -74,6 +74,7 @@ def _bounded(interval: Interval) -> str:
   return f'{level} [{interval.low:.5g}, {interval.high:.5g}]{tail}'
 
 
+@np.errstate(all='ignore')
 def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding] = ()) -> str:
   """A row a parameter (value, standard error, interval), the objective, the correlations and every doubt in words."""
   lines = [f'law {result.law.name}: {result.law.formula}',

@@ -13,7 +13,7 @@ from scipy import optimize, special, stats
 
 from scaling.fit import Fit, fit
 from scaling.laws import Law, additive, allocation
-from scaling.objective import Loss, Problem, Pull, hessian, minimise
+from scaling.objective import Loss, Problem, Pull, finite, hessian, minimise
 from scaling.table import Observations, TableError
 
 REACH = (0.5, 1.0, 1.4, 1.7, 2.0, 2.5, 3.2, 4.5, 7.0, 12.0, 25.0, 60.0)  # standard errors at which a profile is taken
@@ -83,6 +83,7 @@ def share(law: Law) -> Quantity:
   return Quantity('a (N_opt ~ C^a)', value)
 
 
+@np.errstate(all='ignore')
 def regret(law: Law, thetas, C: float, N: float) -> np.ndarray:
   """Loss lost, in nats per token, by training N parameters and not N_opt on C FLOPs, for each theta."""
   thetas = np.atleast_2d(thetas)
@@ -131,6 +132,7 @@ class Interval:
     return text if self.coverage is None else f'{text}, simulated coverage {100 * self.coverage:.0f} %'
 
 
+@np.errstate(all='ignore')
 def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool = False) -> Interval:
   """The profile interval of a quantity; an end that the runs do not bound is infinite (0 for a logged quantity).
 
@@ -146,7 +148,7 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
   if np.isfinite(result.covariance).any():
     covariance = np.nan_to_num(result.covariance)
   else:
-    covariance = problem.move @ np.linalg.pinv(second * factor, hermitian=True) @ problem.move.T
+    covariance = problem.move @ np.linalg.pinv(finite(second * factor), hermitian=True) @ problem.move.T
   slope = quantity.gradient(result.theta[None])[0]
   error = float(np.sqrt(max(slope @ covariance @ slope, 1e-24)))
   reach = np.concatenate([-np.array(REACH)[::-1], REACH]) * error
@@ -157,8 +159,8 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
   best = np.full(len(reach), np.inf)
   values, achieved = best.copy(), np.full(len(reach), np.nan)
   for start in (starts, near):
-    finite = np.isfinite(result.loss.total(problem.residual(start)))
-    start = np.where(finite[:, None], start, phi)
+    usable = np.isfinite(result.loss.total(problem.residual(start)))
+    start = np.where(usable[:, None], start, phi)
     found, value, _ = minimise(problem, start, result.loss, pull=pull)
     improve = value < best
     best[improve], values[improve] = value[improve], result.loss.total(problem.residual(found))[improve]
@@ -191,6 +193,7 @@ def _check_level(level: float) -> None:
     raise TableError(f'level={level}: expected a probability between 0 and 1, such as 0.9')
 
 
+@np.errstate(all='ignore')
 def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0) -> np.ndarray:
   """theta[count, P] of refits. kind: pairs (rows drawn with replacement) | cluster (sizes drawn, all their rows, for
   ladders that share a trunk) | residual (the law's losses plus drawn residuals). Fitted scales are kept."""
@@ -228,6 +231,7 @@ def simulate(result: Fit, rng, count: int) -> Problem:
   return dataclasses.replace(problem, y=truth - rng.choice(noise, (count, rows)))
 
 
+@np.errstate(all='ignore')
 def percentile(quantity: Quantity, estimate, thetas, level: float = 0.9) -> Interval:
   """The interval between quantiles of bootstrap or posterior draws theta[draws, P]."""
   _check_level(level)
@@ -237,6 +241,7 @@ def percentile(quantity: Quantity, estimate, thetas, level: float = 0.9) -> Inte
                   float(quantity.show(low)), float(quantity.show(high)), level, 'percentile')
 
 
+@np.errstate(all='ignore')
 def coverage(result: Fit, quantities: Sequence[Quantity], level: float = 0.9, count: int = 200, seed: int = 0,
              fit_scale: bool | None = None) -> np.ndarray:
   """Share of simulated tables (same N and D, the fitted law, its residuals) whose profile interval holds the truth.
@@ -252,6 +257,7 @@ def coverage(result: Fit, quantities: Sequence[Quantity], level: float = 0.9, co
   return inside.mean(1)
 
 
+@np.errstate(all='ignore')
 def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: float, fit_scale: bool):
   """(inside[quantities, tables], theta[tables, P]) of a batch of tables whose y is [tables, rows]."""
   count, rows = simulated.y.shape
@@ -270,7 +276,7 @@ def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: fl
     target = float(quantity.value(truth[None])[0])
     slope = quantity.gradient(simulated.theta(found)) @ simulated.move
     jac = simulated.jacobian(found)
-    gram = np.linalg.pinv(jac.mT @ jac, hermitian=True)
+    gram = np.linalg.pinv(finite(jac.mT @ jac), hermitian=True)
     variance = np.einsum('si,sij,sj->s', slope, gram, slope) * np.mean(residual ** 2, -1)
     pull = Pull(quantity.value, quantity.gradient, np.full(count, target), 1e4 / (factor * np.maximum(variance, 1e-24)))
     held = np.full(count, np.inf)

@@ -108,3 +108,23 @@ def test_matplotlib_and_jax_are_not_imported_before_they_are_needed():
           'print([m for m in ("matplotlib", "jax", "numpyro") if m in sys.modules])')
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.stdout.strip() == '[]', done.stderr
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_nonsense_is_answered_or_refused_never_a_traceback(seed):
+  """Tables without a law in them: few sizes, D tied to N, pure noise."""
+  from scaling import plan, report
+  from scaling.table import Observations, TableError
+  rng = np.random.default_rng(seed)
+  rows = int(rng.integers(6, 14))
+  N, D = 10 ** rng.uniform(4, 10, rows), 10 ** rng.uniform(5, 12, rows)
+  N, D = (rng.choice(N[:3], rows), D) if seed == 0 else (N, N * 20) if seed == 1 else (N, D)
+  o = Observations.of(N, D, np.exp(rng.normal(0.5, 0.3, rows)))
+  for name in ('additive', 'coupled'):
+    try:
+      result = fit(o, laws.law(name))
+      assert report.summary(result, report.doubt(result, 1e20, 10, 3))
+      plan.compute_optimal(result, 1e20)
+      plan.next_runs(result, 1e22, 1e21)
+    except TableError as error:
+      assert '\n' not in str(error)
