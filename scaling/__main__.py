@@ -203,16 +203,17 @@ def run_predict() -> int:
     found = uncertainty.coverage(result, [quantity], FLAGS.level, FLAGS.simulations, fit_scale=FLAGS.delta == 0)
     mean = dataclasses.replace(mean, coverage=float(found[0]))
   o = result.observations
+  if FLAGS.ledger:
+    seen = bool(((abs(o.N / FLAGS.N - 1) < 1e-3) & (abs(o.D / FLAGS.D - 1) < 1e-3)).any())
+    ledger.predict(FLAGS.ledger, FLAGS.name, N=FLAGS.N, D=FLAGS.D, loss=interval.estimate, low=interval.low,
+                   high=interval.high, level=FLAGS.level, law=result.law.name,
+                   objective=f'{FLAGS.loss} {FLAGS.delta:g}', runs=len(o), source=o.source, seen=seen)
   print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
   print(f'{6 * FLAGS.N * FLAGS.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '
         f'{100 * result.rms:.3f} %')
   for note in (*result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   if FLAGS.ledger:
-    seen = bool(((abs(o.N / FLAGS.N - 1) < 1e-3) & (abs(o.D / FLAGS.D - 1) < 1e-3)).any())
-    ledger.predict(FLAGS.ledger, FLAGS.name, N=FLAGS.N, D=FLAGS.D, loss=interval.estimate, low=interval.low,
-                   high=interval.high, level=FLAGS.level, law=result.law.name,
-                   objective=f'{FLAGS.loss} {FLAGS.delta:g}', runs=len(o), source=o.source, seen=seen)
     print(f'written to {FLAGS.ledger} as {FLAGS.name}' + (' (this run is in the table: no prediction)' if seen else ''))
   return _end(result)
 
@@ -327,6 +328,8 @@ def main(argv) -> int:
     if len(argv) > 2:
       raise TableError(f'{argv[2]!r} is not a flag; flags are written --name=value')
     return COMMANDS[argv[1]]()
+  except BrokenPipeError:
+    raise
   except (TableError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
