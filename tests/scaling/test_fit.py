@@ -1,7 +1,7 @@
 """Fits of published tables against published and independently computed optima, and what a fit says of itself.
 
 Mutations that fail here: an absolute stopping rule; the Newton part without its second
-derivative (agreeing starts); acceptance that ignores the gradient; weights left out of the screen.
+derivative (agreeing starts); acceptance that ignores the gradient; weights of the rows left out.
 """
 
 import dataclasses
