@@ -1,0 +1,82 @@
+"""Predictions written down before the run: an append-only file that can be checked, never rewritten.
+
+Each line is a JSON record that holds the digest of the line before it, so a changed, removed or reordered line is
+found. A prediction is compared later by a second record; the first stays as it was.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+
+from scaling.table import TableError, nearest
+
+
+def _digest(line: str) -> str:
+  return hashlib.sha256(line.encode()).hexdigest()
+
+
+def read(path: str | pathlib.Path) -> list[dict]:
+  """All records; raises TableError at the first line that was changed or whose predecessor was."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  records, before = [], ''
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      record = json.loads(line)
+    except ValueError:
+      raise TableError(f'{path.name}, line {number}: not a JSON record; a ledger is only ever appended to') from None
+    body = {key: value for key, value in record.items() if key != 'digest'}
+    if record.get('before') != before or record.get('digest') != _digest(json.dumps(body, sort_keys=True)):
+      raise TableError(f'{path.name}, line {number}: the record was changed after it was written, or one before it was')
+    records.append(record)
+    before = record['digest']
+  return records
+
+
+def _append(path: pathlib.Path, record: dict) -> dict:
+  records = read(path)
+  body = {**record, 'written': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+          'before': records[-1]['digest'] if records else ''}
+  body['digest'] = _digest(json.dumps(body, sort_keys=True))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a') as file:
+    file.write(json.dumps(body, sort_keys=True) + '\n')
+  return body
+
+
+def predict(path: str | pathlib.Path, name: str, *, N: float, D: float, loss: float, low: float, high: float,
+            level: float, law: str, objective: str, runs: int, source: str, seen: bool = False) -> dict:
+  """Writes a prediction in nats per token with its interval; refuses a name that is there already.
+
+  seen: whether a run of this N and D was already in the table the prediction was made from; such a record can be
+  compared, but says that it is no prediction.
+  """
+  path = pathlib.Path(path)
+  if any(r['kind'] == 'prediction' and r['name'] == name for r in read(path)):
+    raise TableError(f'{path.name} already predicts {name!r}; an entry is never rewritten, choose another name')
+  if not low <= loss <= high:
+    raise TableError(f'prediction {loss} is outside its own interval [{low}, {high}]')
+  return _append(path, {'kind': 'prediction', 'name': name, 'N': N, 'D': D, 'loss': loss, 'low': low, 'high': high,
+                        'level': level, 'law': law, 'objective': objective, 'runs': runs, 'source': source,
+                        'seen': bool(seen)})
+
+
+def measure(path: str | pathlib.Path, name: str, loss: float) -> dict:
+  """Writes what was measured, in nats per token, beside a prediction: error in %, and whether the interval held it."""
+  path = pathlib.Path(path)
+  records = read(path)
+  predicted = [r for r in records if r['kind'] == 'prediction' and r['name'] == name]
+  if not predicted:
+    names = [r['name'] for r in records if r['kind'] == 'prediction']
+    raise TableError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}'
+                     f'{nearest(name, names)}')
+  if any(r['kind'] == 'measurement' and r['name'] == name for r in records):
+    raise TableError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
+  if not loss > 0:
+    raise TableError(f'measured loss {loss}: expected a positive number of nats per token')
+  p = predicted[0]
+  return _append(path, {'kind': 'measurement', 'name': name, 'measured': loss, 'predicted': p['loss'],
+                        'error_percent': 100.0 * (p['loss'] / loss - 1.0),
+                        'inside': bool(p['low'] <= loss <= p['high']), 'seen': p['seen']})

@@ -1,0 +1,170 @@
+"""One page about a table of runs: what was fitted, how sure it is, what it predicts badly, and what to do next.
+
+`summary` is the text that the command line prints; `page` writes it with figures as one HTML file and its parts.
+"""
+
+import dataclasses
+import html
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from scaling import plot
+from scaling.approaches import Optima, side_by_side
+from scaling.fit import Fit, fit
+from scaling.laws import law as law_of
+from scaling.lints import Finding
+from scaling.objective import Loss
+from scaling.rollout import Rollout, rollout, thin, weights
+from scaling.table import Observations
+from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+  """Bootstrap draws theta[draws, P], standard errors by displayed name, and profile intervals with their coverage."""
+  draws: np.ndarray
+  errors: dict[str, float]
+  intervals: tuple[Interval, ...]
+
+
+def quantities(result: Fit, C: float):
+  """What intervals are given for: the free parameters, and decisions at C FLOPs where the law has a closed optimum."""
+  out = [parameter(result.law, name) for name in result.law.parameters if name not in result.fixed]
+  if set(result.law.columns) == {'n', 'd'}:
+    out += [] if result.law.name in ('tied', 'overtraining') else [share(result.law)]
+    out += [n_opt(result.law, C), d_opt(result.law, C), best_loss(result.law, C)]
+  return out
+
+
+@np.errstate(all='ignore')
+def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, level: float = 0.9, kind: str = 'pairs',
+          fit_scale: bool = False) -> Doubt:
+  """Bootstrap and profile of a fit. C: FLOPs of the decision. simulations 0: no coverage."""
+  thetas = bootstrap(result, draws, kind)
+  spread = {name: float(np.std(value)) for name, value in result.law.display(thetas).items()
+            if name not in result.fixed}
+  wanted = quantities(result, C)
+  intervals = [profile(result, q, level) for q in wanted]
+  if simulations:
+    found = coverage(result, wanted, level, simulations, fit_scale=fit_scale)
+    intervals = [dataclasses.replace(i, coverage=float(c)) for i, c in zip(intervals, found)]
+  return Doubt(thetas, spread, tuple(intervals))
+
+
+def parameter_row(interval: Interval, error: float) -> str:
+  """'alpha 0.3473 ± 0.0146   90 % [...]'; a parameter with an open end has a bound and no value."""
+  if not np.isfinite([interval.low, interval.high]).all() or interval.low == 0:
+    return f'{interval.name} {_bounded(interval)}'
+  return f'{interval.name} {interval.estimate:.5g} ± {error:.3g}   {_bounded(interval)}'
+
+
+def _bounded(interval: Interval) -> str:
+  """An interval in words; an open end is a bound and not a number."""
+  tail = '' if interval.coverage is None else f'   simulated coverage {100 * interval.coverage:.0f} %'
+  level = f'{100 * interval.level:g} %'
+  low_open, high_open = not np.isfinite(interval.low) or interval.low == 0, not np.isfinite(interval.high)
+  if low_open and high_open:
+    return f'unidentified: any value fits at {level}{tail}'
+  if high_open:
+    return f'unidentified above {interval.low:.4g} (lower bound, {level}){tail}'
+  if low_open:
+    return f'unidentified below {interval.high:.4g} (upper bound, {level}){tail}'
+  return f'{level} [{interval.low:.5g}, {interval.high:.5g}]{tail}'
+
+
+@np.errstate(all='ignore')
+def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding] = ()) -> str:
+  """A row a parameter (value, standard error, interval), the objective, the correlations and every doubt in words."""
+  lines = [f'law {result.law.name}: {result.law.formula}',
+           f'runs {len(result.observations)} of {result.observations.source}']
+  intervals = {i.name: i for i in about.intervals} if about else {}
+  errors = about.errors if about else result.errors
+  for name, value in result.values.items():
+    if name in result.fixed:
+      lines.append(f'{name} {value:.6g} fixed')
+    elif name in intervals:
+      lines.append(parameter_row(intervals[name], errors[name]))
+    else:
+      lines.append(f'{name} {value:.5g} ± {errors[name]:.3g}')
+  loss = result.loss
+  detail = (f' sigma {loss.sigma:.4g}, nu {loss.nu:.3g}' if loss.name == 'student_t' else
+            '' if loss.name == 'squares' else f' delta {loss.delta:.4g}')
+  lines.append(f'objective {result.objective:.7g} ({loss.name}{detail}, sum over {len(result.observations)} rows; '
+               f'{result.agreeing} of {result.starts} starts agree, scaled gradient {result.gradient:.1e})')
+  lines.append(f'rms residual {100 * result.rms:.3f} % of the loss')
+  lines += [f'{name} {_line(i)}' for name, i in intervals.items() if name not in result.values]
+  names = [n for n in result.law.parameters if n not in result.fixed]
+  index = [result.law.parameters.index(n) for n in names]
+  matrix = np.corrcoef(about.draws[:, index].T) if about else \
+      result.correlation[np.ix_(index, index)]
+  lines.append('correlation ' + ' '.join(f'{n:>7s}' for n in names))
+  for name, row in zip(names, np.atleast_2d(matrix)):
+    lines.append(f'{name:>11s} ' + ' '.join(f'{v:+7.3f}' for v in row))
+  short = [i for i in intervals.values() if i.coverage is not None and i.coverage < i.level - 0.05]
+  if short:
+    worst = min(short, key=lambda i: i.coverage)
+    lines.append(f'doubt: simulated coverage {100 * worst.coverage:.0f} % of {worst.name} is below '
+                 f'{100 * worst.level:g} %; a delta fitted to the residuals (--delta=0) is better calibrated')
+  lines += [f'doubt: {note}' for note in result.notes] + [f'warning: {f}' for f in findings]
+  return '\n'.join(lines)
+
+
+def _line(interval: Interval) -> str:
+  return f'{interval.estimate:.5g}   {_bounded(interval)}'
+
+
+def comparison(rollouts: Sequence[Rollout], rms: Sequence[float]) -> str:
+  """A row a law: error inside the fit, error of prediction, weight; then which is preferred."""
+  shares = weights(rollouts)
+  lines = [f'{"law":<14s} {"inside %":>9s} {"beyond %":>9s} {"weight":>7s}']
+  for item, inside, part in zip(rollouts, rms, shares):
+    lines.append(f'{item.law:<14s} {100 * inside:9.3f} {100 * item.score:9.3f} {part:7.3f}')
+  best = rollouts[int(np.argmax(shares))].law
+  lines.append(f'preferred {best} ({len(rollouts[0].cut)} cuts, fitted below, predicted above)')
+  return '\n'.join(lines)
+
+
+def approaches_text(found: Sequence[Optima], left: Sequence[str], C: float) -> str:
+  """A row an approach: exponent a of N_opt ~ C^a, its standard error, and N_opt at C FLOPs."""
+  lines = [f'{"approach":<24s} {"a":>7s} {"± se":>7s} {"points":>7s}   N_opt at C={C:.3g}']
+  for item in found:
+    error = f'{item.a_error:7.4f}' if np.isfinite(item.a_error) else '      -'
+    lines.append(f'{item.approach:<24s} {item.a:7.4f} {error} {len(item.C):7d}   {item.n_opt(C):.4g}')
+  return '\n'.join(lines + [f'left out: {reason}' for reason in left])
+
+
+def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
+         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'),
+         findings: Sequence[Finding] = ()) -> pathlib.Path:
+  """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path."""
+  folder = pathlib.Path(folder)
+  texts, charts = [('Fit', summary(result, about, findings))], {}
+  closed = set(result.law.columns) == {'n', 'd'}
+  found, left = side_by_side(o, loss)
+  texts.append(('Approaches', approaches_text(found, left, C)))
+  charts['envelope'], charts['isoflop'] = plot.envelope(o, result), plot.isoflops(o, result)
+  if closed:
+    charts['contours'] = plot.contours(o, result)
+    charts['optimum'] = plot.optimum_band(o, result, about.draws, others=found[:3])
+  try:
+    rollouts = [rollout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
+    texts.append(('Choice of law', comparison(rollouts, [fit(o, law_of(name), loss).rms for name in laws])))
+    charts['rollout'] = plot.rollout_error(rollouts)
+  except ValueError as error:
+    texts.append(('Choice of law', f'left out: {error}'))
+  charts['residuals'] = plot.residuals(result)
+  body = []
+  for title, text in texts:
+    body.append(f'<h2>{html.escape(title)}</h2>\n<pre>{html.escape(text)}</pre>')
+  for name, chart in charts.items():
+    plot.save(chart, folder / name)
+    body.append(f'<figure><img src="{name}.svg" alt="{name}"><figcaption>{name}: <a href="{name}.csv">data</a>, '
+                f'<a href="{name}.png">PNG</a></figcaption></figure>')
+  path = folder / 'index.html'
+  path.write_text('<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Scaling report</title>\n'
+                  '<style>body{font:15px sans-serif;max-width:62em;margin:2em auto}pre{overflow-x:auto}'
+                  'img{max-width:100%}</style>\n' + f'<h1>{html.escape(o.source)}</h1>\n' + '\n'.join(body) +
+                  '\n</html>\n')
+  return path

@@ -1,0 +1,372 @@
+"""Tables of finished runs: read, checked cell by cell, kept raw; what counts as N and C is chosen when they are used.
+
+A table is a CSV with named columns, or a folder searched for `result.json` files. Errors are one line that names the
+row and the value, what was expected and the nearest valid choice.
+"""
+
+import csv
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+
+class TableError(ValueError):
+  """What the user gave cannot be used; the message is one line, fit to be shown without a traceback."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+  """'; did you mean X?' of the closest choice, or ''."""
+  close = difflib.get_close_matches(name, list(choices), 1, 0.5)
+  return f'; did you mean {close[0]!r}?' if close else ''
+
+
+# standard name: the other headers under which it is found
+NAMES = {
+    'N': ('params', 'n_params', 'num_params', 'parameters', 'N_noembed', 'params_noembed', 'model_size'),
+    'D': ('tokens', 'n_tokens', 'num_tokens', 'train_tokens'),
+    'loss': ('loss_nats_per_token', 'val_loss', 'eval_loss', 'final_loss'),
+    'C': ('flops', 'compute', 'flops_train', 'flops_total'),
+    'U': ('tokens_unique', 'unique_tokens'),
+    'K': ('experts', 'n_experts', 'num_experts'),
+}
+REQUIRED = ('N', 'D', 'loss')
+UNITS = {
+    'N': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},
+    'D': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},
+    'U': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},
+    'C': {'flop': 1.0, 'pflop_days': 8.64e19, 'exaflop': 1e18, 'log10': None},
+    'loss': {'nats': 1.0, 'bits': math.log(2.0)},
+}
+PARAMETER_COUNTS = ('given', 'total', 'no_input', 'body')
+COMPUTE_COUNTS = ('given', 'exact', '6nd')
+_SUFFIX = {'k': 1e3, 'm': 1e6, 'b': 1e9, 't': 1e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+  """What N and C mean.
+
+  parameters: given (column N) | total | no_input (total less the input embedding, which does no multiplication) |
+  body (no_input less the output head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
+  An empty string picks the first that the table can give, in the orders given, no_input, total and given, exact, 6nd.
+  """
+  parameters: str = ''
+  compute: str = ''
+
+  def __post_init__(self):
+    for value, choices, name in ((self.parameters, PARAMETER_COUNTS, 'parameters'),
+                                 (self.compute, COMPUTE_COUNTS, 'compute')):
+      if value and value not in choices:
+        raise TableError(f'counting {name}={value!r} is not one of {", ".join(choices)}{nearest(value, choices)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+  """Runs under one counting: N in parameters, D in tokens, loss in nats per token, C in FLOPs, each [rows]."""
+  N: np.ndarray
+  D: np.ndarray
+  loss: np.ndarray
+  C: np.ndarray
+  U: np.ndarray | None = None
+  K: np.ndarray | None = None
+  rows: tuple[str, ...] = ()  # how messages name each row
+  source: str = 'memory'
+
+  @classmethod
+  def of(cls, N, D, loss, C=None, **more) -> 'Observations':
+    """From plain arrays; C is 6 N D unless given."""
+    N, D, loss = (np.asarray(v, float) for v in (N, D, loss))
+    return cls(N, D, loss, 6.0 * N * D if C is None else np.asarray(C, float),
+               rows=tuple(f'row {i + 1}' for i in range(len(N))), **more)
+
+  def __len__(self) -> int:
+    return len(self.N)
+
+  @property
+  def x(self) -> dict[str, np.ndarray]:
+    """Log columns as laws read them."""
+    columns = {'n': np.log(self.N), 'd': np.log(self.D)}
+    if self.U is not None:
+      columns['u'] = np.log(self.U)
+    if self.K is not None:
+      columns['k'] = np.log(self.K)
+    return columns
+
+  @property
+  def y(self) -> np.ndarray:
+    """ln loss."""
+    return np.log(self.loss)
+
+  def take(self, keep) -> 'Observations':
+    """The rows of a mask or an index array."""
+    index = np.arange(len(self))[keep]
+    part = {f.name: (None if getattr(self, f.name) is None else getattr(self, f.name)[index])
+            for f in dataclasses.fields(self) if f.name not in ('rows', 'source')}
+    return Observations(**part, rows=tuple(self.rows[i] for i in index) if self.rows else (), source=self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """A table as read: numbers under standard or own names (NaN where a cell is empty), texts apart, row names."""
+  numbers: Mapping[str, np.ndarray]
+  texts: Mapping[str, tuple[str, ...]]
+  rows: tuple[str, ...]
+  source: str
+  warnings: tuple[str, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def take(self, keep) -> 'Runs':
+    index = np.arange(len(self))[keep]
+    return dataclasses.replace(
+        self, numbers={k: v[index] for k, v in self.numbers.items()},
+        texts={k: tuple(v[i] for i in index) for k, v in self.texts.items()}, rows=tuple(self.rows[i] for i in index))
+
+  def exclude(self, column: str) -> 'Runs':
+    """Without the rows whose `column` is not zero."""
+    return self.take(~(np.nan_to_num(self._number(column)) != 0))
+
+  def _number(self, column: str) -> np.ndarray:
+    if column not in self.numbers:
+      names = (*self.numbers, *self.texts)
+      raise TableError(f'{self.source}: no column {column!r}; it has {", ".join(names)}{nearest(column, names)}')
+    return self.numbers[column]
+
+  def where(self, expression: str) -> 'Runs':
+    """Rows for which every comma-separated comparison holds: 'role=train,rerun=0,N<2e9,chinchilla_mult=1|2|5'."""
+    keep = np.ones(len(self), bool)
+    for clause in filter(None, (c.strip() for c in expression.split(','))):
+      match = re.fullmatch(r'(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+)', clause)
+      if not match:
+        raise TableError(f'condition {clause!r}: expected COLUMN=VALUE with one of = != < <= > >=, such as role=train')
+      column, operator, value = match.groups()
+      if column in self.texts and operator in ('=', '!='):
+        hit = np.isin(np.array(self.texts[column], object), value.split('|'))
+      else:
+        numbers = self._number(column)
+        try:
+          values = [float(v) for v in value.split('|')]
+        except ValueError:
+          raise TableError(f'condition {clause!r}: expected a number for the column {column}, got {value!r}') from None
+        hit = {'=': np.isin(numbers, values), '!=': np.isin(numbers, values), '<': numbers < values[0],
+               '<=': numbers <= values[0], '>': numbers > values[0], '>=': numbers >= values[0]}[operator]
+      keep &= ~hit if operator == '!=' else hit
+    if not keep.any():
+      raise TableError(f'{self.source}: no row is left of {len(self)} where {expression}')
+    return self.take(keep)
+
+  def observe(self, counting: Counting = Counting()) -> Observations:
+    """The numbers under one convention; refuses what is missing, not finite or not positive, naming the row."""
+    n = self._count(counting.parameters)
+    d, loss = self._number('D'), self._number('loss')
+    kind = counting.compute or ('given' if 'C' in self.numbers else
+                                'exact' if 'flops_train_exact' in self.numbers else '6nd')
+    c = 6.0 * n * d if kind == '6nd' else self._number('C' if kind == 'given' else 'flops_train_exact')
+    c = np.where(np.isnan(c), 6.0 * n * d, c)
+    optional = {key: self.numbers.get(key) for key in ('U', 'K')}
+    for name, column in (('N', n), ('D', d), ('loss', loss), ('C', c), *((k, v) for k, v in optional.items())):
+      if column is not None:
+        _require_positive(self, name, column)
+    return Observations(n, d, loss, c, **optional, rows=self.rows, source=self.source)
+
+  def _count(self, kind: str) -> np.ndarray:
+    if not kind:
+      kind = 'given' if 'N' in self.numbers else 'no_input' if 'params_embedding' in self.numbers else 'total'
+    if kind == 'given':
+      return self._number('N')
+    count = self._number('params_total')
+    if kind in ('no_input', 'body'):
+      count = count - self._number('params_embedding')
+    return count - self._number('params_head') if kind == 'body' else count
+
+
+def _require_positive(runs: Runs, name: str, column: np.ndarray) -> None:
+  for row, value in zip(runs.rows, column):
+    if math.isnan(value):
+      raise TableError(f'{runs.source}, {row}: {name} is missing or NaN; expected a positive number, drop the row with '
+                       '--where or --exclude')
+    if not math.isfinite(value) or value <= 0:
+      raise TableError(f'{runs.source}, {row}: {name}={value:g}; expected a positive finite number')
+
+
+def parse_assignments(text: str, what: str) -> dict[str, str]:
+  """{'N': 'params'} of 'N=params,...'; `what` names the flag in errors."""
+  out = {}
+  for clause in filter(None, (c.strip() for c in text.split(','))):
+    key, equals, value = clause.partition('=')
+    if not equals or not key or not value:
+      raise TableError(f'{what}: {clause!r} is not NAME=VALUE')
+    if key in out:
+      raise TableError(f'{what}: {key!r} is given twice')
+    out[key] = value
+  return out
+
+
+def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
+         units: Mapping[str, str] | None = None) -> Runs:
+  """Runs of a CSV file, or of every result.json below a folder.
+
+  columns: {standard name: header}. units: {standard name: unit}, loss nats | bits, N and D 1 | millions | log10 ...
+  """
+  path = pathlib.Path(path)
+  for name, unit in (units or {}).items():
+    if name not in UNITS:
+      raise TableError(f'units: {name!r} has no unit to choose; expected one of {", ".join(UNITS)}'
+                       f'{nearest(name, UNITS)}')
+    if unit not in UNITS[name]:
+      raise TableError(f'units: {name}={unit!r}; expected one of {", ".join(UNITS[name])}{nearest(unit, UNITS[name])}')
+  if path.is_dir():
+    header, records, rows, warnings = _read_folder(path)
+  elif path.is_file():
+    header, records, rows, warnings = _read_csv(path)
+  else:
+    close = [p.name for p in path.parent.glob('*')] if path.parent.is_dir() else []
+    raise TableError(f'{path}: no such file or folder{nearest(path.name, close)}')
+  return _build(path.name, header, records, rows, columns or {}, units or {}, warnings)
+
+
+def _read_csv(path: pathlib.Path):
+  try:
+    text = path.read_text('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise TableError(f'{path.name}: byte {error.start} is not UTF-8; expected a CSV file in UTF-8') from None
+  lines = text.splitlines()
+  if not lines or not lines[0].strip():
+    raise TableError(f'{path.name}: the file is empty; expected a header with the columns N, D, loss')
+  if ',' not in lines[0]:
+    for mark, name in ((';', 'semicolons'), ('\t', 'tabs')):
+      if mark in lines[0]:
+        raise TableError(f'{path.name}: the header is separated by {name}; expected commas')
+  header, *body = csv.reader(lines)
+  header = [name.strip() for name in header]
+  repeated = sorted({name for name in header if header.count(name) > 1})
+  if repeated:
+    raise TableError(f'{path.name}: the column {repeated[0]!r} appears {header.count(repeated[0])} times in the header')
+  records, rows = [], []
+  for line, cells in enumerate(body, 2):
+    if not cells or not any(cell.strip() for cell in cells):
+      continue
+    if len(cells) != len(header):
+      raise TableError(f'{path.name}, line {line}: {len(cells)} cells; expected {len(header)} as in the header')
+    records.append([cell.strip() for cell in cells])
+    rows.append(f'line {line}')
+  if not records:
+    raise TableError(f'{path.name}: a header and no rows; expected a row a run')
+  return header, records, rows, ()
+
+
+def _read_folder(path: pathlib.Path):
+  files = sorted(path.glob('**/result.json'))
+  if not files:
+    raise TableError(f'{path.name}: no result.json below this folder; expected a folder of run folders, or a CSV file')
+  found, rows, warnings = [], [], []
+  for file in files:
+    name = str(file.parent.relative_to(path))
+    try:
+      record = json.loads(file.read_text())
+    except ValueError as error:
+      raise TableError(f'{name}/result.json is not JSON: {error}') from None
+    if not isinstance(record, dict):
+      raise TableError(f'{name}/result.json: expected an object with the keys of a run')
+    if record.get('status', 'complete') != 'complete':
+      warnings.append(f'unfinished: run {name} is left out, its status is {record["status"]!r}')
+      continue
+    found.append(record)
+    rows.append(f'run {name}')
+  if not found:
+    raise TableError(f'{path.name}: none of {len(files)} runs has finished')
+  scalar = (str, int, float, bool)
+  header = list(dict.fromkeys(key for r in found for key, v in r.items() if isinstance(v, scalar) or v is None))
+  cell = lambda v: '' if v is None or not isinstance(v, scalar) else repr(v) if isinstance(v, float) else str(v)
+  return header, [[cell(record.get(key)) for key in header] for record in found], rows, tuple(warnings)
+
+
+def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[str, str]:
+  """{header: standard name} of the columns found by name."""
+  out = {}
+  for name, column in given.items():
+    if column not in header:
+      raise TableError(f'{source}: no column {column!r} for {name}; it has {", ".join(header)}'
+                       f'{nearest(column, header)}')
+    out[column] = name
+  for name, others in NAMES.items():
+    if name in given or name in header:
+      out.update({} if name in given else {name: name})
+      continue
+    low = {other.lower() for other in (name, *others)}
+    hits = [column for column in header if column.lower() in low and column not in out]
+    if len(hits) > 1:
+      raise TableError(f'{source}: both {hits[0]!r} and {hits[1]!r} could be {name}; say which with '
+                       f'--columns={name}={hits[0]}')
+    if hits:
+      out[hits[0]] = name
+  for name in REQUIRED:
+    if name not in out.values() and not (name == 'N' and 'params_total' in header):
+      hint = nearest(name, header) or ''
+      bits = [column for column in header if re.search(r'bits|bpb|bpt', column.lower())] if name == 'loss' else []
+      if bits:
+        raise TableError(f'{source}: no loss in nats per token; map {bits[0]!r} with --columns=loss={bits[0]} '
+                         '--units=loss=bits if it is in bits per token')
+      raise TableError(f'{source}: no column {name!r} among {", ".join(header)}; map one with '
+                       f'--columns={name}=...{hint}')
+  return out
+
+
+def _number(source: str, row: str, column: str, cell: str) -> float:
+  try:
+    return float(cell)
+  except ValueError:
+    pass
+  match = re.fullmatch(r'([-+.\deE]+)\s*([kKmMbBtT])', cell)
+  if match:
+    hint = f'; write {float(match[1]) * _SUFFIX[match[2].lower()]:g}'
+  elif re.fullmatch(r'[-+]?\d{1,3}(,\d{3})+(\.\d+)?', cell):
+    hint = f'; write {cell.replace(",", "")}'
+  else:
+    hint = ''
+  raise TableError(f'{source}, {row}: {column}={cell!r} is not a number{hint}')
+
+
+def _build(source, header, records, rows, columns, units, warnings) -> Runs:
+  resolved = _resolve(source, header, columns)
+  numbers, texts = {}, {}
+  for position, column in enumerate(header):
+    name, cells = resolved.get(column, column), [record[position] for record in records]
+    if column in resolved or name in ('params_total', 'params_embedding', 'params_head', 'flops_train_exact'):
+      values = np.array([_number(source, row, column, cell) if cell else math.nan for row, cell in zip(rows, cells)])
+      unit = units.get(name)
+      if unit is not None:
+        values = 10.0 ** values if unit == 'log10' else values * UNITS[name][unit]
+      numbers[name] = values
+      if name != column and name not in REQUIRED:
+        numbers.setdefault(column, values)
+    else:
+      try:
+        numbers[name] = np.array([float(cell) if cell else math.nan for cell in cells])
+      except ValueError:
+        texts[name] = tuple(cells)
+  for name in resolved.values():
+    column = next(c for c, n in resolved.items() if n == name)
+    numbers.setdefault(column, numbers[name])
+  return Runs(numbers, texts, tuple(rows), source, warnings)
+
+
+def best_rate(runs: Runs) -> Runs:
+  """The rows at the best learning rate of each cell of equal N and D that has several; other rows as they are."""
+  if 'lr' not in runs.numbers:
+    return runs
+  observed, rates = runs.observe(), runs.numbers['lr']
+  keep = np.ones(len(runs), bool)
+  for cell in np.unique(np.stack([observed.N, observed.D]), axis=1).T:
+    here = np.flatnonzero((observed.N == cell[0]) & (observed.D == cell[1]))
+    if len(np.unique(rates[here])) > 1:
+      best = here[np.argmin(observed.loss[here])]
+      keep[here] = rates[here] == rates[best]
+  return runs.take(keep)
