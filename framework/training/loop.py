@@ -1,5 +1,6 @@
 """The training loop, in the order in which things happen. Every run, fresh or resumed, goes through `train`."""
 
+import math
 import pathlib
 import signal
 import statistics
@@ -130,9 +131,9 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
           f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "
           f"{', '.join(map(str, bad))}; last good checkpoint: {saved[-1] if saved else 'none'}"
           + (f'; {skipped} steps skipped, training.skip_nonfinite is {c.training.skip_nonfinite}' if skipped else ''))
-    row = {'step': number, 'loss': float(metrics['loss']), 'bits_per_byte':
-           float(metrics['loss']) / np.log(2).item() * tokens_per_byte, 'tokens': targets,
-           'learning_rate': float(metrics['learning_rate']), 'gradient_norm': float(metrics['gradient_norm']),
+    loss, norm = (float(metrics[name]) if metrics['finite'] else None for name in ('loss', 'gradient_norm'))
+    row = {'step': number, 'loss': loss, 'bits_per_byte': loss and loss / math.log(2) * tokens_per_byte,
+           'tokens': targets, 'learning_rate': float(metrics['learning_rate']), 'gradient_norm': norm,
            'epoch': round(number * c.training.batch / window_count, 6)}
     if skipped:
       row['skipped'] = skipped
@@ -189,7 +190,7 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
             steps: int, targets: int, seconds: float, final: dict[str, Any], status: str) -> dict[str, Any]:
   """The content of result.json, the contract between training and scaling. Losses are nats per token."""
   rows = files.read_rows(workdir / 'metrics.jsonl')
-  tail = [row['loss'] for row in rows if row['step'] > 0.9 * steps]
+  tail = [row['loss'] for row in rows if row['step'] > 0.9 * steps and row['loss'] is not None]
   unique = corpus.train.tokens - 1
   return {
       'run': workdir.name, 'model': c.model.name,

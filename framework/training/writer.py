@@ -77,9 +77,10 @@ class Writer:
 
 def describe(metrics: dict[str, Any], rates: dict[str, float]) -> str:
   """One line for people."""
-  parts = [f"loss {metrics['loss']:.4f}"]
-  if 'bits_per_byte' in metrics:
-    parts.append(f"{metrics['bits_per_byte']:.3f} bits/byte")
+  if metrics['loss'] is None:
+    parts = [f"not finite, {metrics['skipped']} skipped"]
+  else:
+    parts = [f"loss {metrics['loss']:.4f}", f"{metrics['bits_per_byte']:.3f} bits/byte"]
   if 'validation_bits_per_byte' in metrics:
     parts.append(f"held out {metrics['validation_bits_per_byte']:.3f} bits/byte")
   if 'tokens_per_second' in rates:

@@ -196,4 +196,4 @@ def test_skipping_is_counted_and_capped(text, tmp_path):
   assert code == 3, output
   assert '8 steps skipped, training.skip_nonfinite is 7' in last
   rows = files.read_rows(tmp_path / 'run' / 'metrics.jsonl')
-  assert rows[-1]['skipped'] in range(1, 8)
+  assert rows[-1]['skipped'] in range(1, 8) and rows[-1]['loss'] is None
