@@ -239,5 +239,6 @@ def check_devices(config: Config, devices: int) -> None:
   parts = devices * t.accumulation
   if t.batch % parts:
     below = t.batch // parts * parts
+    nearest_batch = f'{below} or {below + parts}' if below else f'{parts}'
     raise ConfigError(f'training.batch is {t.batch}; expected a multiple of {devices} devices x {t.accumulation} '
-                      f'microbatches = {parts}, nearest is {below or parts}' + (f' or {below + parts}' if below else ''))
+                      f'microbatches = {parts}, nearest is {nearest_batch}')
