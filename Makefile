@@ -5,10 +5,11 @@ RUNS ?= runs
 
 .PHONY: quickstart test test-slow test-peers bench venv clean remake
 
-quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it
+quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it, report
 	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
 	$(RUN) -m experiments.evaluate --workdir=$(RUNS)/quickstart --stride=32 --windows=2048
 	$(RUN) -m experiments.generate --workdir=$(RUNS)/quickstart --prompt='def main(' --tokens=400
+	$(RUN) -m experiments.report --runs=$(RUNS)/quickstart
 
 test: venv
 	$(RUN) -m pytest -m 'not slow and not peers'

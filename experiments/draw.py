@@ -7,10 +7,15 @@ from typing import Any
 from framework import files
 
 
-def _save(figure, path: pathlib.Path) -> None:
+def svg(figure) -> str:
+  """A matplotlib figure as an SVG document."""
   buffer = io.StringIO()
   figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
-  files.write_atomically(path, buffer.getvalue())
+  return buffer.getvalue()
+
+
+def _save(figure, path: pathlib.Path) -> None:
+  files.write_atomically(path, svg(figure))
 
 
 def _axes(title: str, x: str, y: str):
@@ -41,3 +46,33 @@ def loss_by_position(results: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.set_xscale('log')
   axes.legend()
   _save(figure, path)
+
+
+def losses(runs: dict[str, list[dict[str, Any]]]):
+  """Figure: loss by tokens read, of the rows of metrics.jsonl by run; lines for batches, points for held-out text."""
+  figure, axes = _axes('', 'tokens', 'nats per token')
+  for i, (name, rows) in enumerate(runs.items()):
+    color = f'C{i % 10}'
+    axes.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], linewidth=0.8, alpha=0.6, color=color)
+    held_out = [r for r in rows if 'validation_loss' in r]
+    axes.plot([r['tokens'] for r in held_out], [r['validation_loss'] for r in held_out], 'o-', markersize=3,
+              color=color, label=name)
+  axes.set_xscale('log')
+  _legend(axes, len(runs))
+  return figure
+
+
+def positions(runs: dict[str, list[float | None]]):
+  """Figure: held-out loss by position in the window, a line a run."""
+  figure, axes = _axes('', 'position in the window', 'nats per token')
+  for i, (name, values) in enumerate(runs.items()):
+    points = [(place + 1, loss) for place, loss in enumerate(values) if loss is not None]
+    axes.plot(*zip(*points), linewidth=1, color=f'C{i % 10}', label=name)
+  axes.set_xscale('log')
+  _legend(axes, len(runs))
+  return figure
+
+
+def _legend(axes, lines: int) -> None:
+  if 1 < lines <= 12:  # more names than that hide the picture
+    axes.legend(fontsize='small')
