@@ -22,14 +22,19 @@ class Model:
   width: int = 128
   heads: int = 4
   kv_heads: int = 0  # 0: as many as heads
+  head_width: int = 0  # of a query, key and value; 0: width / heads
   feedforward: int = 0  # 0: 4 widths, or 8/3 widths (to a multiple of 8) for swiglu
   position: str = 'rope'  # rope | learned | sinusoidal | none
   rope_base: float = 10000.0
-  norm: str = 'rmsnorm'  # rmsnorm | layernorm
+  relative_bias: int = 0  # farthest distance with its own bias on the attention logits, one a head and layer; 0: none
+  mask: str = 'causal'  # causal | strict (a token does not read itself) | bidirectional
+  attention_scale: str = 'sqrt'  # of the logits: sqrt (1 / sqrt of the head width) | one | log (of the keys in view)
+  norm: str = 'rmsnorm'  # rmsnorm | layernorm | none
   norm_epsilon: float = 1e-5
   activation: str = 'gelu'  # gelu (tanh form) | relu | swiglu
   bias: bool = False  # on every projection and norm
   tied_head: bool = True  # the output head is the transposed embedding
+  loops: int = 1  # times that the layers run, with the same parameters
   dropout: float = 0.0
   dtype: str = 'float32'  # of the arithmetic
   param_dtype: str = 'float32'
@@ -105,7 +110,9 @@ class Config:
 
 CHOICES = {
     'model.position': ('rope', 'learned', 'sinusoidal', 'none'),
-    'model.norm': ('rmsnorm', 'layernorm'),
+    'model.mask': ('causal', 'strict', 'bidirectional'),
+    'model.attention_scale': ('sqrt', 'one', 'log'),
+    'model.norm': ('rmsnorm', 'layernorm', 'none'),
     'model.activation': ('gelu', 'relu', 'swiglu'),
     'model.dtype': ('float32', 'bfloat16'),
     'model.param_dtype': ('float32', 'bfloat16'),
@@ -119,6 +126,7 @@ CHOICES = {
 # key: (least, greatest), both allowed
 BOUNDS = {
     'model.layers': (1, 1000), 'model.width': (1, 10**6), 'model.heads': (1, 10**4), 'model.kv_heads': (0, 10**4),
+    'model.head_width': (0, 10**6), 'model.relative_bias': (0, 10**6), 'model.loops': (1, 10**6),
     'model.feedforward': (0, 10**7), 'model.rope_base': (1.0, 1e12), 'model.norm_epsilon': (1e-12, 1.0),
     'model.dropout': (0.0, 0.99),
     'data.vocabulary': (257, 2**24), 'data.window': (1, 2**24), 'data.stride': (0, 2**24),
@@ -207,13 +215,15 @@ def check(config: Config) -> Config:
   d.stride = d.stride or d.window
   e.batch = e.batch or t.batch
   e.stride = e.stride or d.stride
-  if m.width % m.heads:
+  if m.width % m.heads and not m.head_width:
     raise ConfigError(f'model.heads is {m.heads}; expected a divisor of model.width {m.width}, nearest is '
                       f'{divisors_near(m.heads, m.width)}')
   if m.heads % m.kv_heads:
     raise ConfigError(f'model.kv_heads is {m.kv_heads}; expected a divisor of model.heads {m.heads}, nearest is '
                       f'{divisors_near(m.kv_heads, m.heads)}')
-  if m.position == 'rope' and (m.width // m.heads) % 2:
+  if m.position == 'rope' and m.head_width % 2:
+    raise ConfigError(f'model.head_width is {m.head_width}; rope needs an even one, nearest is {m.head_width + 1}')
+  if m.position == 'rope' and not m.head_width and (m.width // m.heads) % 2:
     raise ConfigError(f'model.width / model.heads is {m.width // m.heads}; rope needs an even head width, nearest is '
                       f'model.width {m.width + m.heads}')
   if m.position == 'sinusoidal' and m.width % 2:

@@ -21,11 +21,11 @@ def forward(model: Model, vocabulary: int, window: int) -> float:
   Attention is counted as it is computed without a kernel that skips masked blocks: L^2 products, not L^2 / 2.
   """
   D, H, G, F = model.width, model.heads, model.kv_heads, model.feedforward
-  K = D // H
+  K = model.head_width or D // H
   projections = D * H * K + 2 * D * G * K + H * K * D
   feedforward = (3 if model.activation == 'swiglu' else 2) * D * F
   attention = 2 * window * H * K
-  return 2.0 * window * (model.layers * (projections + feedforward + attention) + D * vocabulary)
+  return 2.0 * window * (model.loops * model.layers * (projections + feedforward + attention) + D * vocabulary)
 
 
 def train(model: Model, vocabulary: int, window: int) -> float:

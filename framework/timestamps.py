@@ -2,7 +2,8 @@
 
 Every node v of every network carries an integer stamp tau(v), the index of the last real token that it may depend
 on. A node u may read v only if tau(v) <= tau(u), and may be scored on token j only if j > tau(u). A decoder's node
-has its own index as its stamp; other models are the same rule with another tau. Segments are documents packed into
+has its own index as its stamp; an encoder's node over a whole history has its last; other models are the same rule
+with another tau. Segments are documents packed into
 one window: nodes of different segments never read each other.
 """
 
@@ -29,3 +30,8 @@ def may_score(tau_BxL: jax.Array, target_index_BxL: jax.Array) -> jax.Array:
 def decoder_stamps(length: int, first: jax.Array | int = 0) -> jax.Array:
   """Stamps of a decoder's nodes over tokens first .. first+length-1, int32 [L]."""
   return first + jnp.arange(length, dtype=jnp.int32)
+
+
+def encoder_stamps(length: int) -> jax.Array:
+  """Stamps of the nodes over a history of `length` tokens of which each may read all, int32 [L]."""
+  return jnp.full(length, length - 1, jnp.int32)

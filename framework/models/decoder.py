@@ -52,18 +52,25 @@ def dropout(x_BxLxD: jax.Array, keys_B: jax.Array | None, rate: float, site: int
 
 
 class Norm(nn.Module):
-  """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), computed in float32."""
+  """RMSNorm (Zhang and Sennrich 2019), LayerNorm (Ba et al. 2016), computed in float32, or nothing."""
   config: Model
 
   @nn.compact
   def __call__(self, x_BxLxD):
     c = self.config
+    if c.norm == 'none':
+      return x_BxLxD
     scale_D = self.param('scale', nn.initializers.ones, (c.width,), c.param_dtype)
     x = norm.normalize(x_BxLxD.astype(jnp.float32), scale_D.astype(jnp.float32), c.norm == 'layernorm',
                        c.norm_epsilon)
     if c.bias and c.norm == 'layernorm':
       x = x + self.param('bias', nn.initializers.zeros, (c.width,), c.param_dtype)
     return x.astype(c.dtype)
+
+
+def head_width(c: Model) -> int:
+  """K."""
+  return c.head_width or c.width // c.heads
 
 
 class Linear(nn.Module):
@@ -104,13 +111,14 @@ class Block(nn.Module):
   config: Model
 
   @nn.compact
-  def __call__(self, x_BxLxD, positions_BxL, mask_BxQxT, cache: Cache | None = None, layer=0, keys_B=None):
+  def __call__(self, x_BxLxD, positions_BxL, mask_BxQxT, distance_QxT, cache: Cache | None = None, layer=0,
+               keys_B=None):
     """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
     c = self.config
-    D, H, G, K, F = c.width, c.heads, c.kv_heads, c.width // c.heads, c.feedforward
+    D, H, G, K, F = c.width, c.heads, c.kv_heads, head_width(c), c.feedforward
     # Both branches add to the stream once a layer: scaled down by sqrt(2 N) its variance stays that of the input
     # (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3).
-    residual_gain = (2 * c.layers) ** -0.5
+    residual_gain = (2 * c.loops * c.layers) ** -0.5
 
     h = Norm(c, name='attention_norm')(x_BxLxD)
     q_BxLxHxK, k_BxTxGxK, v_BxTxGxK = together(
@@ -124,7 +132,16 @@ class Block(nn.Module):
       cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxTxGxK[None], at),
                        'value': jax.lax.dynamic_update_slice(cache['value'], v_BxTxGxK[None], at)}
       k_BxTxGxK, v_BxTxGxK = cache['key'][layer], cache['value'][layer]
-    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxQxT,
+    if c.attention_scale == 'log':  # Chiang and Cholak 2022, arXiv:2202.12172, section 5.3
+      keys_BxL = jnp.maximum(mask_BxQxT.sum(-1, dtype=jnp.float32), 1)
+      q_BxLxHxK = (q_BxLxHxK * jnp.log(keys_BxL)[..., None, None]).astype(c.dtype)
+    bias_HxQxT = None
+    if c.relative_bias:  # a bias a distance, as in T5 (Raffel et al. 2020, arXiv:1910.10683) without its buckets
+      R = c.relative_bias
+      table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
+      bias_HxQxT = table_HxR.astype(jnp.float32)[:, jnp.clip(distance_QxT, -R, R) + R]
+    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxQxT, bias=bias_HxQxT,
+                                      scale=1.0 if c.attention_scale == 'one' else None,
                                       implementation=None if c.attention == 'auto' else c.attention)
     a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
     x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
@@ -184,33 +201,47 @@ class Decoder(nn.Module):
     x_BxLxD = dropout(x_BxLxD, keys_B, c.dropout, 2)
 
     index, segments_BxT = 0, segments_BxL
+    if cache is not None and c.mask == 'bidirectional':
+      raise ValueError("a cache with model.mask 'bidirectional'; expected 'causal' or 'strict'")
     if cache is not None:
       index = cache['index']
       segments_BxT = jax.lax.dynamic_update_slice(cache['segments'], segments_BxL, (0, index))
       cache = cache | {'segments': segments_BxT}
     tau_L = timestamps.decoder_stamps(tokens_BxL.shape[1], index)
     tau_T = timestamps.decoder_stamps(segments_BxT.shape[1])
-    mask_BxQxT = timestamps.may_read(tau_L, tau_T, segments_BxL, segments_BxT)
+    distance_QxT = tau_L[:, None] - tau_T
+    if c.mask == 'bidirectional':
+      tau_L = tau_T = timestamps.encoder_stamps(tokens_BxL.shape[1])
+    mask_BxQxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)
 
     block = Block(c, parent=None)
     def init_blocks(key):
-      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), jnp.zeros((1, 1), jnp.int32), None)['params']
+      zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero)['params']
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
 
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_BxQxT, cache, number, keys), None
+      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_BxQxT, distance_QxT, cache, number,
+                         keys), None
 
     if c.remat != 'none':
       layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable if c.remat == 'dots' else None)
     carry = (x_BxLxD, cache)
     if c.scan:
-      carry, _ = jax.lax.scan(layer, carry, (blocks, jnp.arange(c.layers)))
+      once = lambda carry, first: jax.lax.scan(layer, carry, (blocks, first + jnp.arange(c.layers)))
     else:
-      for number, params in enumerate(unstack(blocks)):
-        carry, _ = layer(carry, (params, number))
+      parts = unstack(blocks)
+      def once(carry, first):
+        for number, params in enumerate(parts):
+          carry, _ = layer(carry, (params, first + number))
+        return carry, None
+    if c.loops == 1:
+      carry, _ = once(carry, 0)
+    else:
+      carry, _ = jax.lax.scan(once, carry, c.layers * jnp.arange(c.loops))
     x_BxLxD, cache = carry
     if cache is not None:
       cache = cache | {'index': index + tokens_BxL.shape[1]}
@@ -227,6 +258,6 @@ class Decoder(nn.Module):
   def empty_cache(self, batch: int, length: int) -> Cache:
     """Room for `length` tokens a row. Segment 0 marks an empty place."""
     c = self.config
-    shape = (c.layers, batch, length, c.kv_heads, c.width // c.heads)
+    shape = (c.loops * c.layers, batch, length, c.kv_heads, head_width(c))
     return {'key': jnp.zeros(shape, c.dtype), 'value': jnp.zeros(shape, c.dtype),
             'segments': jnp.zeros((batch, length), jnp.int32), 'index': jnp.zeros((), jnp.int32)}

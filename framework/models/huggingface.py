@@ -50,10 +50,12 @@ LAYER = {'gpt2': 'h.{}.', 'llama': 'layers.{}.'}
 BUFFERS = re.compile(r'\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$')  # constants that old files carry
 
 # Settings of ours that a family can express.
+COMMON = {'name': ('decoder',), 'head_width': (0,), 'relative_bias': (0,), 'mask': ('causal',),
+          'attention_scale': ('sqrt',), 'loops': (1,)}
 NEEDS = {
-    'gpt2': {'name': ('decoder',), 'position': ('learned',), 'norm': ('layernorm',), 'activation': ('gelu', 'relu'),
+    'gpt2': {'position': ('learned',), 'norm': ('layernorm',), 'activation': ('gelu', 'relu'),
              'bias': (True,)},
-    'llama': {'name': ('decoder',), 'position': ('rope',), 'norm': ('rmsnorm',), 'activation': ('swiglu',)},
+    'llama': {'position': ('rope',), 'norm': ('rmsnorm',), 'activation': ('swiglu',)},
 }
 # Settings of theirs that Decoder can express; a key that is absent has the first value.
 GPT2_ACTIVATIONS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'relu': 'relu'}
@@ -71,7 +73,7 @@ def resolved(model: Model) -> Model:
 
 def unmet(family: str, model: Model) -> list[str]:
   """A phrase for every setting of `model` that `family` cannot express."""
-  needs = NEEDS[family] | ({'kv_heads': (model.heads,)} if family == 'gpt2' else {})
+  needs = COMMON | NEEDS[family] | ({'kv_heads': (model.heads,)} if family == 'gpt2' else {})
   return [f"model.{key} is {getattr(model, key)!r} ({family} needs {' or '.join(map(repr, values))})"
           for key, values in needs.items() if getattr(model, key) not in values]
 

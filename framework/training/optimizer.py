@@ -29,13 +29,16 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [c.warmup_steps])
 
 
+UNDECAYED = ('bias', 'scale', 'relative_bias')
+
+
 def _name(path) -> str:
   return path[-1].key
 
 
 def is_matrix(params: Any) -> Any:
   """True on weights, embeddings and heads, false on biases and norm scales: what weight decay applies to."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in ('bias', 'scale'), params)
+  return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in UNDECAYED, params)
 
 
 def muon_dimensions(params: Any) -> Any:
@@ -53,7 +56,7 @@ def muon_dimensions(params: Any) -> Any:
 def _decayed_beside_muon(params: Any) -> Any:
   """True on the matrices that are not Muon's: embeddings and heads."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: _name(path) not in ('bias', 'scale', 'weight') or (_name(path) == 'weight' and
+      lambda path, _: _name(path) not in (*UNDECAYED, 'weight') or (_name(path) == 'weight' and
                                                                          'blocks' not in [p.key for p in path]), params)
 
 

@@ -37,7 +37,10 @@ class Setup:
 
 
 def set_up(config: config_lib.Config, vocabulary: int) -> Setup:
-  """Builds everything but the data. Raises ConfigError on a model that does not exist."""
+  """Builds everything but the data. Raises ConfigError on a model that is unknown or sees its targets."""
+  if config.model.mask == 'bidirectional':
+    raise config_lib.ConfigError("model.mask is 'bidirectional', which sees the token that it is scored on; expected "
+                                 "'causal' or 'strict'")
   return Setup(
       config, models.build(config.model, vocabulary, config.data.window), partition.make_mesh(),
       optimizer.build(config.optimizer, config.training.steps),

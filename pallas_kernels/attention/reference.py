@@ -26,7 +26,8 @@ _masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, scale: float,
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, bias: jax.Array | None = None,
+    scale: float,
 ) -> jax.Array:
   """See dispatch.dot_product_attention. Logits and softmax are float32; memory is O(B H Q T)."""
   B, Q, H, K = query.shape
@@ -39,6 +40,8 @@ def dot_product_attention(
   else:
     mask = jnp.repeat(mask, M, axis=1)
   logits_BxGxQMxT = jnp.einsum('bqgk,btgk->bgqt', query_BxQMxGxK, key, preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits_BxGxQMxT += bias.reshape(G, M, Q, T).swapaxes(1, 2).reshape(G, Q * M, T)
   weights_BxGxQMxT = _masked_softmax(logits_BxGxQMxT, mask[:, None])
   out_BxQMxGxK = jnp.einsum('bgqt,btgk->bqgk', weights_BxGxQMxT.astype(value.dtype), value)
   return out_BxQMxGxK.reshape(B, Q, M, G, K).swapaxes(2, 3).reshape(B, Q, H, K).astype(query.dtype)

@@ -211,6 +211,11 @@ CASES = [
     setting('kv_heads', 'model.kv_heads is 3; expected a divisor of model.heads 4, nearest is 2 or 4',
             'model.heads=4', 'model.kv_heads=3'),
     setting('rope', 'rope needs an even head width, nearest is model.width 16', 'model.width=12', 'model.heads=4'),
+    setting('rope_head', 'model.head_width is 3; rope needs an even one, nearest is 4', 'model.head_width=3'),
+    setting('mask', "model.mask is 'causl'; expected one of causal, strict, bidirectional .did you mean 'causal'",
+            'model.mask=causl'),
+    setting('bidirectional', "model.mask is 'bidirectional', which sees the token that it is scored on; expected "
+            "'causal'", 'model.mask=bidirectional'),
     setting('sinusoidal', 'model.width is 9; sinusoidal', 'model.position=sinusoidal', 'model.width=9',
             'model.heads=3'),
     setting('accumulation', 'training.accumulation is 3; expected a divisor of training.batch 4, nearest is 2 or 4',

@@ -119,7 +119,8 @@ def test_positions_matter_except_without_any(position):
 
 @pytest.mark.parametrize('settings', [
     {}, {'position': 'learned', 'norm': 'layernorm', 'bias': True}, {'activation': 'swiglu', 'tied_head': False},
-    {'activation': 'relu', 'kv_heads': 1, 'position': 'sinusoidal'}])
+    {'activation': 'relu', 'kv_heads': 1, 'position': 'sinusoidal'},
+    {'norm': 'none', 'attention_scale': 'log', 'head_width': 6, 'mask': 'strict', 'loops': 3}])
 @pytest.mark.parametrize('scan', [True, False])
 def test_cached_logits_equal_uncached(settings, scan):
   module, params = make(scan=scan, **settings)
@@ -174,6 +175,89 @@ def test_grouped_heads_equal_repeated_heads():
     blocks[name] = {'weight': jnp.repeat(blocks[name]['weight'], 2, axis=2)}
   np.testing.assert_allclose(logits(full, params | {'blocks': blocks}, *packed_rows()),
                              logits(module, params, *packed_rows()), atol=2e-5)
+
+
+def test_a_strict_token_reads_all_before_it_but_not_itself():
+  module, params = make(mask='strict', layers=1, norm='none')
+  params = params | {'blocks': jax.tree.map(jnp.zeros_like, params['blocks']) | {
+      name: params['blocks'][name] for name in ('value', 'out')}}
+  tokens, positions, segments = unpacked_rows(rows=1)
+  x, _ = module.apply({'params': params}, tokens, positions, segments)
+  embedded = np.asarray(params['embedding'])[tokens[0]]
+  value = np.repeat(np.asarray(params['blocks']['value']['weight'][0]), 2, axis=1)
+  out = np.asarray(params['blocks']['out']['weight'][0])
+  for i in range(L):
+    mean = embedded[:i].mean(0) if i else np.zeros(16)
+    np.testing.assert_allclose(x[0, i] - embedded[i], np.einsum('d,dhk,hke->e', mean, value, out), atol=1e-4)
+
+
+def test_a_bidirectional_token_reads_its_document_and_nothing_else():
+  module, params = make(mask='bidirectional')
+  _, positions, segments = packed_rows()
+  reads = token_gradients(module, params, np.arange(L, dtype=np.int32)[None], positions, segments)
+  assert ((reads > 0) == (segments[0][:, None] == segments[0])).all()
+  with pytest.raises(ValueError, match="'bidirectional'; expected 'causal'"):
+    module.apply({'params': params}, *unpacked_rows(), cache=module.empty_cache(2, L))
+
+
+@pytest.mark.parametrize('mask', ['causal', 'bidirectional'])
+def test_relative_bias_shifts_the_logits_of_its_distance(mask):
+  module, params = make(mask=mask, relative_bias=3, position='none', layers=1)
+  rows = unpacked_rows()
+  assert params['blocks']['relative_bias'].shape == (1, 4, 7)
+  assert not np.any(params['blocks']['relative_bias'])
+  plain, _ = make(mask=mask, position='none', layers=1)
+  unbiased = params | {'blocks': {name: p for name, p in params['blocks'].items() if name != 'relative_bias'}}
+  np.testing.assert_array_equal(logits(module, params, *rows), logits(plain, unbiased, *rows))
+  # A large bias on distance 1 makes every head copy the token before: the output no longer depends on the others.
+  table = params['blocks']['relative_bias'].at[:, :, 3 + 1].set(1e4)
+  params = params | {'blocks': params['blocks'] | {'relative_bias': table}}
+  reads = token_gradients(module, params, np.arange(L, dtype=np.int32)[None], rows[1], rows[2])
+  assert ((reads > 1e-6)[1:] == (np.eye(L) + np.eye(L, k=-1) > 0)[1:]).all()
+
+
+def test_relative_bias_with_a_cache_equals_without():
+  module, params = make(relative_bias=4)
+  table = jax.random.normal(jax.random.key(5), (2, 4, 9))
+  params = params | {'blocks': params['blocks'] | {'relative_bias': table}}
+  whole = logits(module, params, *unpacked_rows())
+  cache, parts = module.empty_cache(2, L), []
+  for a, b in ((0, 4), (4, 5), (5, 12)):
+    part, cache = extend(module, params, *(x[:, a:b] for x in unpacked_rows()), cache)
+    parts.append(part)
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-4)
+  assert np.abs(whole - logits(*make(), *unpacked_rows())).max() > 0.1
+
+
+def test_log_scale_keeps_the_weight_of_one_key_among_many():
+  """Hahn's lemma (Chiang and Cholak 2022, section 5.3): a fixed logit is drowned by n keys, log n times it is not."""
+  def weight(scale, n):
+    module = models.build(small(mask='bidirectional', attention_scale=scale, norm='none', layers=1, width=2, heads=1,
+                                kv_heads=1, position='none', tied_head=False), 2, n)
+    params = jax.tree.map(jnp.zeros_like, models.init(module, jax.random.key(0)))
+    blocks = params['blocks'] | {name: {'weight': jnp.zeros_like(params['blocks'][name]['weight'])}
+                                 for name in ('query', 'key', 'value', 'out')}
+    set_one = lambda name, i, j, v: blocks[name]['weight'].at[(0, i, *((0, j) if name != 'out' else (j, 1)))].set(v)
+    blocks['query'] = {'weight': set_one('query', 0, 0, 2.0 * 2 ** 0.5)}
+    blocks['key'] = {'weight': set_one('key', 1, 0, 1.0)}
+    blocks['value'] = {'weight': set_one('value', 1, 0, 1.0)}
+    blocks['out'] = {'weight': blocks['out']['weight'].at[0, 0, 0, 1].set(1.0)}
+    params = params | {'embedding': jnp.array([[1.0, 0.0], [1.0, 1.0]]), 'blocks': blocks}
+    tokens = np.zeros((1, n), np.int32)
+    tokens[0, 0] = 1
+    x, _ = module.apply({'params': params}, tokens, np.zeros_like(tokens), np.ones_like(tokens))
+    return float(x[0, 1, 1])
+  assert weight('sqrt', 1000) == pytest.approx(np.exp(2) / (np.exp(2) + 999), rel=1e-4)
+  assert weight('one', 1000) == pytest.approx(np.exp(2 * 2 ** 0.5) / (np.exp(2 * 2 ** 0.5) + 999), rel=1e-4)
+  assert weight('log', 1000) == pytest.approx(1000 ** 2 / (1000 ** 2 + 999), rel=1e-4)
+
+
+def test_loops_run_the_same_layers_again():
+  """Twice the layers in a row, with the same parameters, is two loops; in training the loops share a gradient."""
+  module, params = make(loops=2)
+  twice = dataclasses.replace(module, config=dataclasses.replace(module.config, loops=1, layers=4))
+  doubled = params | {'blocks': jax.tree.map(lambda x: jnp.concatenate([x, x]), params['blocks'])}
+  np.testing.assert_allclose(logits(module, params, *packed_rows()), logits(twice, doubled, *packed_rows()), atol=2e-5)
 
 
 def test_dropout_of_a_row_depends_on_its_key_alone():
