@@ -47,6 +47,8 @@ class Model:
 class Data:
   path: str = ''  # file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources
   validation_path: str = ''  # '': a tenth of `path` is held out
+  task: str = ''  # a synthetic language of framework.data.tasks in place of text, as zipf_pairs or zipf_pairs:noise=0.1
+  tokens: int = 0  # of the training text, from its beginning: fewer are read for more epochs; 0: all
   tokenizer: str = 'bytes'  # bytes | chars | bpe
   vocabulary: int = 4096  # of bpe, the end-of-document token included
   window: int = 256  # tokens read (L)
@@ -129,7 +131,7 @@ BOUNDS = {
     'model.head_width': (0, 10**6), 'model.relative_bias': (0, 10**6), 'model.loops': (1, 10**6),
     'model.feedforward': (0, 10**7), 'model.rope_base': (1.0, 1e12), 'model.norm_epsilon': (1e-12, 1.0),
     'model.dropout': (0.0, 0.99),
-    'data.vocabulary': (257, 2**24), 'data.window': (1, 2**24), 'data.stride': (0, 2**24),
+    'data.vocabulary': (257, 2**24), 'data.tokens': (0, 2**40), 'data.window': (1, 2**24), 'data.stride': (0, 2**24),
     'optimizer.learning_rate': (0.0, 100.0), 'optimizer.final_learning_rate': (0.0, 100.0),
     'optimizer.warmup_steps': (0, 10**9), 'optimizer.decay_fraction': (0.0, 1.0), 'optimizer.beta1': (0.0, 0.999999),
     'optimizer.beta2': (0.0, 0.999999), 'optimizer.epsilon': (0.0, 1.0), 'optimizer.weight_decay': (0.0, 100.0),

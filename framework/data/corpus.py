@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from framework.config import ConfigError, Data, nearest
+from framework.config import CHOICES, ConfigError, Data, nearest
 from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
+from framework.data import stream
 from framework.data import tokenizer as tokenizers
 from framework.files import expand
 
@@ -66,14 +67,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  train: Split
-  validation: Split
+  train: Split | stream.Stream
+  validation: Split | stream.Stream
   tokenizer: tokenizers.Tokenizer
   digest: str  # of the texts and of how they were tokenised and split
 
 
 def prepare(data: Data, progress: Progress | None = None) -> Corpus:
-  """The corpus of `data`, from the cache or prepared now.
+  """The corpus of `data`, from the cache or prepared now, or the endless text of `data.task`; `data.tokens` bounds what
+  is trained on.
 
   Held out is `data.validation_path` if given; else, of 20 documents or more, one in ten, chosen by a hash of its name;
   else the last tenth of the characters of every document. A document is a file, or a line of a .jsonl file.
@@ -83,10 +85,29 @@ def prepare(data: Data, progress: Progress | None = None) -> Corpus:
   Raises:
     ConfigError: the texts cannot be found, read or decoded, or hold too little, or the cache cannot be written.
   """
-  if data.tokenizer not in tokenizers.CLASSES:
-    raise ConfigError(f"data.tokenizer is '{data.tokenizer}'; expected one of {', '.join(tokenizers.CLASSES)}"
-                      f'{nearest(data.tokenizer, tokenizers.CLASSES)}')
-  progress = progress or (lambda done, total, what: None)
+  if data.task:
+    corpus = Corpus(*stream.splits(data))
+  else:
+    corpus = _prepare(data, progress or (lambda done, total, what: None))
+  if not 0 < data.tokens < corpus.train.tokens:
+    return corpus
+  return dataclasses.replace(corpus, train=first_tokens(corpus.train, data.tokens))
+
+
+def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.Stream:
+  """The beginning of a split; the bytes of a text are taken to be spread evenly."""
+  if isinstance(split, stream.Stream):
+    return dataclasses.replace(split, tokens=tokens)
+  starts = split.starts[split.starts < tokens]
+  return dataclasses.replace(split, tokens=tokens, starts=starts, documents=len(starts),
+                             bytes=max(1, round(split.bytes * tokens / split.tokens)))
+
+
+def _prepare(data: Data, progress: Progress) -> Corpus:
+  kinds = CHOICES['data.tokenizer']
+  if data.tokenizer not in kinds:
+    raise ConfigError(f"data.tokenizer is '{data.tokenizer}'; expected one of {', '.join(kinds)}"
+                      f'{nearest(data.tokenizer, kinds)}')
   sources = sources_lib.find('data.path', data.path)
   held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
   digest = _digest(data, sources, held_out, progress)

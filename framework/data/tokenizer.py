@@ -1,4 +1,5 @@
-"""Text to token ids and back: `bytes`, `chars` and `bpe`, each lossless on what it accepts.
+"""Text to token ids and back: `bytes`, `chars`, `bpe` and the `symbols` of synthetic languages, each lossless on what
+it accepts.
 
 The last id of every vocabulary is the end-of-document token. It is written by the corpus between documents, is never
 the result of encoding text, and decodes to nothing.
@@ -177,6 +178,16 @@ class Chars(Tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
+class Symbols(Chars):
+  """The alphabet of a synthetic language. A symbol counts as one byte, so that bits per byte are bits per symbol."""
+  name: ClassVar[str] = 'symbols'
+
+  @functools.cached_property
+  def token_bytes(self) -> np.ndarray:
+    return np.array([1] * len(self.alphabet) + [0], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Bpe(Tokenizer):
   """Byte-level byte pair encoding (GPT-2's): any text round-trips, unseen characters as their bytes.
 
@@ -230,7 +241,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Bpe:
   return Bpe(library.to_str())
 
 
-CLASSES = {cls.name: cls for cls in (Bytes, Chars, Bpe)}
+CLASSES = {cls.name: cls for cls in (Bytes, Chars, Symbols, Bpe)}
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

@@ -1,0 +1,103 @@
+"""An endless text of a synthetic language, addressed by token: it stands where a split of a corpus stands.
+
+Block k of a split is drawn from a counter-based generator whose key is (seed, split, k). So any token is a pure
+function of its place, whatever was read before, and nothing is stored.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import pkgutil
+from typing import Any
+
+import numpy as np
+
+from framework.config import ConfigError, Data, nearest
+from framework.data import tasks
+from framework.data import tokenizer as tokenizers
+
+ENDLESS = 2**40  # tokens
+HELD_OUT = 2**17  # tokens of the validation split
+LAYOUT = 1  # part of every digest: raise it when the way blocks are drawn or joined changes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+  """The split number `split` of `task`; the interface is that of `framework.data.corpus.Split`."""
+  task: Any
+  split: int
+  tokens: int
+  seed: int = 0
+
+  @property
+  def starts(self) -> np.ndarray:
+    """Of documents; an endless text cannot list them."""
+    return np.zeros(1, np.int64)
+
+  @property
+  def bytes(self) -> int:
+    """A symbol counts as one byte."""
+    return self.tokens
+
+  @property
+  def documents(self) -> int:
+    return 1
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Tokens [start, stop), clipped to the split."""
+    start, stop = max(0, start), min(stop, self.tokens)
+    return self.rows(np.array([start]), max(0, stop - start))[0]
+
+  def rows(self, starts_B: np.ndarray, length: int) -> np.ndarray:
+    """int32 [B, length]: `length` tokens from each start."""
+    T = self.task.length
+    tokens_BxL = np.empty((len(starts_B), length), np.int32)
+    for row_L, start in zip(tokens_BxL, map(int, starts_B)):
+      first = start // T
+      joined = np.concatenate([self._block(k) for k in range(first, max(first + 1, -(-(start + length) // T)))])
+      row_L[:] = joined[start - first * T:][:length]
+    return tokens_BxL
+
+  def _block(self, number: int) -> np.ndarray:
+    key = np.array([self.seed << 8 | self.split, number], np.uint64)
+    return self.task.block(np.random.Generator(np.random.Philox(key=key)))
+
+
+def names() -> list[str]:
+  """The languages there are."""
+  return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
+
+
+def task_of(text: str) -> Any:
+  """The task that `data.task` describes: 'zipf_pairs' or 'zipf_pairs:noise=0.1,symbols=32'.
+
+  Raises:
+    ConfigError: there is no such task or setting, or the task refuses its value.
+  """
+  name, _, settings = text.partition(':')
+  if name not in names():
+    raise ConfigError(f"data.task is '{text}'; expected one of {', '.join(names())}{nearest(name, names())}")
+  cls = importlib.import_module(f'{tasks.__name__}.{name}').Task
+  fields = {field.name: field.type for field in dataclasses.fields(cls)}
+  given = {}
+  for clause in filter(None, settings.split(',')):
+    key, equals, value = clause.partition('=')
+    if key not in fields or not equals:
+      raise ConfigError(f"data.task is '{text}'; {name} has the settings {', '.join(fields)}, written key=value"
+                        f'{nearest(key, fields)}')
+    try:
+      given[key] = fields[key](value)
+    except ValueError:
+      raise ConfigError(f"data.task is '{text}'; expected {fields[key].__name__} for {key}") from None
+  return cls(**given)
+
+
+def splits(data: Data) -> tuple[Stream, Stream, tokenizers.Symbols, str]:
+  """(train, validation, tokenizer, digest) of `data.task`. Raises ConfigError."""
+  if data.path or data.validation_path:
+    key = 'data.path' if data.path else 'data.validation_path'
+    raise ConfigError(f"{key} is '{getattr(data, key.split('.')[1])}' beside data.task '{data.task}'; expected one of "
+                      'the two')
+  task = task_of(data.task)
+  digest = hashlib.sha256(f'{LAYOUT} {data.task.partition(":")[0]} {task}'.encode()).hexdigest()[:32]
+  return Stream(task, 0, ENDLESS), Stream(task, 1, HELD_OUT), tokenizers.Symbols(task.alphabet), digest
