@@ -104,7 +104,7 @@ class Block(nn.Module):
   config: Model
 
   @nn.compact
-  def __call__(self, x_BxLxD, positions_BxL, mask_BxQxT, cache: Cache | None = None, layer=0, keys_B=None):
+  def __call__(self, x_BxLxD, positions_BxL, mask_Bx1xQxT, cache: Cache | None = None, layer=0, keys_B=None):
     """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
     c = self.config
     D, H, G, K, F = c.width, c.heads, c.kv_heads, c.width // c.heads, c.feedforward
@@ -124,7 +124,7 @@ class Block(nn.Module):
       cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxTxGxK[None], at),
                        'value': jax.lax.dynamic_update_slice(cache['value'], v_BxTxGxK[None], at)}
       k_BxTxGxK, v_BxTxGxK = cache['key'][layer], cache['value'][layer]
-    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxQxT,
+    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask=mask_Bx1xQxT,
                                       implementation=None if c.attention == 'auto' else c.attention)
     a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
     x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
       cache = cache | {'segments': segments_BxT}
     tau_L = timestamps.decoder_stamps(tokens_BxL.shape[1], index)
     tau_T = timestamps.decoder_stamps(segments_BxT.shape[1])
-    mask_BxQxT = timestamps.may_read(tau_L, tau_T, segments_BxL, segments_BxT)
+    mask_Bx1xQxT = timestamps.may_read(tau_L, tau_T, segments_BxL, segments_BxT)[:, None]
 
     block = Block(c, parent=None)
     def init_blocks(key):
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_BxQxT, cache, number, keys), None
+      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, cache, number, keys), None
 
     if c.remat != 'none':
       layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable if c.remat == 'dots' else None)
