@@ -111,7 +111,7 @@ class Block(nn.Module):
   config: Model
 
   @nn.compact
-  def __call__(self, x_BxLxD, positions_BxL, mask_BxQxT, distance_QxT, cache: Cache | None = None, layer=0,
+  def __call__(self, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache: Cache | None = None, layer=0,
                keys_B=None):
     """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
     c = self.config
@@ -133,14 +133,14 @@ class Block(nn.Module):
                        'value': jax.lax.dynamic_update_slice(cache['value'], v_BxTxGxK[None], at)}
       k_BxTxGxK, v_BxTxGxK = cache['key'][layer], cache['value'][layer]
     if c.attention_scale == 'log':  # Chiang and Cholak 2022, arXiv:2202.12172, section 5.3
-      keys_BxL = jnp.maximum(mask_BxQxT.sum(-1, dtype=jnp.float32), 1)
+      keys_BxL = jnp.maximum(mask_Bx1xQxT.sum(-1, dtype=jnp.float32)[:, 0], 1)
       q_BxLxHxK = (q_BxLxHxK * jnp.log(keys_BxL)[..., None, None]).astype(c.dtype)
-    bias_HxQxT = None
+    bias_1xHxQxT = None
     if c.relative_bias:  # a bias a distance, as in T5 (Raffel et al. 2020, arXiv:1910.10683) without its buckets
       R = c.relative_bias
       table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
-      bias_HxQxT = table_HxR.astype(jnp.float32)[:, jnp.clip(distance_QxT, -R, R) + R]
-    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_BxQxT, bias=bias_HxQxT,
+      bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
+    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
                                       scale=1.0 if c.attention_scale == 'one' else None,
                                       implementation=None if c.attention == 'auto' else c.attention)
     a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
@@ -212,11 +212,11 @@ class Decoder(nn.Module):
     distance_QxT = tau_L[:, None] - tau_T
     if c.mask == 'bidirectional':
       tau_L = tau_T = timestamps.encoder_stamps(tokens_BxL.shape[1])
-    mask_BxQxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)
+    mask_Bx1xQxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)[:, None]
 
     block = Block(c, parent=None)
     def init_blocks(key):
-      zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+      zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
       one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero)['params']
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_BxQxT, distance_QxT, cache, number,
+      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache, number,
                          keys), None
 
     if c.remat != 'none':

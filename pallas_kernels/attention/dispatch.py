@@ -1,37 +1,153 @@
-"""The attention call and the choice of its backend."""
+"""The attention call: what it accepts, and the choice of its backend."""
 
 import importlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-IMPLEMENTATIONS = {'xla': 'pallas_kernels.attention.reference'}
+from pallas_kernels.attention.mask import Mask
+from pallas_kernels.runtime import device
+
+IMPLEMENTATIONS = {
+    'xla': 'pallas_kernels.attention.reference',
+    'xla_chunked': 'pallas_kernels.attention.chunked',
+}
+# The first that can honour a request is taken.
+BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
 
 
 def dot_product_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None, *,
-    bias: jax.Array | None = None, scale: float | None = None, implementation: str | None = None,
-) -> jax.Array:
-  """softmax(scale * query @ key^T + bias, where mask) @ value.
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None, mask: jax.Array | None = None,
+    *, scale: float | None = None, is_causal: bool = False,
+    segment_ids: jax.Array | tuple[jax.Array, jax.Array] | None = None, prefix_lengths: jax.Array | None = None,
+    stamps: jax.Array | tuple[jax.Array, jax.Array] | None = None, query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None, local_window_size: int | tuple[int, int] | None = None,
+    logits_soft_cap: float | None = None, alpha: float | jax.Array | None = None,
+    implementation: str | Sequence[str] | None = None, config: Any = None, return_residual: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+  """softmax(soft_cap(scale * query @ key^T + bias), where the mask allows) @ value.
+
+  The names are those of jax.nn.dot_product_attention and tokamax; the mask is the conjunction of all conditions given.
+  A query that may read nothing gives 0, log-sum-exp -inf and gradient 0.
 
   Args:
     query: [B, Q, H, K].
     key, value: [B, T, G, K]; G divides H, and query head h reads key head h // (H / G).
-    mask: bool [B or 1, Q, T], true where a query may read a key; None: everywhere. A query that may read nothing
-      gives 0.
-    bias: float32 [H, Q, T], added to the logits; None: 0.
-    scale: of the products; None: 1 / sqrt(K).
-    implementation: a key of IMPLEMENTATIONS; None: the best for the device.
+    bias: [B or 1, H or 1, Q or 1, T], added to the scaled logits.
+    mask: bool [B or 1, H or 1, Q or 1, T or 1], true where a query may read a key.
+    scale: of the logits; None: 1 / sqrt(K).
+    is_causal: query i reads keys 0 .. i.
+    segment_ids: int [B or 1, Q], or a pair of [., Q] and [., T]: queries read keys of their own segment.
+    prefix_lengths: int [B], with is_causal: keys below it are read by every query.
+    stamps: int [B or 1, Q] or [Q], or a pair: query i reads keys j with stamp_j <= stamp_i.
+    query_seq_lengths, key_value_seq_lengths: int [B], what lies beyond is padding.
+    local_window_size: w or (left, right): query i reads keys i - left .. i + right.
+    logits_soft_cap: c, the logits become c * tanh(logits / c).
+    alpha: the weights are alpha-entmax in place of softmax: a number > 1, or an array [] or [H], which has a gradient.
+    implementation: a key of IMPLEMENTATIONS, or several in order of preference; None: the best for the device.
+    config: of the implementation, which has to be named; None: its own choice for the shape and device.
+    return_residual: also returns the log-sum-exp of the logits, float32 [B, Q, H].
 
   Returns:
-    [B, Q, H, K] in the dtype of `query`.
+    [B, Q, H, K] in the dtype of `query`, or (that, the log-sum-exp).
 
   Raises:
-    ValueError: heads that do not divide, or an implementation that does not exist.
+    ValueError: shapes, dtypes or arguments that do not fit each other, or an implementation that does not exist.
+    NotImplementedError: the implementation cannot honour the request; says which part.
   """
-  if query.shape[2] % key.shape[2]:
-    raise ValueError(f'{query.shape[2]} query heads; expected a multiple of the {key.shape[2]} key heads')
-  name = implementation or 'xla'
-  if name not in IMPLEMENTATIONS:
-    raise ValueError(f"attention implementation is '{name}'; expected one of {', '.join(IMPLEMENTATIONS)}")
-  backend = importlib.import_module(IMPLEMENTATIONS[name])
-  return backend.dot_product_attention(query, key, value, mask, bias=bias, scale=scale or query.shape[-1] ** -0.5)
+  _check_arrays(query, key, value, bias)
+  if alpha is not None and return_residual:
+    raise ValueError('return_residual is the log-sum-exp of softmax; expected alpha=None with it')
+  if isinstance(alpha, (int, float)):
+    if not alpha >= 1:
+      raise ValueError(f'alpha is {alpha}; expected a number >= 1, nearest is 1 (softmax)')
+    alpha = None if alpha == 1 else float(alpha)
+  elif alpha is not None and jnp.shape(alpha) not in ((), (query.shape[2],)):
+    raise ValueError(f'alpha has shape {jnp.shape(alpha)}; expected () or one a query head, ({query.shape[2]},)')
+  if logits_soft_cap is not None and not logits_soft_cap > 0:
+    raise ValueError(f'logits_soft_cap is {logits_soft_cap}; expected a number > 0, or None')
+  one = make_mask(
+      query.shape, key.shape[1], mask, is_causal=is_causal, segment_ids=segment_ids, prefix_lengths=prefix_lengths,
+      stamps=stamps, query_seq_lengths=query_seq_lengths, key_value_seq_lengths=key_value_seq_lengths,
+      local_window_size=local_window_size)
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  call = dict(scale=scale, soft_cap=logits_soft_cap, alpha=alpha, config=config, return_residual=return_residual)
+  out, residual_BxHxQ = device.first_able(
+      'attention', IMPLEMENTATIONS, BEST, implementation, config,
+      lambda module: importlib.import_module(module).attend(query, key, value, bias, one, **call))
+  return (out, residual_BxHxQ.swapaxes(1, 2)) if return_residual else out
+
+
+def make_mask(
+    query_shape: tuple[int, ...], keys: int, mask=None, *, is_causal=False, segment_ids=None, prefix_lengths=None,
+    stamps=None, query_seq_lengths=None, key_value_seq_lengths=None, local_window_size=None,
+) -> Mask:
+  """The Mask of dot_product_attention's arguments, checked against [B, Q, H, K] and T."""
+  B, Q, H, _ = query_shape
+  if mask is not None:
+    if mask.dtype != bool:
+      raise ValueError(f'mask has dtype {mask.dtype}; expected bool (a bias is added, a mask is not)')
+    _check_broadcast('mask', mask.shape, (B, H, Q, keys))
+    mask = jnp.broadcast_to(mask, mask.shape[:2] + (Q, keys))
+  if prefix_lengths is not None and not is_causal:
+    raise ValueError('prefix_lengths widens what a causal query reads; expected is_causal=True with it')
+  window = local_window_size
+  if window is not None:
+    window = (window, window) if isinstance(window, int) else tuple(window)
+    if len(window) != 2 or min(window) < 0:
+      raise ValueError(f'local_window_size is {local_window_size}; expected one or two numbers >= 0 (left, right)')
+  lengths = {'prefix_lengths': prefix_lengths, 'query_seq_lengths': query_seq_lengths,
+             'key_value_seq_lengths': key_value_seq_lengths}
+  for name, value in lengths.items():
+    if value is not None:
+      lengths[name] = value = jnp.asarray(value)
+      if value.shape != (B,) or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(f'{name} is {value.dtype}{list(value.shape)}; expected integers [{B}], one a row')
+  return Mask(
+      Q, keys, bool(is_causal), window, *lengths.values(), _pair('stamps', stamps, B, Q, keys),
+      _pair('segment_ids', segment_ids, B, Q, keys), mask)
+
+
+def _pair(name, value, B, Q, T):
+  """Integers for queries and keys as a pair of [B or 1, Q] and [B or 1, T]."""
+  if value is None:
+    return None
+  pair = value if isinstance(value, tuple) else (value, value)
+  if len(pair) != 2:
+    raise ValueError(f'{name} has {len(pair)} parts; expected an array, or a pair for queries and for keys')
+  out = []
+  for side, x, length in (('queries', pair[0], Q), ('keys', pair[1], T)):
+    x = jnp.atleast_2d(jnp.asarray(x))
+    if x.ndim != 2 or x.shape[1] != length or x.shape[0] not in (1, B) or not jnp.issubdtype(x.dtype, jnp.integer):
+      raise ValueError(f'{name} of the {side} is {x.dtype}{list(x.shape)}; expected integers [{B} or 1, {length}]')
+    out.append(x.astype(jnp.int32))
+  return tuple(out)
+
+
+def _check_arrays(query, key, value, bias):
+  for name, x in (('query', query), ('key', key), ('value', value)):
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(f'{name} is {x.dtype}{list(x.shape)}; expected floating-point [batch, length, heads, width]')
+  if key.shape != value.shape:
+    raise ValueError(f'key has shape {key.shape} and value {value.shape}; expected the same')
+  if key.dtype != query.dtype or value.dtype != query.dtype:
+    raise ValueError(f'query, key and value have dtypes {query.dtype}, {key.dtype} and {value.dtype}; expected one')
+  B, Q, H, K = query.shape
+  if (key.shape[0], key.shape[3]) != (B, K):
+    raise ValueError(f'key has batch {key.shape[0]} and width {key.shape[3]}; expected those of query, {B} and {K} '
+                     '(the layout is [batch, length, heads, width])')
+  if H % key.shape[2]:
+    raise ValueError(f'{H} query heads; expected a multiple of the {key.shape[2]} key heads')
+  if bias is not None:
+    _check_broadcast('bias', bias.shape, (B, H, Q, key.shape[1]))
+    if bias.shape[3] != key.shape[1]:
+      raise ValueError(f'bias has {bias.shape[3]} keys; expected {key.shape[1]}')
+
+
+def _check_broadcast(name, shape, full):
+  if len(shape) != 4 or any(n not in (1, f) for n, f in zip(shape, full)):
+    wanted = ', '.join(f'{f} or 1' for f in full)
+    raise ValueError(f'{name} has shape {tuple(shape)}; expected [{wanted}] (batch, heads, queries, keys)')

@@ -1,0 +1,60 @@
+"""The device that a call is traced for, and the choice of an implementation for it."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+
+def kind() -> str:
+  """The name of the device that is traced for: that of the current mesh (which may be absent hardware), else here."""
+  mesh = jax.sharding.get_abstract_mesh()
+  described = getattr(mesh, 'abstract_device', None)
+  return described.device_kind if described is not None else jax.devices()[0].device_kind
+
+
+def platform(device_kind: str | None = None) -> str:
+  """'gpu', 'tpu' or 'cpu' for a device's name; None: of the device that is traced for."""
+  name = kind() if device_kind is None else device_kind
+  if name.startswith('TPU'):
+    return 'tpu'
+  return 'gpu' if name.startswith(('NVIDIA', 'Tesla', 'AMD', 'Quadro', 'GeForce')) else 'cpu'
+
+
+def first_able(
+    operation: str, implementations: Mapping[str, str], best: Mapping[str, Sequence[str]],
+    wanted: str | Sequence[str] | None, config: Any, call: Callable[[str], Any],
+) -> Any:
+  """`call(module)` of the first implementation that does not raise NotImplementedError.
+
+  Args:
+    operation: what it is, for messages.
+    implementations: name -> module.
+    best: platform -> names, taken where `wanted` is None.
+    wanted: a name, or several in order.
+    config: belongs to one implementation, which then has to be named.
+
+  Raises:
+    ValueError: a name that does not exist, or a config without one name.
+    NotImplementedError: none can; the message says why, one reason a name.
+  """
+  names = best[platform()] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+  if config is not None and (wanted is None or len(names) != 1):
+    raise ValueError(f'config is {config}; expected the one implementation that it belongs to to be named')
+  for name in names:
+    if name not in implementations:
+      close = difflib.get_close_matches(name, list(implementations), n=1, cutoff=0.5)
+      hint = f" (did you mean '{close[0]}'?)" if close else ''
+      raise ValueError(f"{operation} implementation is '{name}'; expected one of {', '.join(implementations)}{hint}")
+  reasons = []
+  for name in names:
+    try:
+      return call(implementations[name])
+    except NotImplementedError as error:
+      reasons.append(str(error))
+    except ImportError as error:  # an extra that is not installed
+      if wanted is not None and len(names) == 1:
+        raise
+      reasons.append(f'{operation} implementation {name} needs {error.name}, which is not installed')
+  raise NotImplementedError('; '.join(reasons))
