@@ -1,0 +1,98 @@
+"""Runs a list of commands one after another, each once: a walk that can be killed anywhere and goes on where it was.
+
+What is done is kept in steps.json of the walk's folder, by the very words of the command, so that a changed command is
+run again. A command that was interrupted is started anew and has to resume by itself.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import fcntl
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from framework import config as config_lib
+from framework import files
+from framework.training import clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What it is for, the words after `python -m`, and the seconds that it took where it was planned."""
+  title: str
+  words: tuple[str, ...]
+  seconds: float
+
+
+class Failed(Exception):
+  """A command ended with another exit code than 0."""
+
+  def __init__(self, step: Step, code: int):
+    super().__init__(f"'python -m {' '.join(step.words)}' ended with exit code {code}")
+    self.code = code
+
+
+def read_done(path: pathlib.Path) -> dict[str, float]:
+  """Seconds by command, of those that ended well. Raises ConfigError on a damaged file."""
+  if not path.exists():
+    return {}
+  try:
+    done = json.loads(path.read_text(encoding='utf-8'))
+    return {str(words): float(seconds) for words, seconds in done.items()}
+  except (ValueError, AttributeError, TypeError) as error:
+    raise config_lib.ConfigError(f'{path} is damaged; expected seconds by command, nearest is the walk without that '
+                                 'file') from error
+
+
+def remaining(steps: Sequence[Step], done: dict[str, float]) -> float:
+  """Seconds that the open steps will take: as planned, times how much slower the done ones were than planned."""
+  past = [(done[key], step.seconds) for step in steps if (key := ' '.join(step.words)) in done]
+  pace = sum(p for p, _ in past) / sum(q for _, q in past) if past else 1.0
+  return pace * sum(step.seconds for step in steps if ' '.join(step.words) not in done)
+
+
+def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]) -> None:
+  """Runs the steps that are not done yet, in order. SIGINT and SIGTERM reach the running command first.
+
+  Raises:
+    Failed: a command did not end well; those before it stay done.
+    ConfigError: the folder cannot be used.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'steps.json'
+  with open(folder / '.lock', 'w', encoding='utf-8') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # held by a walk that runs, or by the last command of one that was killed
+      say(f'another run in {folder} has not ended; waiting for it')
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    done = read_done(path)
+    for number, step in enumerate(steps, 1):
+      key = ' '.join(step.words)
+      if key in done:
+        continue
+      say(f'{number} of {len(steps)}: {step.title}; about {clock.duration(remaining(steps, done))} left in all')
+      start = time.monotonic()
+      code = _run(step, lock)
+      if code:
+        raise Failed(step, code)
+      done[key] = round(time.monotonic() - start, 2)
+      files.write_json(path, done)
+
+
+def _run(step: Step, lock) -> int:
+  """The exit code of the command, which inherits the lock and so holds it even if we are killed."""
+  process = subprocess.Popen([sys.executable, '-m', *step.words], pass_fds=[lock.fileno()])
+  forward = lambda number, _: process.send_signal(number)
+  # A terminal sends SIGINT to the command as well; two of them would end it without its checkpoint.
+  before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)}
+  try:
+    code = process.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  return 128 - code if code < 0 else code
