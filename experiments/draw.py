@@ -48,6 +48,29 @@ def loss_by_position(results: list[dict[str, Any]], path: pathlib.Path) -> None:
   _save(figure, path)
 
 
+def attention(weights_NxHxQxT, labels: list[str], path: pathlib.Path) -> None:
+  """A matrix for every layer (row) and head (column); the sharpest one, larger, with its tokens beside it."""
+  from matplotlib.figure import Figure
+  N, H = weights_NxHxQxT.shape[:2]
+  figure = Figure(figsize=(2.2 * H + 5.0, max(5.0, 2.2 * N)), layout='constrained')
+  left, right = figure.subfigures(1, 2, width_ratios=[5.0, 2.2 * H])
+  names = [label.translate({10: '⏎', 9: '⇥', 32: '␣'}) for label in labels]
+  # The head whose weights are farthest from uniform has most to show.
+  layer, head = divmod(int((weights_NxHxQxT**2).sum(-1).mean(-1).argmax()), H)
+  axes = left.add_subplot(title=f'layer {layer + 1}, head {head + 1}')
+  axes.imshow(weights_NxHxQxT[layer, head], cmap='Blues', vmin=0, vmax=1)
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_ticks(range(len(names)), names, fontsize=min(9, 240 / len(names)), family='monospace')
+  axes.set_xlabel('is read')
+  axes.set_ylabel('reads')
+  for ax, (n, h) in zip(right.subplots(N, H, squeeze=False).flat, [(n, h) for n in range(N) for h in range(H)]):
+    ax.imshow(weights_NxHxQxT[n, h], cmap='Blues', vmin=0, vmax=1)
+    ax.set_title(f'{n + 1}.{h + 1}', fontsize='small')
+    ax.set_xticks([])
+    ax.set_yticks([])
+  _save(figure, path)
+
+
 def losses(runs: dict[str, list[dict[str, Any]]]):
   """Figure: loss by tokens read, of the rows of metrics.jsonl by run; lines for batches, points for held-out text."""
   figure, axes = _axes('', 'tokens', 'nats per token')

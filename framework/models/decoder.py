@@ -5,6 +5,7 @@ N layers, V vocabulary. The parameters of the N blocks are stacked on a leading 
 layer or unrolled, so that a checkpoint does not depend on how the model is compiled.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -106,6 +107,15 @@ def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
   return [part.reshape(*lead, *linear.outputs) for part, linear in zip(parts, linears)]
 
 
+def attention_weights(attend: Callable[[jax.Array], jax.Array], like_BxTxGxK: jax.Array) -> jax.Array:
+  """What `attend(values)` weighs each key with, float32 [B, H, Q, T]: it is given values that name their key."""
+  B, T, G, K = like_BxTxGxK.shape
+  names_PxTxK = np.eye(T, -(-T // K) * K, dtype=np.float32).reshape(T, -1, K).swapaxes(0, 1)
+  parts = [attend(jnp.broadcast_to(names_TxK[None, :, None], (B, T, G, K)).astype(like_BxTxGxK.dtype))
+           for names_TxK in names_PxTxK]
+  return jnp.concatenate(parts, -1)[..., :T].swapaxes(1, 2).astype(jnp.float32)
+
+
 class Block(nn.Module):
   """x + attention(norm(x)), then x + feed-forward(norm(x))."""
   config: Model
@@ -140,10 +150,13 @@ class Block(nn.Module):
       R = c.relative_bias
       table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
       bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
-    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
-                                      scale=1.0 if c.attention_scale == 'one' else None,
-                                      implementation=None if c.attention == 'auto' else c.attention)
-    a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
+    def attend(value_BxTxGxK):
+      return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
+                                   scale=1.0 if c.attention_scale == 'one' else None,
+                                   implementation=None if c.attention == 'auto' else c.attention)
+    if self.is_mutable_collection('intermediates'):
+      self.sow('intermediates', 'attention', attention_weights(attend, k_BxTxGxK))
+    a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(attend(v_BxTxGxK))
     x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
 
     h = Norm(c, name='feedforward_norm')(x_BxLxD)
@@ -180,6 +193,8 @@ class Decoder(nn.Module):
       cache: Cache | None = None, keys_B: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Hidden states after the last norm, [B, L, D], and the cache if one was given.
+
+    Applied with mutable=['intermediates'] it also gives the attention of every layer, 'attention': [N, B, H, Q, T].
 
     Args:
       tokens_BxL, positions_BxL: int32; positions count from the start of a row's document.
@@ -221,11 +236,13 @@ class Decoder(nn.Module):
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
 
+    watched = self.is_mutable_collection('intermediates')
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-      return block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache, number,
-                         keys), None
+      out = block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache, number, keys,
+                        mutable=['intermediates'] if watched else False)
+      return out if watched else (out, None)
 
     if c.remat != 'none':
       layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable if c.remat == 'dots' else None)
@@ -235,14 +252,19 @@ class Decoder(nn.Module):
     else:
       parts = unstack(blocks)
       def once(carry, first):
+        seen = []
         for number, params in enumerate(parts):
-          carry, _ = layer(carry, (params, first + number))
-        return carry, None
+          carry, found = layer(carry, (params, first + number))
+          seen.append(found)
+        return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *seen)
     if c.loops == 1:
-      carry, _ = once(carry, 0)
+      carry, seen = once(carry, 0)
     else:
-      carry, _ = jax.lax.scan(once, carry, c.layers * jnp.arange(c.loops))
+      carry, seen = jax.lax.scan(once, carry, c.layers * jnp.arange(c.loops))
     x_BxLxD, cache = carry
+    if watched:
+      weights, = seen['intermediates']['attention']
+      self.sow('intermediates', 'attention', weights.reshape(-1, *weights.shape[-4:]))
     if cache is not None:
       cache = cache | {'index': index + tokens_BxL.shape[1]}
     return Norm(c, name='norm')(x_BxLxD), cache

@@ -69,17 +69,22 @@ def test_train_evaluate_generate(text, tmp_path, tokenizer, settings):
   sampled = launch('generate', f'--workdir={workdir}', '--prompt=ab', '--tokens=50', '--seed=3')
   assert sampled.returncode == 0, sampled.stderr
   assert sampled.stdout.startswith('ab') and len(sampled.stdout) > 10
-  again = launch('generate', f'--workdir={workdir}', '--prompt=ab', '--tokens=50', '--seed=3')
-  assert again.stdout == sampled.stdout
+  again = launch('generate', f'--workdir={workdir}', '--prompt=ab', '--tokens=50', '--seed=3',
+                 f'--output={tmp_path / "sample.txt"}')
+  assert again.stdout == sampled.stdout == (tmp_path / 'sample.txt').read_text()
   two = launch('generate', f'--workdir={workdir}', '--prompt=ab', '--prompt=c d', '--tokens=20', '--temperature=0')
   assert two.stdout.count('-' * 72) == 2, two.stderr
 
+  drawn = launch('attention', f'--workdir={workdir}', '--text=ab cd a', '--tokens=5')
+  assert drawn.returncode == 0, drawn.stderr
+  assert (workdir / 'attention.svg').read_text().startswith('<?xml')
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate'])
+
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'attention', 'report', 'watch'])
 def test_help_holds_an_example(name):
   shown = launch(name, '--help')
   assert 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout
-  assert '--workdir' in shown.stdout
+  assert '--workdir' in shown.stdout or '--runs' in shown.stdout
 
 
 def test_a_terminal_shows_one_live_line(text, tmp_path):

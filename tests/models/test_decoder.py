@@ -305,3 +305,19 @@ def test_gradient_of_unstack_is_the_stack_of_gradients():
 def test_unknown_model_names_the_nearest():
   with pytest.raises(config_lib.ConfigError, match="'decodr'.*did you mean 'decoder'"):
     models.build(small(name='decodr'), V, L)
+
+
+@pytest.mark.parametrize('settings', [
+    {}, {'scan': True, 'loops': 2}, {'remat': 'full', 'head_width': 5, 'position': 'none'}])
+def test_attention_weights_can_be_watched(settings):
+  module, params = make(**settings)
+  tokens, positions, segments = packed_rows()
+  watched = jax.jit(lambda p: module.apply({'params': p}, tokens, positions, segments, mutable='intermediates'))
+  (x, _), seen = watched(params)
+  weights, = seen['intermediates']['attention']
+  assert weights.shape == (2 * settings.get('loops', 1), 2, 4, L, L)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+  allowed = (np.arange(L)[:, None] >= np.arange(L)) & (segments[0][:, None] == segments[0])
+  assert (np.asarray(weights)[..., ~allowed] == 0).all() and (np.asarray(weights)[..., allowed] > 0.01).mean() > 0.1
+  assert np.ptp(weights, axis=-1).max() > 0.5  # not uniform
+  np.testing.assert_array_equal(module.logits(params, x), logits(module, params, tokens, positions, segments))

@@ -122,6 +122,20 @@ def test_bfloat16_files_stay_bfloat16(theirs, tmp_path):
   assert error < TOLERANCE
 
 
+def test_attention_weights_are_theirs(theirs, tmp_path):
+  theirs.save_pretrained(tmp_path)
+  model, vocabulary, length, params = huggingface.load(tmp_path)
+  tokens = tokens_2xL()
+  module = models.build(model, vocabulary, length)
+  positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+  _, seen = module.apply({'params': params}, jnp.asarray(tokens), positions, jnp.ones_like(positions),
+                         mutable='intermediates')
+  theirs.set_attn_implementation('eager')
+  with torch.no_grad():
+    expected = theirs(torch.tensor(tokens, dtype=torch.long), output_attentions=True).attentions
+  np.testing.assert_allclose(seen['intermediates']['attention'][0], [x.numpy() for x in expected], atol=1e-5)
+
+
 def swapped_projections(params):
   blocks = params['blocks']
   if blocks['query']['weight'].shape == blocks['key']['weight'].shape:

@@ -1,0 +1,57 @@
+"""Draws what a trained decoder attends to: a matrix of weights for every layer and head.
+
+Example:
+  python -m experiments.attention --workdir=runs/first --text='def first(x): return x[0]'
+
+The picture is attention.svg in the run's folder: a row of each matrix is a token that reads, a column one that is read.
+"""
+
+from absl import flags
+
+from experiments import launch
+from framework import config as config_lib
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
+TEXT = flags.DEFINE_string('text', None, 'what to read; default: the beginning of the held-out text')
+TOKENS = flags.DEFINE_integer('tokens', 40, 'of the text, at most', lower_bound=2)
+
+
+def main() -> int:
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  from framework.training import run
+  config = run.read_config(workdir)
+  if config.model.name != 'decoder':
+    raise config_lib.ConfigError(f"workdir {workdir} holds a run with model.name '{config.model.name}'; expected "
+                                 "'decoder', whose attention can be watched")
+  config.training.devices = 1
+  launch.start_jax(config)
+
+  import jax
+  import numpy as np
+  from experiments import draw
+  from framework.data import corpus
+  from framework.data import tokenizer as tokenizer_lib
+  from framework.training import setup
+  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  most = min(TOKENS.value, config.data.window)
+  if TEXT.value is None:
+    tokens = corpus.prepare(config.data).validation.read(0, most)
+  else:
+    try:
+      tokens = np.array([tokenizer.end, *tokenizer.encode(TEXT.value)], np.int32)[:most]
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f'--text: {error}') from None
+  trained = setup.load(workdir)
+  row = np.asarray(tokens, np.int32)[None]
+  places = np.arange(row.shape[1], dtype=np.int32)[None]
+  apply = jax.jit(lambda params: trained.setup.module.apply(
+      {'params': params}, row, places, np.ones_like(row), mutable='intermediates'))
+  weights_NxBxHxQxT, = apply(trained.params)[1]['intermediates']['attention']
+  labels = [tokenizer.decode(np.array([token])) or '∅' for token in tokens]
+  draw.attention(np.asarray(weights_NxBxHxQxT)[:, 0], labels, workdir / 'attention.svg')
+  print(workdir / 'attention.svg')
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)
