@@ -189,10 +189,10 @@ def test_token_by_token_equals_training(name, tiers):
   whole = logits(model, params, batch)
   reader = tiered_generation.Reader(model, params, int(batch['start'][0]))
   parts = [reader.read([token]) for token in batch['tokens'][0]]
-  np.testing.assert_allclose(np.concatenate(parts), whole[0], atol=5e-5)
+  np.testing.assert_allclose(np.concatenate(parts), whole[0], atol=2e-4)
   assert len(reader.starts) >= 1 and reader.starts[0] < L - R
   blocks = tiered_generation.Reader(model, params, int(batch['start'][0]))
-  np.testing.assert_allclose(blocks.read(batch['tokens'][0])[0], whole[0, -1], atol=5e-5)
+  np.testing.assert_allclose(blocks.read(batch['tokens'][0])[0], whole[0, -1], atol=2e-4)
 
 
 def test_entropy_starts_are_found_token_by_token():
