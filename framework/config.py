@@ -43,6 +43,37 @@ class Model:
   remat: str = 'none'  # none | dots (keep matrix products) | full: what the backward pass recomputes
 
 
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
+class Tiered:
+  """Read by model.name = tiered, whose highest tier is a decoder of the section `model`."""
+  tiers: int = 2
+  widths: str = ''  # of the tiers, lowest first, as in '64,128'; '': all model.width
+  layers: str = ''  # of the tiers, lowest first; '': all model.layers
+  steps: str = ''  # training steps of the tiers, lowest first; '': training.steps for each
+  period: int = 64  # tokens from a start to the next (P)
+  rollout: int = 16  # tokens of a rollout (R)
+  samples: int = 1  # rollouts a start (K)
+  starts: str = 'period'  # period | trigger (after a token) | entropy (where tier 1 is unsure)
+  most_starts: int = 0  # of a window, the first ones; 0: window / period
+  random_phase: bool = True  # windows have their first start at a random place of the first period
+  trigger: int = 0  # token after which a trigger start stands
+  entropy: float = 3.0  # bits of tier 1's prediction from which on an entropy start stands
+  delay: int = 0  # tokens from a start to the first that may read its rollouts
+  layout: str = 'stream'  # stream | stamp | cross
+  read: str = 'tokens'  # what cross reads: tokens | hidden (states of the tier below)
+  both_ways: bool = False  # stamp: the tokens of a rollout read each other in both directions
+  across: bool = True  # stamp: rollouts read other rollouts
+  last: int = 0  # stamp: only the rollouts of so many newest starts are read; 0: all
+  first_bias: float = 0.0  # stamp: the learned bias of rollouts' attention weights begins here; -20 is nearly unread
+  content: str = 'own'  # own | filler | shuffled | other_document | oracle | corrupted: what the top tier reads
+  corruption: float = 0.5  # corrupted: share of the true future's tokens that the tier below replaces by its own
+  temperature: float = 1.0  # of the rollouts
+  top_k: int = 0  # of the rollouts; 0: all tokens
+  rollout_dropout: float = 0.15  # share of starts whose rollouts a tier in training does not see
+  warm_start: bool = True  # a tier of the size of the tier below begins as a copy of it
+  memorisation: float = 0.01  # greatest excess of rollouts' accuracy on training text over held-out text
+
+
 @dataclasses.dataclass(slots=True)
 class Data:
   path: str = ''  # file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources
@@ -108,6 +139,7 @@ class Config:
   training: Training = dataclasses.field(default_factory=Training)
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+  tiered: Tiered = dataclasses.field(default_factory=Tiered)
 
 
 CHOICES = {
@@ -120,6 +152,10 @@ CHOICES = {
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),
     'data.tokenizer': ('bytes', 'chars', 'bpe'),
+    'tiered.starts': ('period', 'trigger', 'entropy'),
+    'tiered.layout': ('stream', 'stamp', 'cross'),
+    'tiered.read': ('tokens', 'hidden'),
+    'tiered.content': ('own', 'filler', 'shuffled', 'other_document', 'oracle', 'corrupted'),
     'optimizer.name': ('adamw', 'lion', 'muon'),
     'optimizer.schedule': ('cosine', 'linear', 'wsd', 'constant'),
     'training.partition': ('pmap', 'mesh'),
@@ -142,6 +178,11 @@ BOUNDS = {
     'evaluation.every_steps': (0, 10**9), 'evaluation.windows': (0, 10**9), 'evaluation.batch': (0, 10**7),
     'evaluation.stride': (0, 2**24),
     'checkpoint.every_steps': (0, 10**9), 'checkpoint.keep': (1, 10**6), 'checkpoint.keep_every': (0, 10**9),
+    'tiered.tiers': (1, 100), 'tiered.period': (1, 2**24), 'tiered.rollout': (1, 2**24), 'tiered.samples': (1, 10**6),
+    'tiered.most_starts': (0, 2**24), 'tiered.trigger': (0, 2**24), 'tiered.entropy': (0.0, 64.0),
+    'tiered.delay': (0, 2**24), 'tiered.last': (0, 2**24), 'tiered.first_bias': (-1e4, 1e4),
+    'tiered.corruption': (0.0, 1.0), 'tiered.temperature': (0.0, 1e4), 'tiered.top_k': (0, 2**24),
+    'tiered.rollout_dropout': (0.0, 1.0), 'tiered.memorisation': (0.0, 1.0),
 }
 
 
@@ -208,6 +249,47 @@ def divisors_near(value: int, total: int) -> str:
   return ' or '.join(str(d) for d in below + above)
 
 
+def per_tier(key: str, text: str, tiers: int, default: int) -> list[int]:
+  """One whole number a tier from a list such as '64,128'. Raises ConfigError, naming `key`."""
+  if not text:
+    return [default] * tiers
+  words = text.split(',')
+  if len(words) != tiers or not all(word.strip().isdecimal() and int(word) for word in words):
+    raise ConfigError(f"{key} is '{text}'; expected {tiers} whole numbers from 1, lowest tier first, nearest is "
+                      f"'{','.join([str(default)] * tiers)}'")
+  return [int(word) for word in words]
+
+
+def check_tiered(config: Config) -> None:
+  """Raises ConfigError for settings of tiers that do not go together."""
+  t, m, d = config.tiered, config.model, config.data
+  for name in ('mask', 'attention_scale', 'relative_bias', 'head_width'):
+    if getattr(m, name) != getattr(Model, '__dataclass_fields__')[name].default:
+      raise ConfigError(f"model.{name} is {getattr(m, name)}; model.name 'tiered' needs its default "
+                        f"{Model.__dataclass_fields__[name].default!r}")
+  for width in per_tier('tiered.widths', t.widths, t.tiers, m.width):
+    if width % (2 * m.heads if m.position == 'rope' else m.heads):
+      raise ConfigError(f"tiered.widths is '{t.widths}'; expected multiples of {2 * m.heads} for model.heads {m.heads}, "
+                        f'nearest to {width} is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
+  per_tier('tiered.layers', t.layers, t.tiers, m.layers)
+  per_tier('tiered.steps', t.steps, t.tiers, config.training.steps)
+  if t.period > d.window and t.starts == 'period':
+    raise ConfigError(f'tiered.period is {t.period}; expected at most data.window {d.window}')
+  if t.starts != 'period' and not t.most_starts:
+    raise ConfigError(f"tiered.most_starts is 0; tiered.starts '{t.starts}' needs the most starts of a window, nearest "
+                      f'is {max(1, d.window // t.period)}')
+  if t.delay >= d.window:
+    raise ConfigError(f'tiered.delay is {t.delay}; expected less than data.window {d.window}')
+  only = {'both_ways': ('stamp', False), 'across': ('stamp', True), 'last': ('stamp', 0), 'first_bias': ('stamp', 0.0),
+          'read': ('cross', 'tokens')}
+  for name, (layout, default) in only.items():
+    if t.layout != layout and getattr(t, name) != default:
+      raise ConfigError(f"tiered.{name} is {getattr(t, name)}; only tiered.layout '{layout}' has it, this is "
+                        f"'{t.layout}': expected {default}")
+  if t.read == 'hidden' and t.content not in ('own', 'shuffled'):
+    raise ConfigError(f"tiered.content is '{t.content}'; tiered.read 'hidden' has no such content, nearest is 'own'")
+
+
 def check(config: Config) -> Config:
   """Fills in the derived fields and raises ConfigError for whatever needs no device and no file to be seen wrong."""
   check_fields(config)
@@ -242,6 +324,8 @@ def check(config: Config) -> Config:
   if o.warmup_steps >= t.steps and o.warmup_steps > 0:
     raise ConfigError(f'optimizer.warmup_steps is {o.warmup_steps}; expected fewer than training.steps {t.steps}, '
                       f'nearest is {t.steps - 1}')
+  if m.name == 'tiered':
+    check_tiered(config)
   return config
 
 

@@ -20,7 +20,7 @@ def compile_nats(module, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], ja
   """nats(params, batch) -> -ln p of every target [B, L] on every host; rows are spread over the mesh."""
   whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
   def nats(params, batch):
-    x_BxLxD, _ = module.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'])
+    x_BxLxD = module.hidden(params, batch)
     return cross_entropy.token_nats(x_BxLxD, module.head(params), batch['targets'])
   return jax.jit(nats, in_shardings=(whole, rows), out_shardings=whole)
 

@@ -2,9 +2,9 @@
 
 Every node v of every network carries an integer stamp tau(v), the index of the last real token that it may depend
 on. A node u may read v only if tau(v) <= tau(u), and may be scored on token j only if j > tau(u). A decoder's node
-has its own index as its stamp; an encoder's node over a whole history has its last; other models are the same rule
-with another tau. Segments are documents packed into
-one window: nodes of different segments never read each other.
+has its own index as its stamp; an encoder's node over a whole history has its last, a rollout's the token that it
+started from; other models are the same rule with another tau. Segments are documents packed into one window: nodes of
+different segments never read each other.
 """
 
 import jax
@@ -35,3 +35,16 @@ def decoder_stamps(length: int, first: jax.Array | int = 0) -> jax.Array:
 def encoder_stamps(length: int) -> jax.Array:
   """Stamps of the nodes over a history of `length` tokens of which each may read all, int32 [L]."""
   return jnp.full(length, length - 1, jnp.int32)
+
+
+def rollout_stamps(starts_BxG: jax.Array, length: int, delay: int = 0) -> jax.Array:
+  """Stamps of rollouts of `length` tokens that know tokens up to their start, int32 [..., G, R].
+
+  With a delay d a rollout is readable from token start + d on, as if it took the time of d tokens to write.
+  """
+  return jnp.repeat(starts_BxG[..., None] + delay, length, axis=-1)
+
+
+def prefix_stamps(length: int, prefix: int) -> jax.Array:
+  """Stamps of `length` tokens of which each of the first `prefix` may read all of those, int32 [L]: a prefix LM."""
+  return jnp.maximum(decoder_stamps(length), min(prefix, length) - 1)

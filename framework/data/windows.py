@@ -32,6 +32,7 @@ def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: in
     segments: int32 [B, L]; packed: 1 for the window's first document, one more from each later `end` on; else 1.
       0 is padding, which only a split shorter than a window has, on the right.
     positions: int32 [B, L], from 0 at the start of each segment.
+    start: uint32 [B], the place of the window's first token in the split, modulo 2^32: it keys rollouts.
   """
   windows_B = np.asarray(windows_B, np.int64)
   last_B = np.minimum((windows_B + 1) * stride, split.tokens - 1)  # the block's last token
@@ -56,7 +57,7 @@ def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: in
   target_BxL = start_B[:, None] + 1 + place_L
   weights_BxL = (target_BxL > windows_B[:, None] * stride) & (target_BxL <= last_B[:, None])
   return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL.astype(np.float32),
-          'segments': segments_BxL, 'positions': positions_BxL}
+          'segments': segments_BxL, 'positions': positions_BxL, 'start': start_B.astype(np.uint32)}
 
 
 _arrays = batch  # under a name that no parameter below hides

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,22 +108,62 @@ def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
   return [part.reshape(*lead, *linear.outputs) for part, linear in zip(parts, linears)]
 
 
-def attention_weights(attend: Callable[[jax.Array], jax.Array], like_BxTxGxK: jax.Array) -> jax.Array:
-  """What `attend(values)` weighs each key with, float32 [B, H, Q, T]: it is given values that name their key."""
+def write(cache: Cache, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, layer) -> tuple[Cache, jax.Array, jax.Array]:
+  """The cache with these keys and values written at its index, and all keys and values of the layer, [B, T, G, K]."""
+  at = (layer, 0, cache['index'], 0, 0)  # all layers lie in one array, which is written in place
+  cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxLxGxK[None], at),
+                   'value': jax.lax.dynamic_update_slice(cache['value'], v_BxLxGxK[None], at)}
+  return cache, cache['key'][layer], cache['value'][layer]
+
+
+@flax.struct.dataclass
+class Memory:
+  """What every layer of a decoder may read besides its own tokens, where the mask is true.
+
+  `gate` is what the branch is multiplied with at first; with 0 the decoder begins as if there were no memory.
+  """
+  values_BxMxE: jax.Array
+  positions_BxM: jax.Array
+  mask_BxLxM: jax.Array
+  gate: float = flax.struct.field(pytree_node=False, default=1.0)
+
+
+class CrossAttention(nn.Module):
+  """Attention from the tokens to a memory (Vaswani et al. 2017, section 3.2.3), times a learned scalar."""
+  config: Model
+
+  @nn.compact
+  def __call__(self, x_BxLxD, positions_BxL, memory: Memory):
+    c = self.config
+    D, H, G, K, E = c.width, c.heads, c.kv_heads, head_width(c), memory.values_BxMxE.shape[-1]
+    q_BxLxHxK = Linear(c, (D,), (H, K), name='query')(x_BxLxD)
+    k_BxMxGxK, v_BxMxGxK = together(memory.values_BxMxE, Linear(c, (E,), (G, K), name='key'),
+                                    Linear(c, (E,), (G, K), name='value'))
+    if c.position == 'rope':
+      q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
+      k_BxMxGxK = rotate(k_BxMxGxK, memory.positions_BxM, c.rope_base)
+    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=memory.mask_BxLxM[:, None],
+                                      implementation=None if c.attention == 'auto' else c.attention)
+    gate = self.param('scale', nn.initializers.constant(memory.gate), (), c.param_dtype)
+    return gate.astype(c.dtype) * Linear(c, (H, K), (D,), (2 * c.layers) ** -0.5, name='out')(a_BxLxHxK)
+
+
+def attention_weights(weigh: Callable[[jax.Array], jax.Array], like_BxTxGxK: jax.Array) -> jax.Array:
+  """What `weigh(values)` weighs each key with, float32 [B, H, Q, T]: it is given values that name their key."""
   B, T, G, K = like_BxTxGxK.shape
   names_PxTxK = np.eye(T, -(-T // K) * K, dtype=np.float32).reshape(T, -1, K).swapaxes(0, 1)
-  parts = [attend(jnp.broadcast_to(names_TxK[None, :, None], (B, T, G, K)).astype(like_BxTxGxK.dtype))
+  parts = [weigh(jnp.broadcast_to(names_TxK[None, :, None], (B, T, G, K)).astype(like_BxTxGxK.dtype))
            for names_TxK in names_PxTxK]
   return jnp.concatenate(parts, -1)[..., :T].swapaxes(1, 2).astype(jnp.float32)
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+  """x + attention(norm(x)), then x + cross-attention(norm(x)) if there is a memory, then x + feed-forward(norm(x))."""
   config: Model
 
   @nn.compact
   def __call__(self, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache: Cache | None = None, layer=0,
-               keys_B=None):
+               keys_B=None, memory: Memory | None = None, attend: Callable | None = None):
     """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
     c = self.config
     D, H, G, K, F = c.width, c.heads, c.kv_heads, head_width(c), c.feedforward
@@ -137,27 +178,32 @@ class Block(nn.Module):
     if c.position == 'rope':
       q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
       k_BxTxGxK = rotate(k_BxTxGxK, positions_BxL, c.rope_base)
-    if cache is not None:
-      at = (layer, 0, cache['index'], 0, 0)  # all layers lie in one array, which is written in place
-      cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxTxGxK[None], at),
-                       'value': jax.lax.dynamic_update_slice(cache['value'], v_BxTxGxK[None], at)}
-      k_BxTxGxK, v_BxTxGxK = cache['key'][layer], cache['value'][layer]
-    if c.attention_scale == 'log':  # Chiang and Cholak 2022, arXiv:2202.12172, section 5.3
-      keys_BxL = jnp.maximum(mask_Bx1xQxT.sum(-1, dtype=jnp.float32)[:, 0], 1)
-      q_BxLxHxK = (q_BxLxHxK * jnp.log(keys_BxL)[..., None, None]).astype(c.dtype)
-    bias_1xHxQxT = None
-    if c.relative_bias:  # a bias a distance, as in T5 (Raffel et al. 2020, arXiv:1910.10683) without its buckets
-      R = c.relative_bias
-      table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
-      bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
-    def attend(value_BxTxGxK):
-      return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
-                                   scale=1.0 if c.attention_scale == 'one' else None,
-                                   implementation=None if c.attention == 'auto' else c.attention)
-    if self.is_mutable_collection('intermediates'):
-      self.sow('intermediates', 'attention', attention_weights(attend, k_BxTxGxK))
-    a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(attend(v_BxTxGxK))
+    if attend is not None:
+      a_BxLxHxK, cache = attend(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, mask_Bx1xQxT, cache, layer)
+    else:
+      if cache is not None:
+        cache, k_BxTxGxK, v_BxTxGxK = write(cache, k_BxTxGxK, v_BxTxGxK, layer)
+      if c.attention_scale == 'log':  # Chiang and Cholak 2022, arXiv:2202.12172, section 5.3
+        keys_BxL = jnp.maximum(mask_Bx1xQxT.sum(-1, dtype=jnp.float32)[:, 0], 1)
+        q_BxLxHxK = (q_BxLxHxK * jnp.log(keys_BxL)[..., None, None]).astype(c.dtype)
+      bias_1xHxQxT = None
+      if c.relative_bias:  # a bias a distance, as in T5 (Raffel et al. 2020, arXiv:1910.10683) without its buckets
+        R = c.relative_bias
+        table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
+        bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
+      def weigh(value_BxTxGxK):
+        return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
+                                     scale=1.0 if c.attention_scale == 'one' else None,
+                                     implementation=None if c.attention == 'auto' else c.attention)
+      if self.is_mutable_collection('intermediates'):
+        self.sow('intermediates', 'attention', attention_weights(weigh, k_BxTxGxK))
+      a_BxLxHxK = weigh(v_BxTxGxK)
+    a_BxLxD = Linear(c, (H, K), (D,), residual_gain, name='out')(a_BxLxHxK)
     x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
+
+    if memory is not None:
+      m_BxLxD = CrossAttention(c, name='cross')(Norm(c, name='cross_norm')(x_BxLxD), positions_BxL, memory)
+      x_BxLxD = x_BxLxD + dropout(m_BxLxD, keys_B, c.dropout, 3)
 
     h = Norm(c, name='feedforward_norm')(x_BxLxD)
     up = Linear(c, (D,), (F,), name='up')
@@ -190,7 +236,8 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(
       self, tokens_BxL: jax.Array, positions_BxL: jax.Array, segments_BxL: jax.Array, *,
-      cache: Cache | None = None, keys_B: jax.Array | None = None,
+      cache: Cache | None = None, keys_B: jax.Array | None = None, added_BxLxD: jax.Array | None = None,
+      mask_BxLxT: jax.Array | None = None, memory: Memory | None = None, attend: Callable | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Hidden states after the last norm, [B, L, D], and the cache if one was given.
 
@@ -201,6 +248,11 @@ class Decoder(nn.Module):
       segments_BxL: int32, the document of each token; tokens of different segments never read each other.
       cache: from `empty_cache`; this call's tokens are appended to it.
       keys_B: dropout keys, one a row; None: no dropout.
+      added_BxLxD: added to the tokens' embeddings.
+      mask_BxLxT: which tokens of this call and of the cache each token may read; None: what model.mask says.
+      memory: read by every layer.
+      attend: takes the place of self-attention, (q, k, v, mask, cache, layer) -> ([B, L, H, K], cache); the cache is
+        then its own.
     """
     c = self.config
     embedding_VxD = self.param('embedding', nn.initializers.normal(0.02), (self.vocabulary, c.width), c.param_dtype)
@@ -213,12 +265,14 @@ class Decoder(nn.Module):
     elif c.position == 'sinusoidal':
       # Vaswani et al. add sinusoids of amplitude 1 to embeddings of deviation 1; here that deviation is 0.02.
       x_BxLxD = x_BxLxD + 0.02 * sinusoids(positions_BxL, c.width).astype(c.dtype)
+    if added_BxLxD is not None:
+      x_BxLxD = x_BxLxD + added_BxLxD.astype(c.dtype)
     x_BxLxD = dropout(x_BxLxD, keys_B, c.dropout, 2)
 
     index, segments_BxT = 0, segments_BxL
     if cache is not None and c.mask == 'bidirectional':
       raise ValueError("a cache with model.mask 'bidirectional'; expected 'causal' or 'strict'")
-    if cache is not None:
+    if cache is not None and attend is None:
       index = cache['index']
       segments_BxT = jax.lax.dynamic_update_slice(cache['segments'], segments_BxL, (0, index))
       cache = cache | {'segments': segments_BxT}
@@ -227,21 +281,24 @@ class Decoder(nn.Module):
     distance_QxT = tau_L[:, None] - tau_T
     if c.mask == 'bidirectional':
       tau_L = tau_T = timestamps.encoder_stamps(tokens_BxL.shape[1])
-    mask_Bx1xQxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)[:, None]
+    if mask_BxLxT is None:
+      mask_BxLxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)
+    mask_Bx1xQxT = mask_BxLxT[:, None]
 
     block = Block(c, parent=None)
     def init_blocks(key):
       zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
-      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero)['params']
+      few = memory and jax.tree.map(lambda x: x[:1, :1], memory).replace(mask_BxLxM=mask[:, 0])
+      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero, memory=few)['params']
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
 
-    watched = self.is_mutable_collection('intermediates')
+    watched = self.is_mutable_collection('intermediates') and attend is None
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
       out = block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache, number, keys,
-                        mutable=['intermediates'] if watched else False)
+                        memory, attend, mutable=['intermediates'] if watched else False)
       return out if watched else (out, None)
 
     if c.remat != 'none':
@@ -265,9 +322,13 @@ class Decoder(nn.Module):
     if watched:
       weights, = seen['intermediates']['attention']
       self.sow('intermediates', 'attention', weights.reshape(-1, *weights.shape[-4:]))
-    if cache is not None:
+    if cache is not None and attend is None:
       cache = cache | {'index': index + tokens_BxL.shape[1]}
     return Norm(c, name='norm')(x_BxLxD), cache
+
+  def hidden(self, params: Any, batch: dict[str, jax.Array], keys_B: jax.Array | None = None) -> jax.Array:
+    """Hidden states of a batch of framework.data.windows, [B, L, D]: what training and evaluation score."""
+    return self.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'], keys_B=keys_B)[0]
 
   def head(self, params: Any) -> jax.Array:
     """The matrix whose product with a hidden state gives logits, [V, D], in the compute dtype."""

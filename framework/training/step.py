@@ -17,7 +17,7 @@ DROPOUT = 1  # folded into the seed's key, so that no two uses of the seed share
 
 def sum_loss(module, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array:
   """Nats summed over the batch's targets, a float32 scalar."""
-  x_BxLxD, _ = module.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'], keys_B=keys_B)
+  x_BxLxD = module.hidden(params, batch, keys_B)
   return cross_entropy.sum_nats(x_BxLxD, module.head(params), batch['targets'], batch['weights'])
 
 
