@@ -52,8 +52,8 @@ _SUFFIX = {'k': 1e3, 'm': 1e6, 'b': 1e9, 't': 1e12}
 class Counting:
   """What N and C mean.
 
-  parameters: given (column N) | total | no_input (total less the input embedding, which does no multiplication) |
-  body (no_input less the output head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
+  parameters: given (column N) | total | no_input (total less an input embedding that does no multiplication; a tied one,
+  with params_head 0, is the output head as well, and stays) | body (total less embedding and head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
   An empty string picks the first that the table can give, in the orders given, no_input, total and given, exact, 6nd.
   """
   parameters: str = ''
@@ -181,10 +181,18 @@ class Runs:
       kind = 'given' if 'N' in self.numbers else 'no_input' if 'params_embedding' in self.numbers else 'total'
     if kind == 'given':
       return self._number('N')
-    count = self._number('params_total')
-    if kind in ('no_input', 'body'):
-      count = count - self._number('params_embedding')
-    return count - self._number('params_head') if kind == 'body' else count
+    if kind == 'total':
+      return self._number('params_total')
+    return count_parameters(kind, *(self._number(f'params_{part}') for part in ('total', 'embedding', 'head')))
+
+
+def count_parameters(kind: str, total, embedding, head):
+  """N of one convention (total, no_input or body: see Counting) from the counts of a result.json."""
+  if kind == 'total':
+    return total
+  if kind == 'no_input':
+    return total - np.where(np.asarray(head) > 0, embedding, 0)
+  return total - embedding - head
 
 
 def _require_positive(runs: Runs, name: str, column: np.ndarray) -> None:
