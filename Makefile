@@ -22,6 +22,7 @@ test-peers: .venv/peers
 bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare
 	$(RUN) -m benchmarks.generation
+	$(RUN) -m benchmarks.scaling
 
 venv: .venv/ready
 
