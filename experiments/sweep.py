@@ -113,7 +113,7 @@ def work(cells, workdir: pathlib.Path) -> int:
 
 def _end_with_parent() -> None:
   """Ends this process at once when the pipe from the launcher breaks; what it was doing is resumed from a checkpoint."""
-  while sys.stdin.buffer.read(1):
+  while os.read(0, 1):  # not the buffered stdin, whose lock would be held at exit
     pass
   os._exit(1)
 

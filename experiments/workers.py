@@ -133,16 +133,19 @@ class Progress:
     first, whole = start.get(cell.source, 0), cell.config.training.steps
     return cell.cost * (1.0 - max(0, steps_done(self._folder / cell.name) - first) / (whole - first))
 
-  def line(self, running: Sequence[str], start: dict[str, int]) -> str:
-    """One line for people. start: the step at which each cell that is a source decays."""
+  def look(self, running: Sequence[str], start: dict[str, int]) -> None:
+    """Measures the FLOP/s of the running cells. start: the step at which each cell that is a source decays."""
     now = time.monotonic()
-    left = {cell.name: self._left(cell, start) for cell in self._cells}
     for cell in self._cells:
-      if cell.name not in running:
-        continue
-      begun, before = self._first.setdefault(cell.name, (now, left[cell.name]))
-      if before > left[cell.name] and now > begun:
-        self._rates[cell.name] = (before - left[cell.name]) / (now - begun)
+      if cell.name in running:
+        left = self._left(cell, start)
+        begun, before = self._first.setdefault(cell.name, (now, left))
+        if before > left and now > begun:
+          self._rates[cell.name] = (before - left) / (now - begun)
+
+  def line(self, running: Sequence[str], start: dict[str, int]) -> str:
+    """One line for people."""
+    left = {cell.name: self._left(cell, start) for cell in self._cells}
     total = sum(cell.cost for cell in self._cells)
     done = sum(value == 0.0 for value in left.values())
     text = f'{done}/{len(self._cells)} cells, {100 * (1 - sum(left.values()) / total):.0f} % of the FLOPs'
@@ -164,6 +167,8 @@ class Progress:
     return max(sum(each.values()) / self._slots, max(chains.values()))
 
   def show(self, running: Sequence[str], start: dict[str, int]) -> None:
+    """Looks, and says how far all is, on a terminal at once and elsewhere now and then."""
+    self.look(running, start)
     if self._bar is not None:
       self._bar.set_description_str(self.line(running, start))
     elif time.monotonic() - self._noted > NOTE:
