@@ -23,6 +23,8 @@ test-peers: .venv/peers
 bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare
 	$(RUN) -m benchmarks.generation
+	$(RUN) -m benchmarks.scaling
+	$(RUN) -m benchmarks.scaling
 
 venv: .venv/ready
 

@@ -129,6 +129,7 @@ class Checkpoint:
   every_steps: int = 200  # 0: only at the end
   keep: int = 2  # newest
   keep_every: int = 0  # besides, every checkpoint at a multiple of this; 0: none
+  at_decay: bool = False  # wsd: also one where the decay begins, which is kept; longer runs can branch from it
 
 
 @dataclasses.dataclass(slots=True)
@@ -321,6 +322,8 @@ def check(config: Config) -> Config:
   if o.schedule != 'constant' and o.final_learning_rate > o.learning_rate:
     raise ConfigError(f'optimizer.final_learning_rate is {o.final_learning_rate}; expected at most '
                       f'optimizer.learning_rate {o.learning_rate}')
+  if config.checkpoint.at_decay and o.schedule != 'wsd':
+    raise ConfigError(f"checkpoint.at_decay is True; expected optimizer.schedule 'wsd' with it, not '{o.schedule}'")
   if o.warmup_steps >= t.steps and o.warmup_steps > 0:
     raise ConfigError(f'optimizer.warmup_steps is {o.warmup_steps}; expected fewer than training.steps {t.steps}, '
                       f'nearest is {t.steps - 1}')

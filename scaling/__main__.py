@@ -70,7 +70,8 @@ Examples:
 FLAGS_OF = {
     'table': ('runs', 'columns', 'units', 'exclude', 'where', 'params', 'compute', 'allow', 'vocabulary'),
     'fitting': ('law', 'loss', 'delta', 'penalty', 'fix'),
-    'fit': ('bootstrap', 'kind', 'simulations', 'level', 'compute_target', 'posterior', 'report'),
+    'fit': ('bootstrap', 'kind', 'simulations', 'level', 'compute_target', 'posterior', 'report',
+            'positions'),
     'predict': ('N', 'D', 'U', 'level', 'simulations', 'ledger', 'name'),
     'plan': ('budget', 'unit', 'flops_per_second', 'dollars_per_hour', 'prefill_flops_per_second',
              'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level', 'N'),
@@ -100,6 +101,7 @@ flags.DEFINE_float('level', 0.9, 'nominal level of intervals')
 flags.DEFINE_float('compute_target', 0.0, 'FLOPs of the decision; 0: ten times the largest run')
 flags.DEFINE_bool('posterior', False, 'also a Student-t posterior by NUTS (extra: bayes)')
 flags.DEFINE_string('report', '', 'folder for a report page with figures')
+flags.DEFINE_integer('positions', 0, 'also a law for each of so many groups of positions in the window; -1: each')
 flags.DEFINE_float('N', 0.0, 'parameters of the run to predict; plan: of a run to compare with the best')
 flags.DEFINE_float('D', 0.0, 'tokens of the run to predict')
 flags.DEFINE_float('U', 0.0, 'unique tokens of the run to predict; 0: all of D')
@@ -125,18 +127,28 @@ flags.DEFINE_float('reach', 0.0, 'only cuts at most the largest compute over thi
 FLAGS = flags.FLAGS
 
 
-def _table():
-  import math
-  from scaling import lints, table
+def _runs():
+  from scaling import table
   if not FLAGS.runs:
     raise table.TableError('--runs is missing: a folder of runs with result.json, or a CSV with columns N, D, loss')
   runs = table.read(FLAGS.runs, table.parse_assignments(FLAGS.columns, '--columns'),
                     table.parse_assignments(FLAGS.units, '--units'))
   runs = runs.where(FLAGS.where) if FLAGS.where else runs
-  runs = runs.exclude(FLAGS.exclude) if FLAGS.exclude else runs
-  counting = table.Counting(FLAGS.params, FLAGS.compute)
-  _, findings = lints.check(runs, counting, FLAGS.allow, math.log(FLAGS.vocabulary) if FLAGS.vocabulary else None)
-  return table.best_rate(runs).observe(counting), findings
+  return runs.exclude(FLAGS.exclude) if FLAGS.exclude else runs
+
+
+def _counting():
+  from scaling import table
+  return table.Counting(FLAGS.params, FLAGS.compute)
+
+
+def _table():
+  """(observations, findings) of the runs, each cell at its best learning rate."""
+  import math
+  from scaling import lints, table
+  runs = _runs()
+  _, findings = lints.check(runs, _counting(), FLAGS.allow, math.log(FLAGS.vocabulary) if FLAGS.vocabulary else None)
+  return table.best_rate(runs).observe(_counting()), findings
 
 
 def _loss():
@@ -182,6 +194,8 @@ def run_fit() -> int:
     print('posterior, Student-t: ' + ', '.join(
         f'{name} {value.mean():.5g} ± {value.std():.3g}' for name, value in result.law.display(draws).items()) +
           f'; r_hat {state["r_hat"]:.3f}, {state["divergences"]} divergences')
+  if FLAGS.positions:
+    print(report.positions_text(_runs(), _counting(), max(FLAGS.positions, 0)))
   if FLAGS.report:
     print(f'report {report.page(FLAGS.report, result.observations, result, about, C, _loss(), findings=findings)}')
   return _end(result)

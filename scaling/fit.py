@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 from scaling.laws import Law, additive, allocation
 from scaling.objective import GRADIENT, Loss, Problem, finite, hessian, minimise
@@ -260,10 +260,7 @@ def _sandwich(problem, phi, loss, second, terms):
   residual = problem.residual(phi[None])[0]
   rows, free = len(residual), len(phi)
   if loss.name in ('huber', 'lad', 'asymmetric'):
-    width = max(1.4826 * np.median(np.abs(residual)) * rows ** -0.2, 1e-12)
-    inside = special.ndtr((loss.delta - residual) / width) - special.ndtr((-loss.delta - residual) / width)
-    side = np.where(residual > 0, loss.penalty, 1.0) if loss.name == 'asymmetric' else 1.0
     jac = problem.jacobian(phi[None])[0]
-    second = (jac.T * (side * inside / (loss.delta if loss.name == 'lad' else 1.0))) @ jac
+    second = (jac.T * loss.smoothed(residual, free)) @ jac
   inverse = np.linalg.pinv(finite(second), hermitian=True)
   return inverse @ (terms.T @ terms) @ inverse * rows / (rows - free)

@@ -7,6 +7,7 @@ minimum. Every test here is relative, so the scale of the objective does not mat
 import dataclasses
 
 import numpy as np
+from scipy import special
 
 from scaling.laws import Law
 from scaling.table import TableError, nearest
@@ -76,6 +77,20 @@ class Loss:
     inside = (np.abs(r) <= self.delta).astype(float)
     return inside / self.delta if self.name == 'lad' else self._side(r) * inside
 
+  def smoothed(self, r, free: int):
+    """What the curvature of a fitted objective is expected to be at residuals r [..., rows] after `free` parameters.
+
+    A kink is smoothed over a bandwidth. Fitted residuals are narrower than the noise, by sqrt(1 - free/rows), and a kink
+    interpolates `free` of them: without the factor the noise would look denser at the kink than it is.
+    """
+    if self.name not in ('huber', 'asymmetric', 'lad'):
+      return self.curvature(r)
+    rows = r.shape[-1]
+    noise = r * np.sqrt(rows / (rows - free))
+    width = np.maximum(1.4826 * np.median(np.abs(noise), -1, keepdims=True) * rows ** -0.2, 1e-12)
+    inside = special.ndtr((self.delta - noise) / width) - special.ndtr((-self.delta - noise) / width)
+    return inside / self.delta if self.name == 'lad' else self._side(r) * inside
+
   def weight(self, r):
     """psi / r: the weights of iteratively reweighted least squares, which bound the objective from above."""
     if self.name == 'squares':
@@ -89,9 +104,8 @@ class Loss:
     """What is minimised over the law's coordinates, and reported; [..., rows] -> [...]."""
     value = (weights * self.rho(r)).sum(-1)
     if self.name == 'student_t':  # the normalisation, so that sigma and nu can be compared
-      from scipy.special import gammaln
       nu = self.nu
-      constant = gammaln(nu / 2) - gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi) + np.log(self.sigma)
+      constant = special.gammaln(nu / 2) - special.gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi) + np.log(self.sigma)
       value = value + constant * np.sum(np.broadcast_to(weights, np.shape(r)), -1)
     return value
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from scaling import plot
-from scaling.approaches import Optima, side_by_side
+from scaling.approaches import Optima, positions, side_by_side
 from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
 from scaling.rollout import Rollout, rollout, thin, weights
-from scaling.table import Observations
+from scaling.table import Counting, Observations, Runs, best_rate
 from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
 
 
@@ -133,6 +133,19 @@ def approaches_text(found: Sequence[Optima], left: Sequence[str], C: float) -> s
     error = f'{item.a_error:7.4f}' if np.isfinite(item.a_error) else '      -'
     lines.append(f'{item.approach:<24s} {item.a:7.4f} {error} {len(item.C):7d}   {item.n_opt(C):.4g}')
   return '\n'.join(lines + [f'left out: {reason}' for reason in left])
+
+
+def positions_text(runs: Runs, counting: Counting, groups: int = 0) -> str:
+  """A row a group of positions in the window: E, A, B of laws that share their exponents, and the error they leave."""
+  runs = best_rate(runs)
+  names, losses = runs.grouped_positions(groups)
+  o = runs.observe(counting)
+  found = positions(o.N, o.D, losses)
+  lines = [f'laws by position, E + A/N^{found["alpha"]:.4g} + B/D^{found["beta"]:.4g}',
+           f'{"position":>12s} {"E":>9s} {"A":>9s} {"B":>9s} {"rms %":>7s}']
+  for name, e, a, b, rms in zip(names, found['E'], found['A'], found['B'], found['rms']):
+    lines.append(f'{name:>12s} {e:9.4f} {a:9.4g} {b:9.4g} {100 * rms:7.3f}')
+  return '\n'.join(lines)
 
 
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),

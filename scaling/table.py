@@ -52,8 +52,8 @@ _SUFFIX = {'k': 1e3, 'm': 1e6, 'b': 1e9, 't': 1e12}
 class Counting:
   """What N and C mean.
 
-  parameters: given (column N) | total | no_input (total less the input embedding, which does no multiplication) |
-  body (no_input less the output head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
+  parameters: given (column N) | total | no_input (total less an input embedding that does no multiplication; a tied one,
+  with params_head 0, is the output head as well, and stays) | body (total less embedding and head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
   An empty string picks the first that the table can give, in the orders given, no_input, total and given, exact, 6nd.
   """
   parameters: str = ''
@@ -113,12 +113,17 @@ class Observations:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-  """A table as read: numbers under standard or own names (NaN where a cell is empty), texts apart, row names."""
+  """A table as read: numbers under standard or own names (NaN where a cell is empty), texts apart, row names.
+
+  by_position: loss_by_position of every run, nats [runs, window], NaN where nothing was scored; None if runs lack it or
+  differ in their window.
+  """
   numbers: Mapping[str, np.ndarray]
   texts: Mapping[str, tuple[str, ...]]
   rows: tuple[str, ...]
   source: str
   warnings: tuple[str, ...] = ()
+  by_position: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -127,7 +132,27 @@ class Runs:
     index = np.arange(len(self))[keep]
     return dataclasses.replace(
         self, numbers={k: v[index] for k, v in self.numbers.items()},
-        texts={k: tuple(v[i] for i in index) for k, v in self.texts.items()}, rows=tuple(self.rows[i] for i in index))
+        texts={k: tuple(v[i] for i in index) for k, v in self.texts.items()}, rows=tuple(self.rows[i] for i in index),
+        by_position=None if self.by_position is None else self.by_position[index])
+
+  def grouped_positions(self, groups: int = 0) -> tuple[list[str], np.ndarray]:
+    """(names, nats [runs, groups]) of the positions of the window, counted from 1: each by itself (groups 0), or the
+    means of that many groups of equal width in the logarithm (a group that holds no position is left out).
+    """
+    if self.by_position is None:
+      raise TableError(f'{self.source}: no loss_by_position of one length in all runs; expected result.json folders of '
+                       'runs with the same window')
+    places = np.flatnonzero(np.isfinite(self.by_position).all(0))
+    if not groups:
+      return [str(i + 1) for i in places], self.by_position[:, places]
+    window = self.by_position.shape[1]
+    group = np.minimum((np.log(places + 1.0) / np.log(window + 1.0) * groups).astype(int), groups - 1)
+    names, means = [], []
+    for g in np.unique(group):
+      here = places[group == g]
+      names.append(str(here[0] + 1) if len(here) == 1 else f'{here[0] + 1}-{here[-1] + 1}')
+      means.append(self.by_position[:, here].mean(1))
+    return names, np.stack(means, 1)
 
   def exclude(self, column: str) -> 'Runs':
     """Without the rows whose `column` is not zero."""
@@ -181,10 +206,18 @@ class Runs:
       kind = 'given' if 'N' in self.numbers else 'no_input' if 'params_embedding' in self.numbers else 'total'
     if kind == 'given':
       return self._number('N')
-    count = self._number('params_total')
-    if kind in ('no_input', 'body'):
-      count = count - self._number('params_embedding')
-    return count - self._number('params_head') if kind == 'body' else count
+    if kind == 'total':
+      return self._number('params_total')
+    return count_parameters(kind, *(self._number(f'params_{part}') for part in ('total', 'embedding', 'head')))
+
+
+def count_parameters(kind: str, total, embedding, head):
+  """N of one convention (total, no_input or body: see Counting) from the counts of a result.json."""
+  if kind == 'total':
+    return total
+  if kind == 'no_input':
+    return total - np.where(np.asarray(head) > 0, embedding, 0)
+  return total - embedding - head
 
 
 def _require_positive(runs: Runs, name: str, column: np.ndarray) -> None:
@@ -222,14 +255,16 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
                        f'{nearest(name, UNITS)}')
     if unit not in UNITS[name]:
       raise TableError(f'units: {name}={unit!r}; expected one of {", ".join(UNITS[name])}{nearest(unit, UNITS[name])}')
+  by_position = None
   if path.is_dir():
-    header, records, rows, warnings = _read_folder(path)
+    header, records, rows, warnings, by_position = _read_folder(path)
   elif path.is_file():
     header, records, rows, warnings = _read_csv(path)
   else:
     close = [p.name for p in path.parent.glob('*')] if path.parent.is_dir() else []
     raise TableError(f'{path}: no such file or folder{nearest(path.name, close)}')
-  return _build(path.name, header, records, rows, columns or {}, units or {}, warnings)
+  runs = _build(path.name, header, records, rows, columns or {}, units or {}, warnings)
+  return dataclasses.replace(runs, by_position=by_position)
 
 
 def _read_csv(path: pathlib.Path):
@@ -285,7 +320,15 @@ def _read_folder(path: pathlib.Path):
   scalar = (str, int, float, bool)
   header = list(dict.fromkeys(key for r in found for key, v in r.items() if isinstance(v, scalar) or v is None))
   cell = lambda v: '' if v is None or not isinstance(v, scalar) else repr(v) if isinstance(v, float) else str(v)
-  return header, [[cell(record.get(key)) for key in header] for record in found], rows, tuple(warnings)
+  return (header, [[cell(record.get(key)) for key in header] for record in found], rows, tuple(warnings),
+          _by_position(found))
+
+
+def _by_position(records: list[dict]) -> np.ndarray | None:
+  try:
+    return np.array([[math.nan if v is None else float(v) for v in record['loss_by_position']] for record in records])
+  except (KeyError, TypeError, ValueError):  # a run has none, or another window
+    return None
 
 
 def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 from scaling.fit import Fit, fit
 from scaling.laws import Law, additive, allocation
@@ -100,19 +100,12 @@ def _state(result: Fit):
 def _significance(loss: Loss, residual, free: int):
   """Factor that makes 2 (rho_constrained - rho) of residuals [..., rows] follow F(1, n - p).
 
-  Mean curvature over mean psi^2: the likelihood-ratio-type test for M-estimates (Ronchetti 1982). The curvature of a
-  kinked objective is smoothed over a bandwidth. For squares the factor is one over the variance, and the test is exact
-  for a linear law.
+  Mean curvature over mean psi^2: the likelihood-ratio-type test for M-estimates (Ronchetti 1982). For squares the factor
+  is one over the variance, and the test is exact for a linear law.
   """
   rows = residual.shape[-1]
   variance = (loss.psi(residual) ** 2).sum(-1) / (rows - free)
-  if loss.name in ('huber', 'asymmetric', 'lad'):
-    width = np.maximum(1.4826 * np.median(np.abs(residual), -1, keepdims=True) * rows ** -0.2, 1e-12)
-    inside = special.ndtr((loss.delta - residual) / width) - special.ndtr((-loss.delta - residual) / width)
-    side = np.where(residual > 0, loss.penalty, 1.0) if loss.name == 'asymmetric' else 1.0
-    curvature = (side * inside / (loss.delta if loss.name == 'lad' else 1.0)).mean(-1)
-  else:
-    curvature = loss.curvature(residual).mean(-1)
+  curvature = loss.smoothed(residual, free).mean(-1)
   return np.maximum(curvature, 1e-300) / np.maximum(variance, 1e-300)
 
 

@@ -61,7 +61,7 @@ def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
         locked = True
       except BlockingIOError:
         if wait:
-          log.info('waiting for another process that prepares this corpus (%s)', path)
+          log.info('waiting for another process that holds %s', path)
           fcntl.flock(file, fcntl.LOCK_EX)
           locked = True
       except OSError as error:

@@ -17,7 +17,7 @@ from framework.data import tasks
 from framework.data import tokenizer as tokenizers
 
 ENDLESS = 2**40  # tokens
-HELD_OUT = 2**17  # tokens of the validation split
+HELD_OUT = 2**18  # tokens of the validation split
 LAYOUT = 1  # part of every digest: raise it when the way blocks are drawn or joined changes
 
 

@@ -5,7 +5,7 @@ array. The data's position is the step itself. A checkpoint that cannot be read,
 fingerprints they were saved with, is named, set aside and never trusted; the one before it is used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import errno
 import os
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from framework.config import Checkpoint, ConfigError
 from framework.training.state import State
@@ -55,15 +56,22 @@ def fingerprint(tree: Any) -> dict[str, int]:
 
 
 class Checkpoints:
-  """The checkpoints of one run folder. Readers of a run that may still be training pass `read_only`."""
+  """The checkpoints of one run folder. Readers of a run that may still be training pass `read_only`.
 
-  def __init__(self, folder: pathlib.Path, policy: Checkpoint | None = None, read_only: bool = False):
+  Args:
+    kept: steps whose checkpoints are never removed, besides those that the policy keeps.
+  """
+
+  def __init__(self, folder: pathlib.Path, policy: Checkpoint | None = None, read_only: bool = False,
+               kept: Sequence[int] = ()):
     self.folder = folder
     if read_only:
       options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
-      options = ocp.CheckpointManagerOptions(
-          max_to_keep=policy.keep, keep_period=policy.keep_every or None, cleanup_tmp_directories=True)
+      policies = [preservation.LatestN(policy.keep), preservation.CustomSteps(kept)]
+      policies += [preservation.EveryNSteps(policy.keep_every)] if policy.keep_every else []
+      options = ocp.CheckpointManagerOptions(preservation_policy=preservation.AnyPreservationPolicy(policies),
+                                             cleanup_tmp_directories=True)
     self._options = options
     self._manager = ocp.CheckpointManager(folder, options=options) if folder.exists() or not read_only else None
 

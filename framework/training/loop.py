@@ -15,7 +15,7 @@ from framework import config as config_lib
 from framework import evaluation, files, flops
 from framework.data import corpus as corpus_lib
 from framework.data import windows
-from framework.training import checkpoint, clock, partition, step, writer
+from framework.training import checkpoint, clock, optimizer, partition, step, writer
 from framework.training.setup import set_up
 
 
@@ -76,7 +76,8 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
                jax.process_count(), c.training.partition)
 
   # --- state: resumed, else from the seed ---
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint)
+  kept = [optimizer.decay_start(c.optimizer, c.training.steps)] if c.checkpoint.at_decay else []
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', c.checkpoint, kept=kept)
   restored = checkpoints.restore(setup.like())
   if restored:
     train_state, record = restored
@@ -156,7 +157,8 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
         last = number == c.training.steps
         stopping = stop.agreed()
         evaluating = last or (c.evaluation.every_steps and number % c.evaluation.every_steps == 0)
-        saving = last or stopping or (c.checkpoint.every_steps and number % c.checkpoint.every_steps == 0)
+        saving = last or stopping or number in kept or (
+            c.checkpoint.every_steps and number % c.checkpoint.every_steps == 0)
         if evaluating:
           jax.block_until_ready(metrics)
           ticker.tick()

@@ -9,6 +9,11 @@ import optax.contrib
 from framework import config as config_lib
 
 
+def decay_start(c: config_lib.Optimizer, steps: int) -> int:
+  """The number of steps of a wsd run whose learning rate is that of any longer run: its warm-up and stable phase."""
+  return max(c.warmup_steps, steps - max(1, round(c.decay_fraction * steps)))
+
+
 def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
   """Learning rate of each step: linear warm-up from lr / warmup, then the decay of `c.schedule` over the rest."""
   peak, final = c.learning_rate, c.final_learning_rate
@@ -22,7 +27,7 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
   else:  # warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395
     decay = max(1, round(c.decay_fraction * steps))
     after = optax.join_schedules([optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)],
-                                 [max(0, rest - decay)])
+                                 [decay_start(c, steps) - c.warmup_steps])
   if not c.warmup_steps:
     return after
   warmup = optax.linear_schedule(peak / c.warmup_steps, peak, max(1, c.warmup_steps - 1))

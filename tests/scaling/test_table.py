@@ -213,6 +213,7 @@ def test_run_folders_and_counting(tmp_path):
   np.testing.assert_allclose(runs.observe(Counting('', 'exact')).C[:2], [7700, 15400])
   np.testing.assert_allclose(runs.observe(Counting('total', '6nd')).C[0], 6 * 1000 * 5000)
   assert runs.observe().U[0] == 4000
+  assert runs.by_position.shape == (19, 2) and runs.take(slice(3)).by_position.shape == (3, 2)
   with pytest.raises(TableError, match="no column 'N'"):
     runs.observe(Counting('given'))
   (tmp_path / 'run03' / 'result.json').write_text('{')
@@ -221,6 +222,34 @@ def test_run_folders_and_counting(tmp_path):
   (tmp_path / 'run04' / 'result.json').unlink()
   with pytest.raises(TableError, match='no result.json'):
     table.read(tmp_path / 'run04')
+
+
+def written(folder, losses, **more):
+  for i, loss in enumerate(losses):
+    (folder / f'{i}').mkdir(parents=True)
+    (folder / f'{i}' / 'result.json').write_text(json.dumps({
+        'params_total': 1000 * (i + 1), 'params_embedding': 300, 'params_head': 0, 'tokens': 1e6,
+        'loss_nats_per_token': 2.0, 'loss_by_position': loss, **more}))
+  return table.read(folder)
+
+
+def test_a_tied_embedding_multiplies_and_is_counted(tmp_path):
+  runs = written(tmp_path, [[1.0]])
+  assert [runs.observe(Counting(kind)).N[0] for kind in ('', 'no_input', 'total', 'body')] == [1000, 1000, 1000, 700]
+
+
+def test_losses_by_position(tmp_path):
+  losses = np.random.default_rng(0).uniform(1, 2, (3, 20))
+  runs = written(tmp_path / 'a', [[None, *row] for row in losses])  # no target at the first position
+  names, each = runs.grouped_positions()
+  assert names == [str(i) for i in range(2, 22)]
+  np.testing.assert_array_equal(each, losses)
+  names, means = runs.grouped_positions(3)
+  assert names == ['2', '3-7', '8-21']  # 22^(1/3) = 2.8, 22^(2/3) = 7.85
+  np.testing.assert_allclose(means[:, 1], losses[:, 1:6].mean(1))
+  other = written(tmp_path / 'b', [[1.0, 2.0], [1.0]])
+  with pytest.raises(TableError, match='no loss_by_position of one length'):
+    other.grouped_positions()
 
 
 def test_best_rate_keeps_the_least_loss_of_each_cell(tmp_path):

@@ -135,3 +135,19 @@ def test_refusals(noisy, act, words):
   with pytest.raises(TableError) as error:
     act(noisy)
   assert words in str(error.value)
+
+
+def test_intervals_of_the_default_objective_are_not_too_short():
+  # 20 cells, noise far above delta: the fit interpolates five rows, and an estimate of the noise's density from the
+  # residuals as they are made intervals of 90 % hold the truth 84 % of the time.
+  law = laws.additive()
+  theta = law.coordinates({'E': 0.85, 'A': 56.0, 'B': 83.0, 'alpha': 0.35, 'beta': 0.37})
+  n, d = (g.ravel() for g in np.meshgrid([1e4, 3.3e4, 9.5e4, 1.64e5, 4.67e5], [2.5e5, 5e5, 1e6, 2e6], indexing='ij'))
+  o = Observations.of(n, d, law.loss(theta, n, d))
+  problem = Problem.of(law, o.x, o.y)
+  noise = 0.006 * np.random.default_rng(0).normal(size=(200, 20))
+  simulated = dataclasses.replace(problem, y=problem.y + noise)
+  wanted = [uncertainty.parameter(law, name) for name in ('E', 'alpha', 'beta')] + [uncertainty.n_opt(law, 1e14)]
+  inside, _ = uncertainty.covered(simulated, np.repeat(problem.phi(theta)[None], 200, 0), theta, Loss(), wanted, 0.9,
+                                  False)
+  assert (0.85 <= inside.mean(1)).all() and (inside.mean(1) <= 0.95).all(), inside.mean(1)

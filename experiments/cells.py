@@ -1,0 +1,131 @@
+"""A sweep as one expression: which settings of a config its cells change, and to what.
+
+  cells = product(together(over('model.width', [16, 32]), over('model.layers', [2, 3])),
+                  over('training.steps', [500, 1000]))
+
+An expression is a list of cells, and a cell is a dictionary {config key: value}, so a sweep file may also compute one.
+"""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from framework import config as config_lib
+from framework.training import branch
+
+Cells = list[dict[str, Any]]
+
+
+def over(key: str, values: Iterable[Any]) -> Cells:
+  """A cell for each value of one key."""
+  return [{key: value} for value in values]
+
+
+def product(*parts: Cells) -> Cells:
+  """Every combination of a cell of each part, the last part varying fastest."""
+  return [_merged(row) for row in itertools.product(*parts)]
+
+
+def together(*parts: Cells) -> Cells:
+  """The first cells of all parts as one, then the second ones, and so on: zip. The parts must be of one length."""
+  if len({len(part) for part in parts}) > 1:
+    raise config_lib.ConfigError(f'together() got parts of {", ".join(str(len(part)) for part in parts)} cells; '
+                                 'expected one length')
+  return [_merged(row) for row in zip(*parts)]
+
+
+def chain(*parts: Cells) -> Cells:
+  """The cells of all parts, one part after the other."""
+  return [cell for part in parts for cell in part]
+
+
+def _merged(row: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+  out = {}
+  for cell in row:
+    for key, value in cell.items():
+      if key in out:
+        raise config_lib.ConfigError(f"two parts of a sweep set {key}, to {out[key]!r} and {value!r}; expected one")
+      out[key] = value
+  return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What a sweep file's get_sweep() returns.
+
+  base: what the cells have in common. law: of scaling.laws, fitted to all cells but the largest, which it predicts; '':
+  the one that predicts best below them. allow: codes of scaling.lints that do not refuse the sweep.
+  """
+  base: config_lib.Config
+  cells: Cells
+  law: str = ''
+  allow: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of a sweep. cost: exact training FLOPs, without what it takes over from a shorter run of its ladder."""
+  name: str
+  config: config_lib.Config
+  cost: float = 0.0
+  source: str = ''  # the name of the cell at whose decay this one begins
+
+
+def expand(sweep: Sweep) -> list[Cell]:
+  """The checked cells by name, ladders in the order in which one rung begins where the one before decays.
+
+  Raises:
+    ConfigError: a cell's key or value is wrong, or two cells are the same run.
+  """
+  if not sweep.cells:
+    raise config_lib.ConfigError('the sweep has no cells')
+  known = config_lib.flatten(config_lib.Config())
+  cells, seen = [], {}
+  for changes in sweep.cells:
+    config = copy.deepcopy(sweep.base)
+    for key, value in changes.items():
+      if key not in known:
+        raise config_lib.ConfigError(f"the sweep changes '{key}', which no config has"
+                                     f'{config_lib.nearest(key, known)}')
+      section, field = key.split('.')
+      setattr(getattr(config, section), field, value)
+    name = '_'.join(f"{key.split('.')[1]}{value}" for key, value in changes.items()) or 'base'
+    name = name.replace('/', '-')
+    try:
+      config_lib.check(config)
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f'cell {name}: {error}') from None
+    settings = repr(config)
+    if settings in seen:
+      raise config_lib.ConfigError(f'the cells {seen[settings]} and {name} are the same run; expected each once')
+    if name in seen.values():
+      raise config_lib.ConfigError(f'two different cells have the name {name}; expected the same keys in all cells')
+    seen[settings] = name
+    cells.append(Cell(name, config))
+  return [dataclasses.replace(cell, source=source) for ladder in ladders(cells)
+          for cell, source in zip(ladder, ['', *(c.name for c in ladder)])]
+
+
+def ladders(cells: list[Cell]) -> list[list[Cell]]:
+  """Groups of cells that share a trunk (framework.training.branch), shortest first; a cell without fellows is alone."""
+  out: list[list[Cell]] = []
+  for cell in sorted(cells, key=lambda cell: cell.config.training.steps):
+    ladder = next((l for l in out if branch.shares_trunk(l[-1].config, cell.config)), None)
+    if ladder:
+      ladder.append(cell)
+    else:
+      out.append([cell])
+  return out
+
+
+def with_costs(cells: list[Cell], vocabulary: int) -> list[Cell]:
+  """The cells with their exact training FLOPs."""
+  from framework import flops
+  steps = {cell.name: branch.branch_step(cell.config) for cell in cells}
+  def cost(cell):
+    c = cell.config
+    own = c.training.steps - (steps[cell.source] if cell.source else 0)
+    return own * c.training.batch * flops.train(c.model, vocabulary, c.data.window)
+  return [dataclasses.replace(cell, cost=cost(cell)) for cell in cells]

@@ -1,0 +1,190 @@
+"""Runs every cell of a sweep, predicts the largest before it starts, and fits scaling laws to what was measured.
+
+Example:
+  python -m experiments.sweep --sweep=experiments/sweeps/quick.py
+  python -m experiments.sweep --sweep=experiments/sweeps/hour.py --workdir=runs/hour --workers=4 --threads=2
+  python -m experiments.sweep --sweep=experiments/sweeps/hour.py --launcher=slurm --slurm=slurm_partition=cpu,timeout_min=90
+
+A sweep is a folder: cells/NAME is the run of each cell, ledger.jsonl holds the prediction of the largest one and what
+was measured, report/ the figures, logs/ what the workers said. The same command goes on where an interrupted one was: a
+finished cell is never run again, and a cell that was cut short resumes from its own checkpoints.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+import threading
+
+from absl import flags, logging
+
+from experiments import launch
+from framework import config as config_lib
+from framework import files
+
+SWEEP = flags.DEFINE_string('sweep', None, 'a file of experiments/sweeps, whose get_sweep() returns a Sweep')
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the sweep; default: runs/ and the name of the file')
+LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'where the cells run')
+WORKERS = flags.DEFINE_integer('workers', 0, 'local: cells at a time; 0: as many as the cores allow', lower_bound=0)
+THREADS = flags.DEFINE_integer('threads', 1, 'local: cores of each worker, which no other worker uses', lower_bound=1)
+SLURM = flags.DEFINE_list('slurm', [], 'slurm: parameters of submitit, as slurm_partition=cpu,timeout_min=90')
+CELLS = flags.DEFINE_list('cells', None, 'only run these cells, one after the other, in this process')
+CORES = flags.DEFINE_list('cores', None, 'with --cells: the cores of this process')
+ATTACHED = flags.DEFINE_bool('attached', False, 'with --cells: end when stdin ends')
+
+
+def load(path: pathlib.Path):
+  """The Sweep of a sweep file. Raises ConfigError."""
+  from experiments import cells
+  if not path.is_file():
+    around = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
+    raise config_lib.ConfigError(f'sweep file {path} does not exist{config_lib.nearest(str(path), around)}')
+  spec = importlib.util.spec_from_file_location('lemma_sweep', path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    sweep = module.get_sweep()
+  except config_lib.ConfigError:
+    raise
+  except Exception as error:  # a sweep file is anyone's code
+    raise config_lib.ConfigError(f'sweep file {path}: {type(error).__name__}: {" ".join(str(error).split())}') from None
+  if not isinstance(sweep, cells.Sweep):
+    raise config_lib.ConfigError(f'get_sweep() of {path} returned {type(sweep).__name__}; expected an '
+                                 'experiments.cells.Sweep')
+  return sweep
+
+
+def main() -> int:
+  path = files.expand('--sweep', launch.required(SWEEP)).resolve()
+  workdir = launch.workdir_path(WORKDIR.value or f'runs/{path.stem}')
+  from experiments import cells as cells_lib
+  sweep = load(path)
+  cells = cells_lib.expand(sweep)
+  _check_steps(cells, sweep.allow)
+  if CELLS.value:
+    known = {cell.name: cell for cell in cells}
+    for name in CELLS.value:
+      if name not in known:
+        raise config_lib.ConfigError(f"--cells names '{name}', which the sweep has not"
+                                     f'{config_lib.nearest(name, known)}')
+    return work([known[name] for name in CELLS.value], workdir)
+  return manage(sweep, cells, path, workdir)
+
+
+def _check_steps(cells, allow) -> None:
+  from scaling import lints
+  short = min(cells, key=lambda cell: cell.config.training.steps)
+  if short.config.training.steps < lints.STEPS and 'few_steps' not in allow:
+    raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} or "
+                                 "more, or 'few_steps' among the sweep's `allow`")
+
+
+# A worker
+
+
+def work(cells, workdir: pathlib.Path) -> int:
+  """Runs cells that share their devices one after the other; one that is finished, or becomes so meanwhile, is left."""
+  if ATTACHED.value:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+  if CORES.value and hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, [int(core) for core in CORES.value])
+  launch.start_jax(cells[0].config)
+  from experiments import draw, workers
+  from framework.data import cache, corpus
+  from framework.training import branch, loop, run
+  for cell in cells:
+    folder = workdir / 'cells' / cell.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with cache.lock(folder.parent / f'.{cell.name}.lock'):
+      if workers.finished(folder):
+        continue
+      text = corpus.prepare(cell.config.data)
+      loop.check(cell.config, text)
+      run.open_folder(folder, cell.config, text, resume=True)
+      if cell.source and branch.begin(folder, cell.config, workdir / 'cells' / cell.source):
+        logging.info('%s begins where %s began its decay', cell.name, cell.source)
+      result = loop.train(cell.config, text, folder)
+      draw.loss_curve(folder)
+      if result['status'] != 'complete':
+        return 130
+      logging.info('%s: %.4f nats/token', cell.name, result['loss_nats_per_token'])
+  return 0
+
+
+def _end_with_parent() -> None:
+  """Ends this process at once when the pipe from the launcher breaks; what it was doing is resumed from a checkpoint."""
+  while os.read(0, 1):  # not the buffered stdin, whose lock would be held at exit
+    pass
+  os._exit(1)
+
+
+# The launcher
+
+
+def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
+  """Runs all cells but the largest, predicts that, runs it, compares, and fits all."""
+  from experiments import cells as cells_lib
+  from experiments import forecast, progress, workers
+  from framework.data import cache, corpus
+  from framework.training import branch
+  from scaling.table import TableError
+  logs = workdir / 'logs'
+  logs.mkdir(parents=True, exist_ok=True)
+  with progress.bar() as show:
+    vocabulary = [corpus.prepare(data, show).tokenizer.size for data in {repr(c.config.data): c.config.data
+                                                                         for c in cells}.values()]
+  with cache.lock(workdir / '.lock'):
+    cells = cells_lib.with_costs(cells, max(vocabulary))
+    largest = max(cells, key=lambda cell: _flops(cell, max(vocabulary)))
+    parameters = dict(word.partition('=')[::2] for word in SLURM.value)
+    launcher = workers.Slurm(logs, parameters) if LAUNCHER.value == 'slurm' else workers.Local(WORKERS.value,
+                                                                                             THREADS.value)
+    start = {cell.source: branch.branch_step(next(c.config for c in cells if c.name == cell.source))
+             for cell in cells if cell.source}
+    bar = workers.Progress(cells, workdir / 'cells', launcher.slots)
+    words = ['-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}']
+    runner = lambda ladders: workers.run(ladders, launcher, words, logs, bar, workdir / 'cells', start)
+    logging.info('%s', bar.line([], start))
+    try:
+      failures = runner([[c for c in ladder if c is not largest] for ladder in cells_lib.ladders(cells)])
+      if failures:
+        raise config_lib.ConfigError(f'{len(failures)} ladders of cells failed, first {failures[0]}; the same command '
+                                     'tries them again')
+      N, D = _size(largest.config, max(vocabulary))
+      forecast.predict(workdir, largest.name, N, D, sweep.law, sweep.allow)
+      logging.info('%s', forecast.compared(workdir)[-1])
+      failures = runner([[largest]])
+      if failures:
+        raise config_lib.ConfigError(f'the largest cell failed, {failures[0]}; the same command tries it again')
+      forecast.measure(workdir, largest.name)
+      summary, page = forecast.conclude(workdir, sweep.law, sweep.allow)
+    except TableError as error:
+      raise config_lib.ConfigError(f'{error}') from None
+    finally:
+      bar.close()
+  print(summary)
+  for line in forecast.compared(workdir):
+    print(line)
+  print(f'report {page}')
+  return 0
+
+
+def _flops(cell, vocabulary: int) -> float:
+  from framework import flops
+  c = cell.config
+  return c.training.steps * c.training.batch * flops.train(c.model, vocabulary, c.data.window)
+
+
+def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:
+  """(N, D) of a run as the table will count them, before it starts."""
+  import jax
+  from framework import flops, models
+  from scaling import table
+  module = models.build(config.model, vocabulary, config.data.window)
+  counts = flops.parameters(jax.eval_shape(lambda: models.init(module, jax.random.key(0))))
+  N = table.count_parameters('no_input', counts['total'], counts['embedding'], counts['head'])
+  return float(N), float(config.training.steps * config.training.batch * config.data.stride)
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,16 @@
+from experiments.cells import Sweep, over, product
+from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
+
+
+def get_sweep() -> Sweep:
+  base = Config(
+      model=Model(layers=1, heads=4),
+      data=Data(task='zipf_pairs', window=96),
+      optimizer=Optimizer(name='muon', learning_rate=0.015, schedule='wsd', warmup_steps=40, final_learning_rate=0.0,
+                          beta2=0.98, weight_decay=0.0),
+      training=Training(batch=8, devices=1, log_every=40),
+      evaluation=Evaluation(batch=64),
+      checkpoint=Checkpoint(every_steps=0, at_decay=True),
+  )
+  return Sweep(base, product(over('model.width', [8, 16, 24, 32, 48, 64]),
+                             over('training.steps', [320, 640, 1280, 2560, 5120])))

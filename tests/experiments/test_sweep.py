@@ -1,0 +1,111 @@
+"""The whole of a sweep, killed on the way: the same cells, ledger and figures as one that was left alone."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import sweep as sweep_lib
+from experiments.cells import expand, ladders
+from framework import config as config_lib
+from scaling import ledger, lints
+
+ROOT = pathlib.Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / 'experiments' / 'sweeps').glob('[a-z]*.py'))
+TINY = '''
+from experiments.cells import Sweep, over, product
+from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
+
+def get_sweep():
+  base = Config(model=Model(layers=1, heads=2), data=Data(task='zipf_pairs:symbols=8', window=24),
+                optimizer=Optimizer(name='muon', schedule='wsd', warmup_steps=4, learning_rate=0.01),
+                training=Training(batch=4, devices=1, log_every=5), evaluation=Evaluation(windows=64),
+                checkpoint=Checkpoint(every_steps=20, at_decay=True))
+  return Sweep(base, product(over('model.width', [8, 16, 24]), over('training.steps', [60, 120, 240])), law='tied',
+               allow=('few_sizes', 'few_steps', 'short_range'))
+'''
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=[p.stem for p in SWEEPS])
+def test_sweep_files_have_ladders_sizes_and_steps_enough(path):
+  cells = expand(sweep_lib.load(path))
+  assert len({(c.config.model.width, c.config.model.layers) for c in cells}) >= lints.SIZES
+  assert min(c.config.training.steps for c in cells) >= lints.STEPS
+  assert max(map(len, ladders(cells))) >= 4 and all(c.config.training.devices == 1 for c in cells)
+
+
+def run(words, **more):
+  return subprocess.run([sys.executable, '-m', 'experiments.sweep', *words], cwd=ROOT, capture_output=True, text=True,
+                        timeout=600, **more)
+
+
+@pytest.mark.parametrize('text,words', [
+    (None, "did you mean '"),
+    ('def get_sweep(): return 3', 'returned int; expected an experiments.cells.Sweep'),
+    ('import nothing_of_that_name', 'ModuleNotFoundError'),
+    (TINY.replace("'few_steps', ", ''), "cell width8_steps60 has 60 steps; expected 200 or more"),
+    (TINY.replace('heads=2', 'heads=3'), 'model.heads is 3; expected a divisor'),
+])
+def test_malformed_sweep_files_are_refused_in_one_line(tmp_path, text, words):
+  path = tmp_path / 'one.py'
+  path.write_text(TINY)
+  if text is None:
+    path = tmp_path / 'two.py'
+  else:
+    path.write_text(text)
+  with pytest.raises(config_lib.ConfigError) as error:
+    sweep_lib._check_steps(expand(sweep_lib.load(path)), sweep_lib.load(path).allow)
+  assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_help_has_an_example_and_an_unknown_cell_its_nearest(tmp_path):
+  (tmp_path / 'tiny.py').write_text(TINY)
+  assert 'Example:' in run(['--help']).stdout
+  found = run([f'--sweep={tmp_path}/tiny.py', f'--workdir={tmp_path}/w', '--cells=width8_step60'])
+  assert found.returncode == 2 and "did you mean 'width8_steps60'" in found.stderr and found.stderr.count('\n') == 1
+
+
+def whole(path, workdir):
+  return [sys.executable, '-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}', '--workers=2']
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_ends_as_one_that_is_not(tmp_path):
+  path = tmp_path / 'tiny.py'
+  path.write_text(TINY)
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  start = time.monotonic()
+  done = subprocess.run(whole(path, tmp_path / 'calm'), cwd=ROOT, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  spent = time.monotonic() - start
+  rng, ended, kills = random.Random(0), {}, 0
+  for _ in range(20):
+    process = subprocess.Popen(whole(path, tmp_path / 'killed'), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    try:
+      process.wait(timeout=rng.uniform(0.2, 0.5) * spent if kills < 4 else 600)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    _, errors = process.communicate()
+    for file in (tmp_path / 'killed' / 'cells').glob('*/result.json'):
+      assert ended.setdefault(file, file.stat().st_mtime_ns) == file.stat().st_mtime_ns  # no finished cell runs again
+    if process.returncode != -signal.SIGKILL:
+      break
+  assert process.returncode == 0 and kills >= 2, errors
+  for cell in (tmp_path / 'calm' / 'cells').iterdir():
+    if cell.is_dir():
+      other = tmp_path / 'killed' / 'cells' / cell.name
+      assert (cell / 'metrics.jsonl').read_bytes() == (other / 'metrics.jsonl').read_bytes(), cell.name
+      one, two = (json.loads((folder / 'result.json').read_text()) for folder in (cell, other))
+      assert {k for k in one if one[k] != two[k]} <= {'seconds'}
+  calm, killed = (ledger.read(tmp_path / name / 'ledger.jsonl') for name in ('calm', 'killed'))
+  assert [r['kind'] for r in killed] == ['prediction', 'measurement'] and killed[0]['name'] == 'width24_steps240'
+  assert [r.get('loss', r.get('measured')) for r in calm] == [r.get('loss', r.get('measured')) for r in killed]
+  assert killed[0]['written'] < killed[1]['written'] and (tmp_path / 'killed' / 'report' / 'index.html').exists()
