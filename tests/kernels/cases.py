@@ -86,3 +86,15 @@ def matmul_extras(M=70, N=50, K=90, seed=0):
                      'a_scale': np.abs(normal(M)), 'b_scale': np.float32(0.1)},
       'sparse': {'block_mask': rng.random((7, 9)) < 0.4},
   }
+
+
+def check_rule(ours, naive, truth, dtype):
+  """The error is at most twice the naive kernel's in the same dtype, plus two roundings of the result.
+
+  The rule of flash-attention's own tests. XLA may keep a naive kernel's bfloat16 in float32, hence the roundings.
+  """
+  ours, naive, truth = (np.asarray(x, np.float32) for x in (ours, naive, truth))
+  low = truth.astype(np.dtype(getattr(ml_dtypes, str(dtype), dtype)))
+  rounding = np.abs(((low + low.dtype.type(0.3)) - low.dtype.type(0.3) - low).astype(np.float32)).max()
+  error, bound = np.abs(ours - truth).max(), 2 * np.abs(naive - truth).max() + 2 * rounding
+  assert np.isfinite(ours).all() and error <= bound, f'error {error:.3g}, bound {bound:.3g}'

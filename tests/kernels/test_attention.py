@@ -99,8 +99,7 @@ def test_a_query_that_reads_nothing_gives_nothing(implementation):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('name', ['causal', 'segments'])
 def test_blocks_err_at_most_twice_as_much_as_the_naive_kernel(name, dtype):
-  """The rule of flash-attention's own tests, on outputs and gradients."""
-  exact, low = (cases.attention_arrays(200, 200, dtype=d) for d in (jnp.float32, dtype))
+  low = cases.attention_arrays(200, 200, dtype=dtype)
   exact = tuple(x.astype(jnp.float32) for x in low)
   arguments = cases.attention_masks(200, 200)[name]
   def both(implementation, arrays):
@@ -110,7 +109,7 @@ def test_blocks_err_at_most_twice_as_much_as_the_naive_kernel(name, dtype):
     gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*arrays)
     return [np.asarray(x, np.float32) for x in (out, *gradients)]
   for truth, naive, ours in zip(both('xla', exact), both('xla', low), both('xla_chunked', low)):
-    assert np.abs(ours - truth).max() <= 2 * np.abs(naive - truth).max() + 1e-6
+    cases.check_rule(ours, naive, truth, dtype)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
@@ -124,7 +123,7 @@ def test_jax_nn_agrees(implementation):
     np.testing.assert_allclose(ours, theirs, atol=3e-6)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.data())
 def test_blocks_equal_naive_at_random_shapes(data):
   draw = lambda *a: data.draw(st.integers(*a))
@@ -136,8 +135,9 @@ def test_blocks_equal_naive_at_random_shapes(data):
     arguments['segment_ids'] = (rng.integers(0, 3, (2, Q)), rng.integers(0, 3, (2, T)))
   if draw(0, 1):
     arguments['key_value_seq_lengths'] = rng.integers(0, T + 1, 2)
-  expected = attend(*arrays, **arguments, implementation='xla')
-  ours = attend(*arrays, **arguments, implementation='xla_chunked', config=chunked.Config(block_q, block_k))
+  expected = jax.jit(lambda *x: attend(*x, **arguments, implementation='xla'))(*arrays)
+  ours = jax.jit(lambda *x: attend(*x, **arguments, implementation='xla_chunked',
+                                   config=chunked.Config(block_q, block_k)))(*arrays)
   np.testing.assert_allclose(ours, expected, atol=3e-6)
 
 
@@ -176,7 +176,7 @@ def test_named_residuals_keep_the_forward_pass_from_running_twice():
   arrays = cases.attention_arrays()
   f = lambda *x: run('xla_chunked', x, {}).sum()
   def loops(policy):
-    g = jax.grad(jax.checkpoint(f, policy=policy), (0, 1, 2))
+    g = jax.value_and_grad(jax.checkpoint(f, policy=policy), (0, 1, 2))
     return jax.jit(g).lower(*arrays).compile().as_text().count(' while(')
   kept = loops(jax.checkpoint_policies.save_only_these_names(*gradient.RESIDUALS))
   assert kept < loops(jax.checkpoint_policies.nothing_saveable)
