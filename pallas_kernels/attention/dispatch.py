@@ -14,6 +14,7 @@ from pallas_kernels.runtime import device
 IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.attention.reference',
     'xla_chunked': 'pallas_kernels.attention.chunked',
+    'triton': 'pallas_kernels.attention.triton',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}

@@ -52,21 +52,37 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
 
 def forward(arrays, mask, settings):
   """(out [B, Q, H, K], log-sum-exp, or entmax's threshold, [B, H, Q])."""
-  def one(batched, mask, alpha):
-    kernel = triton_entmax if settings.entmax else triton_forward
-    return tuple(kernel.forward(batched._replace(alpha=None if alpha is None else alpha[0]), mask, settings))
-  alpha = None if arrays.alpha is None else arrays.alpha[None]
-  return over_batch(one)(arrays._replace(alpha=None), mask, alpha)
+  def one(rows, shared):
+    query, key, value = rows
+    mask, bias, alpha = shared
+    arrays = gradient.Arrays(query, key, value, bias, None if alpha is None else alpha[0])
+    return tuple((triton_entmax if settings.entmax else triton_forward).forward(arrays, mask, settings))
+  return over_batch(one)(arrays[:3], (mask, arrays.bias, _one_row(arrays.alpha)))
 
 
 def backward(arrays, mask, out, residual, delta_BxHxQ, d_out, settings):
-  """Gradients of `arrays`."""
-  def one(batched, mask, alpha, residual, delta, d_out):
-    if settings.entmax:
-      return triton_entmax.backward(batched._replace(alpha=alpha[0]), mask, residual, delta, d_out, settings)
+  """Gradients of `arrays`; those of bias and alpha are summed over the rows here, after any vmap has split them."""
+  def one(rows, shared):
+    query, key, value, residual, delta, d_out = rows
+    mask, bias, alpha = shared
+    arrays = gradient.Arrays(query, key, value, bias, None if alpha is None else alpha[0])
     # exp(logits - inf) = 0 for a query that reads nothing
     residual = jnp.where(residual == -jnp.inf, jnp.inf, residual)
-    return triton_backward.backward(batched, mask, residual, delta, d_out, settings)
+    part = triton_entmax if settings.entmax else triton_backward
+    return part.backward(arrays, mask, residual, delta, d_out, settings)
   del out
-  alpha = None if arrays.alpha is None else arrays.alpha[None]
-  return over_batch(one)(arrays._replace(alpha=None), mask, alpha, residual, delta_BxHxQ, d_out)
+  rows = (*arrays[:3], residual, delta_BxHxQ, d_out)
+  gradients = over_batch(one)(rows, (mask, arrays.bias, _one_row(arrays.alpha)))
+  return gradients._replace(
+      bias=None if arrays.bias is None else sum_to(gradients.bias, arrays.bias),
+      alpha=None if arrays.alpha is None else gradients.alpha.sum((0, 2)))
+
+
+def sum_to(d_bias_BxHxQxT, bias):
+  """The gradient of a bias, summed over the axes on which it broadcasts."""
+  summed = tuple(axis for axis in range(3) if bias.shape[axis] == 1)
+  return d_bias_BxHxQxT.sum(summed, keepdims=True).astype(bias.dtype)
+
+
+def _one_row(x):
+  return None if x is None else x[None]

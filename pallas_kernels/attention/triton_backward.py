@@ -165,14 +165,17 @@ def key_kernel(
 
 
 def backward(arrays, mask, residual, delta_BxHxQ, d_out, settings) -> Arrays:
-  """Gradients of everything but alpha. `residual`: what `weights` takes, +inf for a query that reads nothing."""
+  """Gradients of everything but alpha; that of the bias is [B, H, Q, T].
+
+  `residual`: what `weights` takes, +inf for a query that reads nothing.
+  """
   (B, Q, H, K), (T, G), config = arrays.query.shape, arrays.key.shape[1:3], settings.config
   masks, constants = tiles.operands(mask, arrays.bias)
   alphas = jnp.zeros(1) if arrays.alpha is None else arrays.alpha
   inputs = arrays.query, arrays.key, arrays.value, d_out, residual, delta_BxHxQ, alphas
   constants |= dict(
       H=H, G=G, K=K, SCALE=settings.scale, SOFT_CAP=settings.soft_cap or 0.0, WIDTH=max(16, 1 << (K - 1).bit_length()),
-      PRECISION='ieee', ENTMAX=settings.entmax)
+      PRECISION=tiles.PRECISION, ENTMAX=settings.entmax)
 
   block_q, block_k = config.query_block_q, config.query_block_k
   schedule, more = tiles.schedule_operands(mask, block_q, block_k)
@@ -189,7 +192,4 @@ def backward(arrays, mask, residual, delta_BxHxQ, d_out, settings) -> Arrays:
       out=[tiles.shape_like(arrays.key), tiles.shape_like(arrays.value)],
       warps=config.backward_warps, stages=config.backward_stages, BLOCK_Q=block_q, BLOCK_K=block_k, **constants, **more)
 
-  if bias is not None:
-    summed = tuple(axis for axis in range(3) if bias.shape[axis] == 1)
-    d_bias = d_bias.sum(summed, keepdims=True).astype(bias.dtype)
   return Arrays(d_query, d_key, d_value, None if bias is None else d_bias, None)

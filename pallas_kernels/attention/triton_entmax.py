@@ -177,7 +177,7 @@ def _call(kernel, first, arrays, mask, settings, out, **more):
       kernel, arrays.query, arrays.key, arrays.value, *first, arrays.alpha, *schedule, *masks,
       grid=(math.ceil(Q / block_q), H, B), out=out, warps=config.backward_warps, stages=config.backward_stages, H=H,
       G=G, K=K, SCALE=settings.scale, SOFT_CAP=settings.soft_cap or 0.0, BLOCK_Q=block_q, BLOCK_K=block_k,
-      WIDTH=max(16, 1 << (K - 1).bit_length()), PRECISION='ieee', **constants, **schedule_constants, **more)
+      WIDTH=max(16, 1 << (K - 1).bit_length()), PRECISION=tiles.PRECISION, **constants, **schedule_constants, **more)
 
 
 def forward(arrays, mask, settings):
@@ -188,7 +188,7 @@ def forward(arrays, mask, settings):
 
 
 def backward(arrays, mask, tau, weighted_BxHxQ, d_out, settings) -> Arrays:
-  """All gradients. `weighted`: the sum of p g, which is d_out . out."""
+  """All gradients; that of alpha is [B, H, Q], that of a bias [B, H, Q, T]. `weighted`: d_out . out."""
   B, Q, H, _ = arrays.query.shape
   [sums] = _call(statistics_kernel, (d_out, tau), arrays, mask, settings, [tiles.float32(4, B, H, Q)])
   sum_s, sum_sg, sum_e, sum_eg = sums
@@ -197,4 +197,4 @@ def backward(arrays, mask, tau, weighted_BxHxQ, d_out, settings) -> Arrays:
   # Correia et al. 2019, arXiv:1909.00015, proposition 1, times g and summed over keys.
   less = arrays.alpha[:, None] - 1
   d_alpha_BxHxQ = (weighted_BxHxQ - delta) / less**2 + (sum_eg - delta * sum_e) / less
-  return gradients._replace(alpha=d_alpha_BxHxQ.sum((0, 2)))
+  return gradients._replace(alpha=d_alpha_BxHxQ)

@@ -100,5 +100,5 @@ def forward(arrays, mask, settings):
       grid=(math.ceil(Q / config.block_q), H, B), out=[tiles.shape_like(arrays.query), tiles.float32(B, H, Q)],
       warps=config.warps, stages=config.stages, H=H, G=G, K=K, SCALE=settings.scale,
       SOFT_CAP=settings.soft_cap or 0.0, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-      WIDTH=max(16, 1 << (K - 1).bit_length()), PRECISION='ieee', **constants, **schedule_constants)
+      WIDTH=max(16, 1 << (K - 1).bit_length()), PRECISION=tiles.PRECISION, **constants, **schedule_constants)
   return out, residual

@@ -14,6 +14,8 @@ from pallas_kernels.runtime import device
 
 IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.matmul.reference',
+    'triton': 'pallas_kernels.matmul.triton',
+    'mosaic_tpu': 'pallas_kernels.matmul.mosaic_tpu',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
@@ -66,7 +68,8 @@ def matmul(
     return None if x is None else jnp.asarray(x, jnp.float32).reshape((1, 1) if jnp.ndim(x) == 0 else tail)
   operands = Operands(
       a.reshape(L, rows, K), b.reshape(-1, K, N),
-      None if c is None or beta == 0 else jnp.asarray(c).reshape(L, rows, N), bias,
+      None if c is None or beta == 0 else jnp.asarray(c).reshape(L, rows, N),
+      None if bias is None else jnp.asarray(bias)[None],
       scale(a_scale, (L, rows)), scale(b_scale, (-1, N)))
   out = device.first_able(
       'matmul', IMPLEMENTATIONS, BEST, implementation, config,

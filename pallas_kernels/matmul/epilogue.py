@@ -16,7 +16,7 @@ class Operands(NamedTuple):
 
   Attributes:
     a: [L, M, K]; b: [L or 1, K, N].
-    c: [L, M, N] or None; bias: [N] or None.
+    c: [L, M, N] or None; bias: [L or 1, N] or None.
     a_scale: float32 [L or 1, M or 1] or None; b_scale: float32 [L or 1, N or 1] or None.
   """
   a: jax.Array
@@ -61,7 +61,7 @@ def finish(product: jax.Array, operands: Operands, settings: Settings) -> jax.Ar
   if o.c is not None and s.beta != 0:
     x = x + jnp.asarray(s.beta, dtype) * o.c.astype(dtype)
   if o.bias is not None:
-    x = x + o.bias.astype(dtype)
+    x = x + o.bias.astype(dtype)[:, None, :]
   if s.activation is not None:
     x = ACTIVATIONS[s.activation](x)
   return x.astype(s.out_dtype)

@@ -10,6 +10,7 @@ import numpy as np
 from pallas_kernels.matmul import epilogue
 from pallas_kernels.matmul.epilogue import Operands, Settings
 from pallas_kernels.runtime import triton_call
+from pallas_kernels.runtime.batching import over_batch
 from pallas_kernels.runtime.triton_call import tl, triton
 
 
@@ -43,7 +44,8 @@ def product_kernel(
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, B_BATCHED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, B_BY_COLUMN: tl.constexpr,
     SPARSE_M: tl.constexpr, SPARSE_K: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
-    HAS_BIAS: tl.constexpr, A_SCALE: tl.constexpr, B_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
+    BIAS_ROWS: tl.constexpr, A_SCALE: tl.constexpr, A_SCALE_ROWS: tl.constexpr,
+    B_SCALE: tl.constexpr, B_SCALE_ROWS: tl.constexpr, ACTIVATION: tl.constexpr,
     SUM: tl.constexpr, FINISH: tl.constexpr, PRECISION: tl.constexpr):
   """One tile of out [L, M, N]. SPARSE_M, SPARSE_K: the mask's block, 0 where a is dense; FINISH: epilogue's dtype."""
   tiles_m: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
@@ -92,13 +94,13 @@ def product_kernel(
 
   x = total.to(FINISH)
   if A_SCALE == 1:
-    x = x * tl.load(a_scale)
+    x = x * tl.load(a_scale + (batch if A_SCALE_ROWS > 1 else 0))
   elif A_SCALE == 2:
-    x = x * tl.load(a_scale + batch * M + m, mask=m < M, other=0.0)[:, None]
+    x = x * tl.load(a_scale + (batch * M if A_SCALE_ROWS > 1 else 0) + m, mask=m < M, other=0.0)[:, None]
   if B_SCALE == 1:
-    x = x * tl.load(b_scale)
+    x = x * tl.load(b_scale + (batch if B_SCALE_ROWS > 1 else 0))
   elif B_SCALE == 2:
-    if B_BATCHED:
+    if B_SCALE_ROWS > 1:
       b_scale += batch * N
     x = x * tl.load(b_scale + n, mask=n < N, other=0.0)[None, :]
   if ALPHA != 1:
@@ -107,7 +109,9 @@ def product_kernel(
   at = batch * M * N + m[:, None] * N + n[None, :]
   if BETA != 0:
     x = x + BETA * tl.load(c + at, mask=inside, other=0.0).to(FINISH)
-  if HAS_BIAS:
+  if BIAS_ROWS > 0:
+    if BIAS_ROWS > 1:
+      bias += batch * N
     x = x + tl.load(bias + n, mask=n < N, other=0.0).to(FINISH)[None, :]
   if ACTIVATION == 'relu':
     x = tl.maximum(x, 0)
@@ -153,7 +157,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   whole = jax.eval_shape(lambda r: epilogue.finish(r, operands, settings._replace(out_dtype=None)),
                          jax.ShapeDtypeStruct((L, M, N), jnp.int32)).dtype == jnp.int32 if a.dtype == jnp.int8 else False
   def kind(scale):
-    return NONE if scale is None else SCALAR if scale.size == 1 else VECTOR
+    return NONE if scale is None else SCALAR if scale.shape[1] == 1 else VECTOR
   def given(x):
     return nothing if x is None else x
   [out] = triton_call.call(
@@ -161,8 +165,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
       order, visible, grid=grid, out=[jax.ShapeDtypeStruct((L, M, N), settings.out_dtype)], warps=config.warps,
       stages=config.stages, M=M, N=N, K=K, B_BATCHED=b.shape[0] > 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
       BLOCK_K=config.block_k, GROUP=config.group, B_BY_COLUMN=by_column, SPARSE_M=sparse_m, SPARSE_K=sparse_k,
-      ALPHA=settings.alpha, BETA=0 if c is None else settings.beta, HAS_BIAS=bias is not None, A_SCALE=kind(a_scale),
-      B_SCALE=kind(b_scale), ACTIVATION=settings.activation or '', SUM=tl.int32 if a.dtype == jnp.int8 else tl.float32,
+      ALPHA=settings.alpha, BETA=0 if c is None else settings.beta, BIAS_ROWS=0 if bias is None else bias.shape[0], A_SCALE=kind(a_scale),
+      A_SCALE_ROWS=len(given(a_scale)), B_SCALE=kind(b_scale), B_SCALE_ROWS=len(given(b_scale)), ACTIVATION=settings.activation or '', SUM=tl.int32 if a.dtype == jnp.int8 else tl.float32,
       FINISH=tl.int32 if whole else tl.float32, PRECISION='tf32' if name == 'tf32' else 'ieee')
   return out
 
@@ -181,4 +185,13 @@ def matmul(operands: Operands, block_mask: jax.Array | None, settings: Settings)
   if operands.a.dtype != operands.b.dtype:
     raise NotImplementedError(f'matmul implementation triton has no product of {operands.a.dtype} and '
                               f'{operands.b.dtype}; expected one dtype')
-  return epilogue.product(forward, settings, operands, block_mask)
+  return epilogue.product(batched_forward, settings, operands, block_mask)
+
+
+def batched_forward(operands: Operands, block_mask: jax.Array | None, settings: Settings) -> jax.Array:
+  """`forward`, fit for jax.vmap; a block mask is not mapped."""
+  def one(rows, shared):
+    (a, c), (b, bias, a_scale, b_scale) = rows, shared
+    return forward(Operands(a, b, c, bias, a_scale, b_scale), block_mask, settings)
+  o = operands
+  return over_batch(one)((o.a, o.c), (o.b, o.bias, o.a_scale, o.b_scale))
