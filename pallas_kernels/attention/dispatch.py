@@ -14,6 +14,7 @@ from pallas_kernels.runtime import device
 IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.attention.reference',
     'xla_chunked': 'pallas_kernels.attention.chunked',
+    'triton': 'pallas_kernels.attention.triton',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
@@ -91,7 +92,7 @@ def make_mask(
     if mask.dtype != bool:
       raise ValueError(f'mask has dtype {mask.dtype}; expected bool (a bias is added, a mask is not)')
     _check_broadcast('mask', mask.shape, (B, H, Q, keys))
-    mask = jnp.broadcast_to(mask, mask.shape[:2] + (Q, keys))
+    mask = (jnp if isinstance(mask, jax.Array) else np).broadcast_to(mask, mask.shape[:2] + (Q, keys))
   if prefix_lengths is not None and not is_causal:
     raise ValueError('prefix_lengths widens what a causal query reads; expected is_causal=True with it')
   window = local_window_size
@@ -103,7 +104,7 @@ def make_mask(
              'key_value_seq_lengths': key_value_seq_lengths}
   for name, value in lengths.items():
     if value is not None:
-      lengths[name] = value = jnp.asarray(value)
+      lengths[name] = value = _array(value)
       if value.shape != (B,) or not jnp.issubdtype(value.dtype, jnp.integer):
         raise ValueError(f'{name} is {value.dtype}{list(value.shape)}; expected integers [{B}], one a row')
   return Mask(
@@ -120,11 +121,17 @@ def _pair(name, value, B, Q, T):
     raise ValueError(f'{name} has {len(pair)} parts; expected an array, or a pair for queries and for keys')
   out = []
   for side, x, length in (('queries', pair[0], Q), ('keys', pair[1], T)):
-    x = jnp.atleast_2d(jnp.asarray(x))
+    x = _array(x)
+    x = x[None] if x.ndim == 1 else x
     if x.ndim != 2 or x.shape[1] != length or x.shape[0] not in (1, B) or not jnp.issubdtype(x.dtype, jnp.integer):
       raise ValueError(f'{name} of the {side} is {x.dtype}{list(x.shape)}; expected integers [{B} or 1, {length}]')
     out.append(x.astype(jnp.int32))
   return tuple(out)
+
+
+def _array(x):
+  """What is not on a device stays in NumPy: a mask made of it is known at trace time."""
+  return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _check_arrays(query, key, value, bias):

@@ -66,26 +66,28 @@ class Mask:
   def is_everything(self) -> bool:
     return self.is_static and not self.is_causal and self.window is None
 
-  def intervals(self) -> Pair:
-    """The keys [start, end) that the first five conditions leave to each query, int32 [B, Q] twice.
+  @property
+  def numpy(self):
+    """NumPy where no condition is a JAX array, so that what follows from them is a constant of the program."""
+    return jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(self)) else np
 
-    NumPy arrays where no array is among the conditions, so that they are constants of the program.
-    """
-    np_or_jnp = np if self.prefix_B is self.query_lengths_B is self.key_lengths_B is None else jnp
+  def intervals(self) -> Pair:
+    """The keys [start, end) that the first five conditions leave to each query, int32 [B, Q] twice."""
+    xp = self.numpy
     i_1xQ = np.arange(self.queries, dtype=np.int32)[None]
     start, end = np.zeros_like(i_1xQ), np.full_like(i_1xQ, self.keys)
     if self.is_causal:
       end = np.minimum(end, i_1xQ + 1)
       if self.prefix_B is not None:
-        end = jnp.maximum(end, jnp.minimum(self.prefix_B[:, None], self.keys))
+        end = xp.maximum(end, xp.minimum(self.prefix_B[:, None], self.keys))
     if self.window is not None:
       start = np.maximum(i_1xQ - self.window[0], 0)
-      end = np_or_jnp.minimum(end, i_1xQ + self.window[1] + 1)
+      end = xp.minimum(end, i_1xQ + self.window[1] + 1)
     if self.key_lengths_B is not None:
-      end = jnp.minimum(end, self.key_lengths_B[:, None])
+      end = xp.minimum(end, self.key_lengths_B[:, None])
     if self.query_lengths_B is not None:
-      end = jnp.where(i_1xQ < self.query_lengths_B[:, None], end, 0)
-    return np.broadcast_to(start, end.shape) if np_or_jnp is np else jnp.broadcast_to(start, end.shape), end
+      end = xp.where(i_1xQ < self.query_lengths_B[:, None], end, 0)
+    return xp.broadcast_to(start, end.shape).astype(np.int32), end.astype(np.int32)
 
   def array(self) -> jax.Array | None:
     """bool [B, H, Q, T], true where a query may read a key; None: everywhere."""
@@ -131,16 +133,15 @@ class Mask:
     if self.dense_BxHxQxT is not None:
       tiles = _blocks(_blocks(self.dense_BxHxQxT, block_q, 2), block_k, 4)  # [B, H, N, block_q, M, block_k]
       empty, full = empty | ~tiles.any((3, 5)), full & tiles.all((3, 5))
-    np_or_jnp = np if isinstance(full, np.ndarray) else jnp
-    return np_or_jnp.where(empty, SKIP, np_or_jnp.where(full, FULL, PARTIAL)).astype(np.int8)
+    xp = self.numpy
+    return xp.where(empty, SKIP, xp.where(full, FULL, PARTIAL)).astype(np.int8)
 
   def schedule(self, block_q: int, block_k: int, *, by_key: bool = False) -> Schedule:
     """For every block of queries (by_key: of keys) the blocks of the other side that it has to visit."""
     kinds = self.kinds(block_q, block_k)
     if by_key:
       kinds = kinds.swapaxes(2, 3)
-    np_or_jnp = np if isinstance(kinds, np.ndarray) else jnp
-    order = np_or_jnp.argsort(-kinds, axis=-1, stable=True).astype(np.int32)
+    order = self.numpy.argsort(-kinds, axis=-1, stable=True).astype(np.int32)
     return Schedule(order, (kinds == FULL).sum(-1).astype(np.int32), (kinds != SKIP).sum(-1).astype(np.int32))
 
 
@@ -149,5 +150,5 @@ def _blocks(x: jax.Array, block: int, axis: int) -> jax.Array:
   pad = -x.shape[axis] % block
   if pad:
     widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
-    x = (np if isinstance(x, np.ndarray) else jnp).pad(x, widths, mode='edge')
+    x = (jnp if isinstance(x, jax.Array) else np).pad(x, widths, mode='edge')
   return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1:])
