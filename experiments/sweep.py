@@ -158,6 +158,9 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
         raise config_lib.ConfigError(f'the largest cell failed, {failures[0]}; the same command tries it again')
       forecast.measure(workdir, largest.name)
       summary, page = forecast.conclude(workdir, sweep.law, sweep.allow)
+    except KeyboardInterrupt:
+      logging.info('interrupted; the same command goes on, %s', bar.line([], start))
+      return 130
     except TableError as error:
       raise config_lib.ConfigError(f'{error}') from None
     finally:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -73,11 +74,13 @@ class Slurm:
     except ImportError:
       raise config_lib.ConfigError("--launcher=slurm needs submitit; install the extra: pip install 'lemma[slurm]'"
                                    ) from None
+    if not shutil.which('sbatch'):
+      raise config_lib.ConfigError('--launcher=slurm: this machine has no sbatch; nearest is --launcher=local')
     self._command = submitit.helpers.CommandFunction
     try:
       self._executor = submitit.AutoExecutor(folder=folder, cluster='slurm')
       self._executor.update_parameters(**{k: int(v) if v.isdigit() else v for k, v in parameters.items()})
-    except (RuntimeError, NameError, TypeError, ValueError) as error:  # no sbatch here; a parameter that is none
+    except (NameError, TypeError, ValueError) as error:  # a parameter that is none
       raise config_lib.ConfigError(f"--launcher=slurm: {' '.join(str(error).split())}") from None
     self.slots = 1000  # as many as the cluster gives
 

@@ -3,25 +3,21 @@
   python -m experiments.sweep --sweep=experiments/sweeps/hour.py
 
 33 cells on the Python standard library's bytes: the five smallest sizes to 8 million tokens, the two largest to 4, and
-then the largest size at 8 million, which is predicted first. Two more seeds of the two smallest sizes show the noise, and
-three learning rates at both ends whether the rate is at its optimum. Not run to its end yet; by the speed of quick.py
-2 cores need about an hour.
+then the largest size at 8 million, which is predicted first. Two more seeds of two small sizes show the noise, and three
+learning rates at both ends that the rate is at its optimum.
 """
 
-from experiments.cells import Sweep, chain, over, product, together
-from experiments.sweeps import quick
+from experiments.cells import Sweep, chain, over, product
+from experiments.sweeps.quick import base, rates, size
 
 
 def get_sweep() -> Sweep:
-  small = together(over('model.width', [16, 24, 32, 48, 64]), over('model.layers', [2, 2, 2, 3, 3]))
-  large = together(over('model.width', [96, 128]), over('model.layers', [4, 4]))
-  largest = together(over('model.width', [128]), over('model.layers', [4]))
-  ends = together(over('model.width', [16, 64]), over('model.layers', [2, 3]))
-  rate = quick.base().optimizer.learning_rate
-  return Sweep(quick.base(), chain(
+  small = [size(16, 2), size(24, 2), size(32, 2), size(48, 3), size(64, 3)]
+  large = [size(96, 4), size(128, 4)]
+  seeds = product([size(16, 2), size(32, 2)], over('training.seed', [1, 2]))
+  ends = chain(rates(16, 2, (0.5, 2.0)), rates(128, 4, (0.5, 2.0)))
+  return Sweep(base(), chain(
       product(small, over('training.steps', [488, 977, 1953, 3906, 7812])),
       product(large, over('training.steps', [488, 977, 1953, 3906])),
-      product(largest, over('training.steps', [7812])),
-      product(together(over('model.width', [16, 32]), over('model.layers', [2, 2])),
-              over('training.steps', [488]), over('training.seed', [1, 2])),
-      product(ends, over('training.steps', [488]), over('optimizer.learning_rate', [rate / 2, rate * 2]))))
+      product([size(128, 4)], over('training.steps', [7812])),
+      product(chain(seeds, ends), over('training.steps', [488]))))
