@@ -57,7 +57,7 @@ class NGram:
 
   def advance(self, state_BxM: np.ndarray, tokens_B: np.ndarray) -> np.ndarray:
     """The state after one more token a row."""
-    return self._context(self._find(state_BxM, tokens_B), tokens_B)
+    return self.numbers(state_BxM, tokens_B)[:, :max(self.order - 1, 0)]
 
   def distribution(self, state_BxM: np.ndarray) -> np.ndarray:
     """p of the next token, float64 [B, V]; every row sums to 1 but for the rounding of float32."""
@@ -99,21 +99,17 @@ class NGram:
       found = number >= 0
       p[known] *= shorter.backoff[context[known]]
       p[found] = longer.p[number[found]]
-      # The longer context of target i+1 is the m-gram that ends at target i, unless that one closed a document.
-      context = np.concatenate([[-1], np.where(target == self.end, -1, number)[:-1]])
+      # The longer context of target i+1 is the m-gram that ends at target i. One that closes a document has no
+      # continuation in the trie, so that nothing reaches across.
+      context = np.concatenate([[-1], number[:-1]])
     return p
 
-  def _find(self, state_BxM: np.ndarray, tokens_B: np.ndarray) -> np.ndarray:
+  def numbers(self, state_BxM: np.ndarray, tokens_B: np.ndarray) -> np.ndarray:
     """The numbers of the 1-, 2-, ... order-grams that `tokens_B` complete, int64 [B, order]."""
     numbers = [np.asarray(tokens_B, np.int64)]
     for longer, context_B in zip(self.orders[1:], state_BxM.T):
       numbers.append(_lookup(longer.keys, np.where(context_B >= 0, context_B * self.vocabulary + numbers[0], -1)))
     return np.stack(numbers[:max(self.order, 1)], axis=1)
-
-  def _context(self, numbers_BxM: np.ndarray, tokens_B: np.ndarray) -> np.ndarray:
-    state_BxM = numbers_BxM[:, :max(self.order - 1, 0)].copy()
-    state_BxM[np.asarray(tokens_B) == self.end, 1:] = -1
-    return state_BxM
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes a folder of arrays, which appears complete or not at all. Raises FileExistsError if it is there."""

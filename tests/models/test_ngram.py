@@ -60,7 +60,7 @@ def worst_difference(documents, ids, entries):
     state = model.start(1)
     for token in context:
       state = model.advance(state, np.array([token]))
-    number = model._find(state, np.array([last]))[0, len(context)]
+    number = model.numbers(state, np.array([last]))[0, len(context)]
     if number < 0:
       missing += 1
       continue
