@@ -32,7 +32,7 @@ _TAIL = 8
 ROW_TOKENS = 8192  # about, of a row: its first tokens lack context, which costs some 10 bytes
 MOST_ROWS = 1024
 
-Progress = Callable[[int, int, str], None]  # tokens done, tokens in all, what is being done
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
 MakePredictor = Callable[[int], Any]  # of a number of rows: an object of framework.predictors
 
 
@@ -96,7 +96,7 @@ def pack(data: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make:
     bits += float(np.log2(counts_BxV[:, -1] / size_B).sum())
     last_B[:count] = token_B
     done += count
-    progress(done, len(tokens), 'packing')
+    progress(done * len(data) // len(tokens), len(data), 'packing')
   body = _HEADER.pack(MAGIC, fingerprint, _digest(data, 16), len(data), len(tokens), rows)
   body += encoder.finish() if len(tokens) else b''
   return Packed(body + _digest(body, _TAIL), len(tokens), bits)
@@ -132,7 +132,7 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
       last_B[row] = token
     symbols[done:done + count] = last_B[:count]
     done += count
-    progress(done, tokens, 'restoring')
+    progress(done * size // tokens, size, 'restoring')
   text = np.zeros(tokens, np.int32)
   text[_row_major(rows, tokens)] = symbols
   data = b''.join(tokenizer.table[t] for t in text)

@@ -91,7 +91,7 @@ def fingerprint(config: config_lib.Config, tokenizer_json: str, arrays: Any) -> 
               if key.startswith('model.') or key == 'data.window'}
   hasher = hashlib.blake2b(json.dumps([settings, tokenizer_json], sort_keys=True).encode(), digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-    leaf = np.ascontiguousarray(leaf)
+    leaf = np.asarray(leaf)
     hasher.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
-    hasher.update(leaf.view(np.uint8).reshape(-1).data if leaf.size else b'')
+    hasher.update(leaf.tobytes())
   return hasher.digest()

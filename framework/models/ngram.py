@@ -150,6 +150,16 @@ def load(folder: pathlib.Path) -> NGram:
                       f'a folder written by experiments.count') from None
 
 
+def check(order: int, smoothing: str) -> None:
+  """Raises ConfigError on an order or a smoothing that there is not."""
+  if order not in ORDERS:
+    raise ConfigError(f'the order is {order}; expected {ORDERS[0]} to {ORDERS[-1]}, nearest is '
+                      f'{min(ORDERS, key=lambda known: abs(known - order))}')
+  if smoothing not in SMOOTHINGS:
+    raise ConfigError(f"the smoothing is '{smoothing}'; expected one of {', '.join(SMOOTHINGS)}"
+                      f'{nearest(smoothing, SMOOTHINGS)}')
+
+
 def count(tokens_N: np.ndarray, *, vocabulary: int, end: int, order: int, smoothing: str = 'kneser_ney') -> NGram:
   """Counts and smooths the n-grams of a split of tokens, `end d_1 end d_2 ... d_n end` (see framework.data.corpus).
 
@@ -161,12 +171,7 @@ def count(tokens_N: np.ndarray, *, vocabulary: int, end: int, order: int, smooth
     order: tokens of an n-gram, 0 (uniform) to 8.
     smoothing: 'kneser_ney' or 'backoff'.
   """
-  if order not in ORDERS:
-    raise ConfigError(f'the order is {order}; expected {ORDERS[0]} to {ORDERS[-1]}, nearest is '
-                      f'{min(ORDERS, key=lambda known: abs(known - order))}')
-  if smoothing not in SMOOTHINGS:
-    raise ConfigError(f"the smoothing is '{smoothing}'; expected one of {', '.join(SMOOTHINGS)}"
-                      f'{nearest(smoothing, SMOOTHINGS)}')
+  check(order, smoothing)
   V = vocabulary
   if order == 0:
     return NGram(V, end, order, smoothing, ())

@@ -13,6 +13,7 @@ from framework.models import decoder
 from framework.models.token_model import TokenModel
 
 CELLS = {'rnn': nn.SimpleCell, 'lstm': nn.OptimizedLSTMCell, 'birnn': nn.SimpleCell}  # by model.name
+TWO_SIDED = ('birnn', 'masked')  # by model.name: losses that are no code lengths
 
 
 class Stack(nn.Module):
