@@ -27,7 +27,7 @@ def main() -> int:
   config.model = config_lib.Model(name='ngram')
   config_lib.check(config)
 
-  from experiments import ladder, progress
+  from experiments import progress, rungs
   from framework import files
   from framework.data import corpus
   from framework.models import ngram
@@ -36,10 +36,10 @@ def main() -> int:
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   run.open_folder(workdir, config, text, resume=False)
-  model = ladder.count(text, ORDER.value, SMOOTHING.value)
+  model = rungs.count(text, ORDER.value, SMOOTHING.value)
   model.save(workdir / 'ngram')
-  row = {'step': 0, 'split': 'validation', 'order': ORDER.value, 'smoothing': SMOOTHING.value} | ladder.scored(
-      text, model)
+  row = {'step': 0, 'split': 'validation', 'order': ORDER.value, 'smoothing': SMOOTHING.value} | rungs.scored(
+      model, text.validation)
   files.write_atomically(workdir / 'evaluations.jsonl', json.dumps(row) + '\n')
   logging.info('%s n-grams; %.4f nats/token, %.3f bits/byte on held-out text; %s',
                f'{sum(len(order.p) for order in model.orders):,}', row['nats_per_token'], row['bits_per_byte'], workdir)
