@@ -99,3 +99,23 @@ def positions(runs: dict[str, list[float | None]]):
 def _legend(axes, lines: int) -> None:
   if 1 < lines <= 12:  # more names than that hide the picture
     axes.legend(fontsize='small')
+
+
+def ladder(rows: list[dict[str, Any]]):
+  """Figure: bits per byte of predictors, a bar each, in the order of the rows; the upper axis is in bits per token."""
+  figure, axes = _axes('', 'bits per byte of held-out text', '')
+  figure.set_size_inches(6.4, 0.8 + 0.28 * len(rows))
+  colors = {'counts': 'C0', 'compressor': 'C7', 'network': 'C1', 'two-sided': 'C4'}
+  values = [row['bits_per_byte'] for row in rows]
+  bars = axes.barh(range(len(rows)), values, color=[colors[row['kind']] for row in rows])
+  axes.bar_label(bars, [f'{value:.3f}' for value in values], padding=2, fontsize='small')
+  axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+  axes.invert_yaxis()
+  axes.set_xlim(0, 1.12 * max(values))
+  bytes_per_token = rows[0]['bytes'] / rows[0]['targets']
+  axes.secondary_xaxis('top', functions=(lambda x: x * bytes_per_token, lambda x: x / bytes_per_token)).set_xlabel(
+      'bits per token')
+  kinds = [kind for kind in colors if kind in {row['kind'] for row in rows}]
+  axes.legend([bars[next(i for i, row in enumerate(rows) if row['kind'] == kind)] for kind in kinds], kinds,
+              fontsize='small', loc='lower right')
+  return figure

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging as py_logging
 import os
 import pathlib
@@ -127,7 +128,7 @@ def _plain_log() -> None:
   logging.set_verbosity(logging.INFO)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(most: int, argv: list[str]) -> list[str]:
   try:
     _check_words(argv)
   except config_lib.ConfigError as error:
@@ -145,8 +146,8 @@ def _parse(argv: list[str]) -> list[str]:
     py_logging.disable(py_logging.NOTSET)
   if flags.FLAGS.help or flags.FLAGS.helpshort or flags.FLAGS.helpfull:
     return rest
-  if len(rest) > 1:
-    _fail(f"unexpected argument '{rest[1]}'; every setting is a --flag=value", 2)
+  if len(rest) > 1 + most:
+    _fail(f"unexpected argument '{rest[1 + most]}'; every setting is a --flag=value", 2)
   for name in flags.FLAGS:
     # absl's bounds let NaN pass; the config has its own.
     if '.' not in name and flags.FLAGS[name].value != flags.FLAGS[name].value:
@@ -154,15 +155,19 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs `main`; mistakes of the user end in one line on stderr."""
+def run(main: Callable[..., int | None], words: int = 0) -> None:
+  """Parses the flags and runs `main`; mistakes of the user end in one line on stderr.
 
-  def guarded(_):
+  Args:
+    words: most arguments without a flag, which `main` is called with.
+  """
+
+  def guarded(argv):
     _plain_log()
     # Imported here so that --help needs no JAX.
     from framework.training import loop
     try:
-      code = main()
+      code = main(*argv[1:])
     except config_lib.ConfigError as error:
       # Some say of a full disk what was being written; that is still the machine's failure.
       _fail(_one_line(error), 1 if getattr(error.__context__, 'errno', None) in FULL else 2)
@@ -179,7 +184,7 @@ def run(main: Callable[[], int | None]) -> None:
             'model.remat=full needs less', 1)
     sys.exit(code or 0)
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=functools.partial(_parse, words))
 
 
 def required(flag: flags.FlagHolder) -> str:

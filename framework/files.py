@@ -45,6 +45,19 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary.unlink(missing_ok=True)
 
 
+def write_new(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file that is not there yet, in full or not at all. Raises FileExistsError if it appeared meanwhile."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with naming(path), open(temporary, 'xb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.link(temporary, path)  # unlike a rename, it replaces nothing
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """A JSON file of one value, atomically."""
   write_atomically(path, json.dumps(value, indent=2) + '\n')

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
-from framework.models import decoder
+from framework.models import decoder, markov, masked, recurrent
 from pallas_kernels import attention
 
-MODELS = {'decoder': decoder.Decoder}
+MODELS = {'decoder': decoder.Decoder, 'rnn': recurrent.Recurrent, 'lstm': recurrent.Recurrent,
+          'birnn': recurrent.Bidirectional, 'masked': masked.build, 'markov': markov.Markov}
 
 
 def build(model: config_lib.Model, vocabulary: int, window: int):

@@ -35,6 +35,7 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
 
 
 UNDECAYED = ('bias', 'scale', 'relative_bias')
+MATRICES = ('weight', 'kernel')
 
 
 def _name(path) -> str:
@@ -47,10 +48,13 @@ def is_matrix(params: Any) -> Any:
 
 
 def muon_dimensions(params: Any) -> Any:
-  """Muon's matrices: the hidden weights, stacked over layers; a head axis belongs to the side of its heads."""
+  """Muon's matrices: the hidden weights, stacked over layers; a head axis belongs to the side of its heads.
+
+  `weight` is this framework's name of them, `kernel` flax's.
+  """
   def dimensions(path, leaf):
     names = [p.key for p in path]
-    if 'blocks' not in names or names[-1] != 'weight':
+    if 'blocks' not in names or names[-1] not in MATRICES:
       return None
     axes = tuple(range(1, leaf.ndim))
     inputs = 2 if names[-2] == 'out' and len(axes) == 3 else 1
@@ -61,8 +65,8 @@ def muon_dimensions(params: Any) -> Any:
 def _decayed_beside_muon(params: Any) -> Any:
   """True on the matrices that are not Muon's: embeddings and heads."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: _name(path) not in (*UNDECAYED, 'weight') or (_name(path) == 'weight' and
-                                                                         'blocks' not in [p.key for p in path]), params)
+      lambda path, _: _name(path) not in (*UNDECAYED, *MATRICES) or (
+          _name(path) in MATRICES and 'blocks' not in [p.key for p in path]), params)
 
 
 def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:

@@ -1,0 +1,42 @@
+"""Asks the embedding of a trained run for analogies: ` house` is to ` houses` as ` king` is to what?
+
+Example:
+  python -m experiments.analogy --workdir=runs/markov
+
+Questions are made from the vocabulary, so the run needs whole words as tokens: data.tokenizer=bpe.
+"""
+
+from absl import flags
+
+from experiments import launch
+from framework import config as config_lib
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
+MOST = flags.DEFINE_integer('pairs', 300, 'most pairs of a relation, the commonest', lower_bound=2)
+
+
+def main() -> int:
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  from framework.training import run
+  config = run.read_config(workdir)
+  config.training.devices = 1
+  launch.start_jax(config)
+
+  import numpy as np
+  from framework import analogy
+  from framework.training import setup
+  trained = setup.load(workdir)
+  found = {name: pairs[:MOST.value] for name, pairs in analogy.pairs(trained.tokenizer.table).items()}
+  if not any(len(pairs) > 1 for pairs in found.values()):
+    raise config_lib.ConfigError(f"the run's tokenizer is '{trained.tokenizer.name}', whose vocabulary has no pairs of "
+                                 'words; expected a run with data.tokenizer=bpe')
+  embedding_VxD = np.asarray(trained.params['embedding'], np.float32)
+  print(f"{'relation':>10} {'pairs':>6} {'questions':>10} {'right':>8} {'by chance':>10}")
+  for name, pairs in found.items():
+    right, asked = analogy.accuracy(embedding_VxD, pairs)
+    print(f'{name:>10} {len(pairs):6d} {asked:10,d} {100 * right:6.1f} % {100 / (trained.tokenizer.size - 3):8.3f} %')
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,99 @@
+"""Compresses a file under a trained model, or restores it: arithmetic coding, byte for byte the same.
+
+Example:
+  python -m experiments.compress --workdir=runs/quickstart novel.txt
+  python -m experiments.compress --workdir=runs/quickstart --restore --output=again.txt novel.txt.lemma
+
+The first writes novel.txt.lemma beside the file, the second restores it. Any run that predicts from left to right will
+do: decoder, rnn, lstm, markov, and the n-grams of experiments.count. The same run at the same step restores the file,
+and it must compute the same numbers: expect that of the same versions on the same kind of processor only. A damaged
+file, another model, or text that came out wrong is refused, and nothing is written. Files are never overwritten.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from experiments import launch
+from framework import config as config_lib
+from framework import files
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
+RESTORE = flags.DEFINE_bool('restore', False, 'turn a compressed file back into what it was')
+OUTPUT = flags.DEFINE_string('output', None, 'file to write; default: the name with .lemma added or taken off')
+SUFFIX = '.lemma'
+
+
+def target(source: pathlib.Path) -> pathlib.Path:
+  """Where the result goes. Raises ConfigError if something is there, or nothing can be."""
+  if OUTPUT.value:
+    path = files.expand('--output', OUTPUT.value)
+  elif not RESTORE.value:
+    path = source.with_name(source.name + SUFFIX)
+  elif source.suffix == SUFFIX:
+    path = source.with_suffix('')
+  else:
+    raise config_lib.ConfigError(f"'{source}' does not end with {SUFFIX}; give --output=FILE")
+  if path.exists() or path.is_symlink():
+    raise config_lib.ConfigError(f"'{path}' already exists; give another --output")
+  if not path.parent.is_dir():
+    raise config_lib.ConfigError(f"--output is '{path}', in a folder that does not exist")
+  return path
+
+
+def load(workdir: pathlib.Path, config: config_lib.Config):
+  """(tokenizer, fingerprint, rows -> predictor) of a run."""
+  from framework import predictors
+  from framework.data import tokenizer as tokenizer_lib
+  from framework.models import ngram
+  from framework.training import run, setup
+  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  text = (workdir / run.TOKENIZER).read_text(encoding='utf-8')
+  if config.model.name == 'ngram':
+    model = ngram.load(workdir / 'ngram')
+    return (tokenizer, predictors.fingerprint(config, text, [vars(order) for order in model.orders]),
+            lambda rows: predictors.Counted(model, rows))
+  trained = setup.load(workdir)
+  module, params = trained.setup.module, trained.params
+  module.empty_cache(1, 1)  # refuses a model that reads on both sides
+  return (tokenizer, predictors.fingerprint(config, text, params),
+          lambda rows: predictors.Network(module, params, config.data.window, rows))
+
+
+def main(source: str = '') -> int:
+  if not source:
+    raise config_lib.ConfigError('the file is missing; see --help for an example')
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  path = files.expand('the file', source)
+  if not path.is_file():
+    raise config_lib.ConfigError(f"'{path}' is no file; expected one to {'restore' if RESTORE.value else 'compress'}")
+  out = target(path)
+  from framework.training import run
+  config = run.read_config(workdir)
+  data = path.read_bytes()
+  config.training.devices = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  launch.start_jax(config)
+
+  from experiments import progress
+  from framework import compression
+  tokenizer, fingerprint, make = load(workdir, config)
+  try:
+    with progress.bar() as show:
+      if RESTORE.value:
+        result = compression.unpack(data, tokenizer, fingerprint, make, show)
+      else:
+        packed = compression.pack(data, tokenizer, fingerprint, make, show)
+        result = packed.data
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f"'{path}': {error}") from None
+  files.write_new(out, result)
+  told = f'{out}: {len(data):,} bytes to {len(result):,}'
+  if data and not RESTORE.value:
+    told += f', {8 * len(result) / len(data):.4f} bits/byte; the cross-entropy is {packed.bits / len(data):.4f}'
+  print(told)
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main, words=1)

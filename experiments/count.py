@@ -1,0 +1,50 @@
+"""Counts an n-gram model of a corpus into a run folder: what training is to a network, in seconds.
+
+Example:
+  python -m experiments.count --config=experiments/configs/bytes_small.py --workdir=runs/kneser_ney --order=6
+
+Its loss on the held-out text is appended to evaluations.jsonl, and experiments.compress takes the folder as a model.
+"""
+
+import json
+
+from absl import flags, logging
+
+from experiments import launch
+from framework import config as config_lib
+
+CONFIG = launch.define_config()
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; new')
+ORDER = flags.DEFINE_integer('order', 6, 'tokens of an n-gram, 0 (uniform) to 8', lower_bound=0, upper_bound=8)
+SMOOTHING = flags.DEFINE_string('smoothing', 'kneser_ney', 'kneser_ney or backoff')
+
+
+def main() -> int:
+  config = CONFIG.value
+  if not flags.FLAGS['config'].present:
+    raise config_lib.ConfigError('--config is missing; see --help for an example')
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  config.model = config_lib.Model(name='ngram')
+  config_lib.check(config)
+
+  from experiments import progress, rungs
+  from framework import files
+  from framework.data import corpus
+  from framework.models import ngram
+  from framework.training import run
+  ngram.check(ORDER.value, SMOOTHING.value)
+  with progress.bar() as show:
+    text = corpus.prepare(config.data, show)
+  run.open_folder(workdir, config, text, resume=False)
+  model = rungs.count(text, ORDER.value, SMOOTHING.value)
+  model.save(workdir / 'ngram')
+  row = {'step': 0, 'split': 'validation', 'order': ORDER.value, 'smoothing': SMOOTHING.value} | rungs.scored(
+      model, text.validation)
+  files.write_atomically(workdir / 'evaluations.jsonl', json.dumps(row) + '\n')
+  logging.info('%s n-grams; %.4f nats/token, %.3f bits/byte on held-out text; %s',
+               f'{sum(len(order.p) for order in model.orders):,}', row['nats_per_token'], row['bits_per_byte'], workdir)
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,85 @@
+"""The ladder of predictors: bits per token and per byte of all of them on the very same held-out tokens.
+
+Example:
+  python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder
+  python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder \
+    --runs=runs/quickstart,runs/lstm --tokens=200000
+
+Uniform, unigram, bigram (Shannon's Markov model), n-grams with two smoothings, gzip, bz2 and xz that have read the
+training text, and trained runs on the same corpus. Writes ladder.json, ladder.svg and, with runs, positions.svg: their
+loss by position in the window. Runs get the bounds of Shannon's guessing game too.
+"""
+
+from absl import flags, logging
+
+from experiments import launch
+from framework import config as config_lib
+
+CONFIG = launch.define_config()
+OUTPUT = flags.DEFINE_string('output', None, 'folder of the table and the figures; files of an earlier ladder in it '
+                             'are replaced')
+RUNS = flags.DEFINE_list('runs', [], 'folders of trained runs on the same corpus')
+ORDERS = flags.DEFINE_list('orders', ['3', '4', '5', '6', '7', '8'], 'orders of the n-grams, after the bigram')
+TOKENS = flags.DEFINE_integer('tokens', 0, 'held-out tokens, from the first on; 0: all', lower_bound=0)
+STRIDE = flags.DEFINE_integer('stride', 0, "tokens predicted per window; 0: each run's own", lower_bound=0)
+
+
+def main() -> int:
+  config = CONFIG.value
+  if not flags.FLAGS['config'].present:
+    raise config_lib.ConfigError('--config is missing; see --help for an example')
+  config_lib.check(config)
+  if TOKENS.value == 1:
+    raise config_lib.ConfigError('--tokens is 1; expected 0 (all) or at least 2: the first is predicted by nobody')
+  output = launch.workdir_path(launch.required(OUTPUT))
+  orders = []
+  for word in ORDERS.value:
+    if not word.isdecimal() or not 0 <= int(word) <= 8:
+      raise config_lib.ConfigError(f"--orders has '{word}'; expected whole numbers from 0 to 8")
+    orders.append(int(word))
+  if output.exists() and not output.is_dir():
+    raise config_lib.ConfigError(f'--output is {output}, a file; expected a folder')
+  if output.exists() and any(output.iterdir()) and not (output / 'ladder.json').exists():
+    raise config_lib.ConfigError(f'--output is {output}, which holds something else than a ladder; give a new folder')
+  folders = [launch.workdir_path(word) for word in RUNS.value]
+  if folders:
+    from framework.training import run
+    for folder in folders:
+      window = run.read_config(folder).data.window
+      if STRIDE.value > window:
+        raise config_lib.ConfigError(f'--stride is {STRIDE.value}; {folder} has data.window {window}: expected at most '
+                                     'that')
+    launch.start_jax(config)
+
+  from experiments import draw, progress, rungs
+  from framework import files
+  from framework.data import corpus
+  with progress.bar() as show:
+    text = corpus.prepare(config.data, show)
+  if folders:
+    from framework.training import run
+    for folder in folders:
+      run.check_corpus(folder, text)
+  split = rungs.held_out(text, TOKENS.value)
+  rows = rungs.counted_rows(text, split, orders)
+  rows += rungs.compressor_rows(text, split)
+  for folder in folders:
+    rows.append(rungs.run_row(folder, text, split, STRIDE.value))
+    logging.info('%s: %.4f bits/token', rows[-1]['name'], rows[-1]['bits_per_token'])
+  rows.sort(key=lambda row: (row['kind'] == 'two-sided', -row['bits_per_token']))
+
+  output.mkdir(parents=True, exist_ok=True)
+  files.write_json(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
+                                            'targets': split.tokens - 1, 'bytes': split.bytes, 'rows': rows,
+                                            'quoted': rungs.QUOTED})
+  files.write_atomically(output / 'ladder.svg', draw.svg(draw.ladder(rows)))
+  if folders:
+    by_position = {row['name']: row['loss_by_position'] for row in rows if 'loss_by_position' in row}
+    files.write_atomically(output / 'positions.svg', draw.svg(draw.positions(by_position)))
+  print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes')
+  print(rungs.table(rows))
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)
