@@ -71,6 +71,22 @@ def attention(weights_NxHxQxT, labels: list[str], path: pathlib.Path) -> None:
   _save(figure, path)
 
 
+def roofline(rows: list[dict[str, float]], peak: float, bandwidth: float, path: pathlib.Path) -> None:
+  """FLOP/s of n x n products by FLOPs a byte, below the roofs (Williams, Waterman and Patterson 2009)."""
+  figure, axes = _axes('', 'FLOPs a byte', 'GFLOP/s')
+  low, high = min(row['flops_per_byte'] for row in rows) / 2, max(row['flops_per_byte'] for row in rows) * 2
+  ridge = peak / bandwidth
+  corners = [low, *([ridge] if low < ridge < high else []), high]
+  axes.plot(corners, [min(peak, x * bandwidth) / 1e9 for x in corners], color='black', linewidth=1)
+  axes.plot([row['flops_per_byte'] for row in rows], [row['flops_per_second'] / 1e9 for row in rows], 'o')
+  for row in rows:
+    axes.annotate(f"{row['n']:.0f}", (row['flops_per_byte'], row['flops_per_second'] / 1e9), fontsize='small',
+                  textcoords='offset points', xytext=(4, -10))
+  axes.set_xscale('log')
+  axes.set_yscale('log')
+  _save(figure, path)
+
+
 def losses(runs: dict[str, list[dict[str, Any]]]):
   """Figure: loss by tokens read, of the rows of metrics.jsonl by run; lines for batches, points for held-out text."""
   figure, axes = _axes('', 'tokens', 'nats per token')
