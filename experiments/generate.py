@@ -11,7 +11,6 @@ from absl import flags
 
 from experiments import launch
 from framework import config as config_lib
-from framework import files
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
 PROMPT = flags.DEFINE_multi_string('prompt', [''], 'text to continue; may be given several times')
@@ -21,7 +20,6 @@ TOP_K = flags.DEFINE_integer('top_k', 0, 'sample among the k likeliest tokens; 0
 TOP_P = flags.DEFINE_float('top_p', 1.0, 'sample among the likeliest tokens of this probability together',
                            lower_bound=1e-6, upper_bound=1.0)
 SEED = flags.DEFINE_integer('seed', 0, 'of the sampling', lower_bound=0, upper_bound=2**32 - 1)
-OUTPUT = flags.DEFINE_string('output', None, 'new file that the text is written to as well')
 STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; default: the end of the document')
 
 
@@ -48,35 +46,21 @@ def main() -> int:
     prompts = [np.array([tokenizer.end, *tokenizer.encode(text)], np.int32) for text in PROMPT.value]
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'--prompt: {error}') from None
-  output = files.expand('--output', OUTPUT.value) if OUTPUT.value else None
-  if output and (output.exists() or not output.parent.is_dir()):
-    raise config_lib.ConfigError(f"--output {output} {'exists' if output.exists() else 'lies in no folder'}; expected "
-                                 'a new file in a folder')
   trained = setup.load(workdir)  # compiles: after whatever may be refused
   columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
                                 window=config.data.window, settings=settings, seed=SEED.value)
   if len(prompts) == 1:
-    written = []
-    for piece in _streamed(PROMPT.value[0], columns, tokenizer.stream()):
-      written.append(piece)
-      sys.stdout.write(piece)
+    text = tokenizer.stream()
+    sys.stdout.write(PROMPT.value[0])
+    for new in columns:
+      sys.stdout.write(text.push(new[0]))
       sys.stdout.flush()
-  else:
-    written = []
-    for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
-      row = row[:list(row).index(stop)] if stop in row else row
-      written.append(f'{"-" * 72}\n{text}{tokenizer.decode(row)}\n')
-    sys.stdout.write(''.join(written))
-  if output:
-    files.write_atomically(output, ''.join(written))
+    sys.stdout.write(text.finish() + '\n')
+    return 0
+  for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
+    row = row[:list(row).index(stop)] if stop in row else row
+    print(f'{"-" * 72}\n{text}{tokenizer.decode(row)}')
   return 0
-
-
-def _streamed(prompt, columns, text):
-  yield prompt
-  for new in columns:
-    yield text.push(new[0])
-  yield text.finish() + '\n'
 
 
 if __name__ == '__main__':

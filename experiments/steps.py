@@ -21,10 +21,14 @@ from framework.training import clock
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What it is for, the words after `python -m`, and the seconds that it took where it was planned."""
+  """What it is for, the words after `python -m`, and the seconds that it took where it was planned.
+
+  What the command prints is kept in the file `output` as well, if one is named; it is there in full or not at all.
+  """
   title: str
   words: tuple[str, ...]
   seconds: float
+  output: pathlib.Path | None = None
 
 
 class Failed(Exception):
@@ -85,13 +89,21 @@ def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]
 
 def _run(step: Step, lock) -> int:
   """The exit code of the command, which inherits the lock and so holds it even if we are killed."""
-  process = subprocess.Popen([sys.executable, '-m', *step.words], pass_fds=[lock.fileno()])
+  process = subprocess.Popen([sys.executable, '-m', *step.words], pass_fds=[lock.fileno()], text=True,
+                             stdout=subprocess.PIPE if step.output else None)
   forward = lambda number, _: process.send_signal(number)
   # A terminal sends SIGINT to the command as well; two of them would end it without its checkpoint.
   before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)}
   try:
+    printed = []
+    while step.output and (text := process.stdout.read(1)):  # letter by letter: some write slowly, to be watched
+      printed.append(text)
+      sys.stdout.write(text)
+      sys.stdout.flush()
     code = process.wait()
+    if step.output and code == 0:
+      files.write_atomically(step.output, ''.join(printed))
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

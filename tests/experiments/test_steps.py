@@ -22,6 +22,7 @@ log, name, seconds = sys.argv[1:]
 with open(log + '.started', 'a') as f: f.write(name + '\\n')
 time.sleep(float(seconds))
 with open(log, 'a') as f: f.write(name + '\\n')
+print('did ' + name)
 sys.exit(3 if name == 'bad' else 0)
 """
 
@@ -29,7 +30,8 @@ WALK = """
 import pathlib, sys
 from experiments import steps
 folder, log, *names = sys.argv[1:]
-todo = [steps.Step(n, ('command', log, n, '5' if n == 'slow' else '0.6'), 1.0) for n in names]
+todo = [steps.Step(n, ('command', log, n, '5' if n == 'slow' else '0.6'), 1.0, pathlib.Path(log + '.' + n))
+        for n in names]
 try:
   steps.walk(pathlib.Path(folder), todo, lambda text: print(text, flush=True))
 except steps.Failed as error:
@@ -64,6 +66,7 @@ def test_each_runs_once_and_in_order(start, tmp_path):
   out, err = (first := start('a', 'b', 'c')).communicate(timeout=60)
   assert first.returncode == 0, err
   assert lines(tmp_path / 'log') == ['a', 'b', 'c'] and out.startswith('1 of 3: a; about 0:03 left in all')
+  assert 'did b' in out and (tmp_path / 'log.b').read_text() == 'did b\n'
   assert start('a', 'b', 'c', 'd').wait(60) == 0
   assert lines(tmp_path / 'log') == ['a', 'b', 'c', 'd']  # only what is new
 
@@ -71,6 +74,7 @@ def test_each_runs_once_and_in_order(start, tmp_path):
 def test_a_failure_keeps_what_was_done(start, tmp_path):
   out, err = (first := start('a', 'bad', 'c')).communicate(timeout=60)
   assert first.returncode == 3 and 'exit code 3' in err and lines(tmp_path / 'log') == ['a', 'bad']
+  assert (tmp_path / 'log.a').exists() and not (tmp_path / 'log.bad').exists()
   assert [key.split()[2] for key in json.loads((tmp_path / 'walk' / 'steps.json').read_text())] == ['a']
 
 
