@@ -1,10 +1,11 @@
 """What a compiled program can lose, proven for its longest input: leaks of attention, ramps, rounding.
 
-Scores are sums of whole numbers below 2^24 and carry no error. A head loses what keys below the gap weigh,
-N e^-gap, and the rounding of a softmax and a mean, (N + 8) u of the largest value. A count reads w e^level / (w + e^level),
-which is short of w by w^2 e^-level. A step has one ramp a gap, over its middle third, so that an input error below a
-third of the gap changes nothing; its units are multiples of one power of two q, which makes the sum exact in any order:
-the rows of the first matrix hold 2^m so that every product is rounded to q = 2^(m - 23) alike, and 2^24 q exceeds all sums.
+Scores are sums of whole numbers below 2^24 and carry no error. A head loses what keys below the gap weigh, N e^-gap,
+and the rounding of a softmax and a mean, (N + 8) u of the largest value. A count reads w e^level / (w + e^level), which
+is short of w by w^2 e^-level. A step has one ramp a gap, over its middle third, so that an input error below a third
+of the gap changes nothing. Its units are multiples of one power of two q, which makes their sum exact in any order: the
+rows of the first matrix hold 2^m, so that every product is rounded to q = 2^(m - 23) alike, and 2^24 q exceeds all
+sums.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from rasp.encode import Head, Slot, Step
 from rasp.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}
+RAMPS = 2000  # more in one step cost more than another layer
 WANTED = 1e-3  # the largest error of an output that is still called right
 
 
@@ -56,11 +58,11 @@ def offset(step: Step, columns: list[Column]) -> Offset:
 
 
 class Refused(ValueError):
-  """The reason why no proof was found, and the step that it is about."""
+  """The reason why no proof was found, the step that it is about, and its ramps if they are too many."""
 
-  def __init__(self, reason: str, step: Step | None = None):
+  def __init__(self, reason: str, step: Step | None = None, ramps: int = 0):
     super().__init__(reason)
-    self.step = step
+    self.step, self.ramps = step, ramps
 
 
 def prove(plan: Plan, longest: int, dtype: str = 'float32') -> tuple[dict[Slot, float], float]:
@@ -123,13 +125,13 @@ def _check_step(plan: Plan, step: Step, error: float, bits: int) -> None:
     return
   o = offset(step, columns)
   q = 2.0 ** (o.m - bits + 1)
-  if q > 0.125:
-    raise Refused(f'{step.node!r} needs {len(ramps(step))} ramps with units up to 2^{o.m}, which {bits} bits do not '
-                  'hold apart')
   parts, _ = plan.expand(step.z)
+  if (len(parts) + 3) * q > 0.375 or len(ramps(step)) > RAMPS:
+    raise Refused(f'{step.node!r} needs {len(ramps(step))} ramps with units up to 2^{o.m}, which {bits} bits do not '
+                  'hold apart', step, len(ramps(step)))
   for r in ramps(step):
     slope = 3.0 / r.gap
-    if slope * error + (len(parts) + 3) * q > 0.75:
+    if slope * error > 0.375:
       raise Refused(f'{step.node!r} tells {r.gap:.3g} apart, but its input is known to {error:.3g} only',
                     step)
   for c in columns:

@@ -140,8 +140,9 @@ class Compiled:
     return self.decode(np.concatenate(parts, axis=1))[0]
 
 
-def compile(program: Program | SOp, vocabulary: Iterable[Value] = (), longest: int = LONGEST, *,  # pylint: disable=redefined-builtin
-            causal: bool | None = None, dtype: str = 'float32') -> Compiled:
+def compile(  # pylint: disable=redefined-builtin
+    program: Program | SOp, vocabulary: Iterable[Value] = (), longest: int = LONGEST, *, causal: bool | None = None,
+    dtype: str = 'float32') -> Compiled:
   """Weights that compute `program` on every input of 1 to `longest` tokens of `vocabulary`.
 
   Args:
@@ -157,14 +158,14 @@ def compile(program: Program | SOp, vocabulary: Iterable[Value] = (), longest: i
   else:
     root, name, vocabulary = program, program.name or 'program', tuple(vocabulary)
   if not vocabulary or longest < 1 or dtype not in bound.BITS:
-    raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least one "
-                                 "token, a length of at least 1 and float32 or bfloat16")
+    raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least "
+                                 'one token, a length of at least 1 and float32 or bfloat16')
   analysis = Analysis(vocabulary, longest)
   root = rewrite.rewrite(root, analysis)
   later = analysis.first_not_causal(root)
   if causal and later is not None:
-    node, selector = later
-    raise RaspError(node.source, f'{selector!r} reads keys after the query, so this program is not causal; '
+    line, selector = later
+    raise RaspError(line, f'{selector!r} reads keys after the query, so this program is not causal; '
                                  'compile with causal=False, or select with rasp.until')
   causal = later is None if causal is None else causal
   assumed = _check_unique(root, analysis, vocabulary, longest)
@@ -173,8 +174,9 @@ def compile(program: Program | SOp, vocabulary: Iterable[Value] = (), longest: i
   try:
     encoder, plan, error = _prove(root, analysis, causal, categorical, dtype)
   except bound.Refused as reason:
-    raise RaspError(root.source, f"'{name}' cannot be proven right to length {longest} in {dtype}: {reason}; expected a "
-                                 'shorter length' + (' or float32' if dtype != 'float32' else '')) from None
+    other = ' or float32' if dtype != 'float32' else ''
+    raise RaspError(root.source, f"'{name}' cannot be proven right to length {longest} in {dtype}: {reason}; expected "
+                                 f'a shorter length{other}') from None
   codes = encoder.codes(root) if categorical else None
   model = emit.settings(plan, encoder, causal, dtype)
   values = dict(zip(domain.values, codes.tolist())) if categorical else {}
@@ -200,12 +202,16 @@ def compile(program: Program | SOp, vocabulary: Iterable[Value] = (), longest: i
 
 def _prove(root: SOp, analysis: Analysis, causal: bool, categorical: bool, dtype: str
            ) -> tuple[Encoder, schedule.Plan, float]:
-  """The cheapest encoding with a proof: sharper counts where they were too coarse, then inputs decoded first."""
+  """The cheapest encoding with a proof.
+
+  What is refused is tried again: a map of too many inputs in two layers, counts that are nearer to proportional, then
+  inputs that are made exact in a layer before.
+  """
   decoded: frozenset[SOp] = frozenset()
   sharpness = 6
   while True:
     encoder = Encoder(analysis, causal, sharpness, decoded)
-    # A copied value is read out as it comes, a mean as well; anything else from a feed-forward layer, where it is exact.
+    # A copied value is read out as it comes, a mean as well; the rest from a feed-forward layer, where it is exact.
     output = encoder.exact(root, encoder.codes(root)) if categorical and not _copied(root, analysis) else (
         encoder.number(root))
     plan = schedule.plan(encoder, output)
@@ -214,10 +220,13 @@ def _prove(root: SOp, analysis: Analysis, causal: bool, categorical: bool, dtype
     except bound.Refused as reason:
       if reason.step is None:
         raise
-      if sharpness < 14:
+      node = reason.step.node
+      if reason.ramps and node.kind == 'map' and node not in analysis.apart:
+        analysis = Analysis(analysis.vocabulary, analysis.longest, analysis.apart | {node})
+      elif sharpness < 14:
         sharpness += 4
-      elif reason.step.node not in decoded and reason.step.node.kind == 'map':
-        decoded |= {reason.step.node}
+      elif node not in decoded and node.kind == 'map':
+        decoded |= {node}
       else:
         raise
 

@@ -61,7 +61,9 @@ def listed(values, **known) -> Domain:
 class Analysis:
   """Domains of the s-ops of one program, found on first use."""
 
-  def __init__(self, vocabulary: Sequence[Value], longest: int):
+  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset()):
+    # apart: maps that keep their own arguments as inputs, whatever those are made of.
+    self.apart = apart
     self.vocabulary = tuple(language.plain(v) for v in vocabulary)
     self.longest = longest
     self.known: dict[SOp, Domain] = {}
@@ -190,15 +192,16 @@ class Analysis:
     parts = [t for i in sums for t in self(i).terms or {i: 1}]
     if len(parts) > len(set(parts)):  # two inputs move together: apart they would take values that never meet
       sums = bases
-    for inputs in (sums, bases, [a for a in dict.fromkeys(node.args) if a.kind != 'constant']):
+    own = [a for a in dict.fromkeys(node.args) if a.kind != 'constant']
+    for inputs in (own,) if node in self.apart else (sums, bases, own):
       if all(self(i).values is not None for i in inputs):
         if np.prod([float(len(self(i).values)) for i in inputs]) <= CELLS:
           return tuple(inputs), self._tabulate(node, inputs)
     wide = max(inputs, key=lambda i: float('inf') if self(i).values is None else len(self(i).values))
     count = self(wide).values
     raise RaspError(node.source, f'{node!r} needs a table over '
-                    f"{'an unbounded range' if count is None else f'{len(count)} values'} of {wide!r}; narrow the range "
-                    'first (compare with a bound, // or %), or aggregate fewer values')
+                    f"{'an unbounded range' if count is None else f'{len(count)} values'} of {wide!r}; narrow the "
+                    'range first (compare with a bound, // or %), or aggregate fewer values')
 
   def _inputs(self, node: SOp, keep_sums: bool) -> list[SOp]:
     """What a map depends on, through other maps. A sum of several s-ops may stay one input: that costs no layer."""
@@ -350,11 +353,13 @@ class Analysis:
       return grid is not None and not np.triu(grid, 1).any()
     return False
 
-  def first_not_causal(self, node: SOp) -> tuple[SOp, Selector] | None:
-    """The first aggregate or width that may read a later position."""
-    for part in language.nodes(node):
+  def first_not_causal(self, node: SOp) -> tuple[Any, Selector] | None:
+    """The line and the selector of the first aggregate or width that may read a later position."""
+    order = language.nodes(node)
+    for part in order:
       if part.selector is not None and not self.causal(part.selector):
-        return part, part.selector
+        users = [n for n in order if any(i is part for i in language.inputs(n))]
+        return part.source or next((u.source for u in users if u.source), None), part.selector
     return None
 
 

@@ -252,9 +252,10 @@ class Encoder:
         table = np.take(table, np.sort(first), axis)
         codes.append(np.arange(len(first), dtype=float))
       else:
-        code = self.codes(i)
+        made_exact = node in self.decoded and i is not node
+        code = np.arange(table.shape[axis], dtype=float) if made_exact else self.codes(i)
         order = np.argsort(code)
-        readings.append(self.exact(i, self.codes(i)) if node in self.decoded and i is not node else self.number(i))
+        readings.append(self.exact(i, code) if made_exact else self.number(i))
         table = np.take(table, order, axis)
         codes.append(code[order])
     keep = [a for a in range(len(inputs)) if table.shape[a] > 1]
@@ -369,12 +370,11 @@ class Encoder:
         raise RaspError(selector.source, f'an aggregate over `|` needs a table of {size:.0f} {side}; aggregate each '
                                          'part by itself, or narrow the ranges')
       self.analysis(node)
-      sides.append((node, ops, known))
+      sides.append((node, {o: i for i, o in enumerate(ops)}, known))
     (keys, key_ops, key_of), (queries, query_ops, query_of) = sides
     def holds(s, k, q):
       if s.kind == 'leaf':
-        return interpreter.truth(s, key_of[k][key_ops.index(s.keys)] if len(key_ops) > 1 else key_of[k][0],
-                                 query_of[q][query_ops.index(s.queries)] if len(query_ops) > 1 else query_of[q][0])
+        return interpreter.truth(s, key_of[k][key_ops[s.keys]], query_of[q][query_ops[s.queries]])
       parts = [holds(p, k, q) for p in s.args]
       return not parts[0] if s.kind == 'not' else all(parts) if s.kind == 'and' else any(parts)
     return Selector('leaf', (), keys, queries, 'apply product', lambda k, q: holds(selector, k, q), selector.source)

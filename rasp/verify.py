@@ -1,4 +1,4 @@
-"""A compiled program against the interpreter: every short input, random longer ones, and those with the least margins."""
+"""A compiled program against the interpreter: every short input, random longer ones, and the closest calls."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -28,7 +28,8 @@ class Verdict:
     return self.wrong == 0
 
 
-def inputs(vocabulary: Sequence[Value], longest: int, exhaustive: int, samples: int, seed: int) -> Iterator[list[Value]]:
+def inputs(vocabulary: Sequence[Value], longest: int, exhaustive: int, samples: int, seed: int
+           ) -> Iterator[list[Value]]:
   """Every input of up to `exhaustive` tokens, then for each longer length `samples` random and all adversarial ones."""
   rng = np.random.default_rng(seed)
   for n in range(1, longest + 1):
