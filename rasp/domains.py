@@ -188,12 +188,12 @@ class Analysis:
 
   def _table(self, node: SOp) -> tuple[tuple[SOp, ...], np.ndarray]:
     """A map as a function of as few inputs as can be: maps of maps become one, if the table stays small."""
-    sums, bases = self._inputs(node, True), self._inputs(node, False)
+    sums, bases, small = self._inputs(node, True), self._inputs(node, False), self._inputs(node, True, 2**6)
     parts = [t for i in sums for t in self(i).terms or {i: 1}]
     if len(parts) > len(set(parts)):  # two inputs move together: apart they would take values that never meet
       sums = bases
     own = [a for a in dict.fromkeys(node.args) if a.kind != 'constant']
-    for inputs in (own,) if node in self.apart else (sums, bases, own):
+    for inputs in (own,) if node in self.apart else (sums, bases, small, own):
       if all(self(i).values is not None for i in inputs):
         if np.prod([float(len(self(i).values)) for i in inputs]) <= CELLS:
           return tuple(inputs), self._tabulate(node, inputs)
@@ -203,8 +203,11 @@ class Analysis:
                     f"{'an unbounded range' if count is None else f'{len(count)} values'} of {wide!r}; narrow the "
                     'range first (compare with a bound, // or %), or aggregate fewer values')
 
-  def _inputs(self, node: SOp, keep_sums: bool) -> list[SOp]:
-    """What a map depends on, through other maps. A sum of several s-ops may stay one input: that costs no layer."""
+  def _inputs(self, node: SOp, keep_sums: bool, most: int = 2**12) -> list[SOp]:
+    """What a map depends on, through other maps whose tables have at most `most` cells.
+
+    A sum of several s-ops may stay one input: that costs no layer.
+    """
     found: dict[SOp, None] = {}
     seen = set()
     def visit(part: SOp, top: bool):
@@ -222,7 +225,7 @@ class Analysis:
         if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices') for t in terms):
           found[part] = None
           return
-        if d.table is not None and d.table.size > 2**12 or (d.terms is None and d.table is None):
+        if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):
           found[part] = None
           return
       for a in part.args:

@@ -134,14 +134,17 @@ def _matrix(axes: Any, matrix: np.ndarray, p: Panel, above: Sequence[Value]) -> 
 
 
 def save(drawing: Any, path: pathlib.Path) -> None:
-  """Writes a figure as .svg or .png, in full or not at all. Raises ConfigError for another name."""
+  """Writes a figure as a new .svg or .png, in full or not at all. Raises ConfigError for another name."""
   if path.suffix not in FORMATS:
     raise ConfigError(f"--out is '{path}'; expected a name that ends in {' or '.join(FORMATS)}, nearest is "
                       f"'{path.with_suffix('.svg')}'")
   if not path.parent.is_dir():
     raise ConfigError(f"--out is '{path}', whose folder does not exist; expected an existing folder")
+  if path.exists():
+    raise ConfigError(f"--out is '{path}', which exists; expected a new name")
   from matplotlib import rc_context
   buffer = io.BytesIO()
   with rc_context({'svg.hashsalt': 'lemma'}):  # the same picture is the same file
-    drawing.savefig(buffer, format=path.suffix[1:], dpi=150, metadata={'Date': None} if path.suffix == '.svg' else None)
-  files.write_bytes_atomically(path, buffer.getvalue())
+    still = {'Date': None} if path.suffix == '.svg' else None
+    drawing.savefig(buffer, format=path.suffix[1:], dpi=150, bbox_inches='tight', metadata=still)
+  files.write_new(path, buffer.getvalue())

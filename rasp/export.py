@@ -29,7 +29,7 @@ def save(compiled: Compiled, folder: pathlib.Path) -> None:
       'readout': [weights.tolist(), const], 'report': dataclasses.asdict(compiled.report)})
   buffer = io.BytesIO()
   np.savez(buffer, **traverse_util.flatten_dict(compiled.params, sep='.'))
-  files.write_bytes_atomically(folder / 'params.npz', buffer.getvalue())
+  files.write_new(folder / 'params.npz', buffer.getvalue())
 
 
 def load(folder: pathlib.Path) -> Compiled:

@@ -197,14 +197,14 @@ def _map(op: str, *args: Any) -> SOp:
   return SOp('map', tuple(map(_lift, args)), op, OPERATORS[op], source=_here())
 
 
-def _source_free(fn: Callable) -> str:
+def _called(fn: Callable) -> str:
   name = getattr(fn, '__name__', 'function')
   return 'function' if name == '<lambda>' else name
 
 
 def apply(fn: Callable[..., Value], *args: Any, name: str = '') -> SOp:
   """Any Python function of the values at one position. It is tabulated, so it must depend on nothing else."""
-  return SOp('map', tuple(map(_lift, args)), f'apply {_source_free(fn)}', fn, name=name, source=_here())
+  return SOp('map', tuple(map(_lift, args)), f'apply {_called(fn)}', fn, name=name, source=_here())
 
 
 def where(condition: Any, yes: Any, no: Any) -> SOp:
@@ -229,7 +229,7 @@ def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bo
     if predicate not in PREDICATES:
       raise RaspError(_here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
     return Selector('leaf', (), _lift(keys), _lift(queries), predicate, OPERATORS[predicate], _here())
-  return Selector('leaf', (), _lift(keys), _lift(queries), f'apply {_source_free(predicate)}', predicate, _here())
+  return Selector('leaf', (), _lift(keys), _lift(queries), f'apply {_called(predicate)}', predicate, _here())
 
 
 def aggregate(selector: Selector, values: Any, default: Value = None, one: bool = False) -> SOp:
