@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart test test-slow test-peers bench venv clean remake
+.PHONY: quickstart test test-slow test-peers bench bench-rasp venv clean remake
 
 quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it, report
 	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
@@ -25,6 +25,9 @@ bench: .venv/peers
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.scaling
 	$(RUN) -m benchmarks.scaling
+
+bench-rasp: venv  ## compiled programs beside Tracr's recorded figures
+	$(RUN) -m benchmarks.rasp
 
 venv: .venv/ready
 

@@ -1,0 +1,139 @@
+"""What a compiled program can lose, proven for its longest input: leaks of attention, ramps, rounding.
+
+Scores are sums of whole numbers below 2^24 and carry no error. A head loses what keys below the gap weigh, N e^-gap,
+and the rounding of a softmax and a mean, (N + 8) u of the largest value. A count reads w e^level / (w + e^level), which
+is short of w by w^2 e^-level. A step has one ramp a gap, over its middle third, so that an input error below a third
+of the gap changes nothing. Its units are multiples of one power of two q, which makes their sum exact in any order: the
+rows of the first matrix hold 2^m, so that every product is rounded to q = 2^(m - 23) alike, and 2^24 q exceeds all
+sums.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from rasp.encode import Head, Slot, Step
+from rasp.schedule import Column, Plan
+
+BITS = {'float32': 24, 'bfloat16': 8}
+RAMPS = 2000  # more in one step cost more than another layer
+WANTED = 1e-3  # the largest error of an output that is still called right
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+  """One change of a step: between two levels, at slope 3 / gap, starting after a third of the gap."""
+  low: float
+  gap: float
+  before: int
+  after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Offset:
+  """The exponent m that puts every product of a step in one binade, and the quantum of its units."""
+  m: int
+  quantum: float
+
+
+def ramps(step: Step) -> list[Ramp]:
+  """Where the step's value changes."""
+  at = np.flatnonzero(np.diff(step.places))
+  return [Ramp(float(step.levels[i]), float(step.levels[i + 1] - step.levels[i]), int(step.places[i]),
+               int(step.places[i + 1])) for i in at]
+
+
+def offset(step: Step, columns: list[Column]) -> Offset:
+  """The smallest m for which all sums of the step's units are exact."""
+  low, high = float(step.levels[0]), float(step.levels[-1])
+  most, total = 8.0, {c: 0.0 for c in columns}
+  for r in ramps(step):
+    slope = 3.0 / r.gap
+    most = max(most, slope * (high - low) + 4)
+    for c in columns:
+      total[c] += abs(c.vector[r.after] - c.vector[r.before]) * 2 * (slope * max(0.0, high - r.low) + 2)
+  m = max(math.ceil(math.log2(most)), math.ceil(math.log2(max([1.0, *total.values()]))) - 1)
+  return Offset(m, 2.0 ** (m - 23))
+
+
+class Refused(ValueError):
+  """The reason why no proof was found, the step that it is about, and its ramps if they are too many."""
+
+  def __init__(self, reason: str, step: Step | None = None, ramps: int = 0):
+    super().__init__(reason)
+    self.step, self.ramps = step, ramps
+
+
+def prove(plan: Plan, longest: int, dtype: str = 'float32') -> tuple[dict[Slot, float], float]:
+  """(largest error of every slot, largest error of the output). Raises Refused where a margin does not hold."""
+  bits = BITS[dtype]
+  u = 2.0**-bits
+  errors: dict[Slot, float] = {}
+  def error(reading, at_most: bool = True) -> float:
+    parts, const = plan.expand(reading)
+    low, high = plan.range(reading)
+    rounded = not all(c.exact and a == round(a) for c, a in parts.items()) or const != round(const)
+    return sum(abs(a) * errors.get(c.source, 0.0) for c, a in parts.items()) + (
+        (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
+        if rounded else 0.0)
+  for _, item in sorted([(h.time, h) for h in plan.heads] + [(s.time, s) for s in plan.steps], key=lambda x: x[0]):
+    if isinstance(item, Head):
+      _check_scores(plan, item, bits)
+      for slot in item.slots:
+        errors[slot] = _slot_error(item, slot, longest, u) + (0.0 if item.mode == 'count' else error(slot.value))
+    else:
+      _check_step(plan, item, error(item.z), bits)
+  lost = error(plan.output)
+  if lost > WANTED:
+    raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g}')
+  return errors, lost
+
+
+def _size(c: Column) -> float:
+  return float(np.abs(c.vector).max()) if c.vector is not None else (
+      max(abs(c.source.low), abs(c.source.high)) if isinstance(c.source, Slot) else 1.0)
+
+
+def _slot_error(head: Head, slot: Slot, longest: int, u: float) -> float:
+  rounding = (longest + 8) * u
+  if head.mode == 'count':
+    w = float(longest)
+    return w * w * math.exp(-head.level) + w * 1.0 * (rounding + 4 * u) + longest * math.exp(-head.gap)
+  spread = slot.high - slot.low
+  return (longest + 1) * math.exp(-head.margin) * spread + rounding * max(abs(slot.low), abs(slot.high))
+
+
+def _check_scores(plan: Plan, head: Head, bits: int) -> None:
+  most = abs(head.level) + head.gap * (head.bias is not None)
+  for q, k in head.scores:
+    for r in (q, k):
+      parts, const = plan.expand(r)
+      if any(not c.exact or a != round(a) for c, a in parts.items()) or const != round(const):
+        raise Refused(f'the scores of {head.node!r} are no whole numbers')
+      if max(map(abs, plan.range(r))) > 2**bits:
+        raise Refused(f'the scores of {head.node!r} need whole numbers up to {max(map(abs, plan.range(r))):.0f}, more '
+                      f'than {bits} bits')
+    most += max(map(abs, plan.range(q))) * max(map(abs, plan.range(k)))
+  if most > 2**24:
+    raise Refused(f'the scores of {head.node!r} reach {most:.0f}; above 2^24 float32 rounds them')
+
+
+def _check_step(plan: Plan, step: Step, error: float, bits: int) -> None:
+  columns = [c for c in plan.columns if getattr(c.source, 'step', None) is step]
+  if not ramps(step):
+    return
+  o = offset(step, columns)
+  q = 2.0 ** (o.m - bits + 1)
+  parts, _ = plan.expand(step.z)
+  if (len(parts) + 3) * q > 0.375 or len(ramps(step)) > RAMPS:
+    raise Refused(f'{step.node!r} needs {len(ramps(step))} ramps with units up to 2^{o.m}, which {bits} bits do not '
+                  'hold apart', step, len(ramps(step)))
+  for r in ramps(step):
+    slope = 3.0 / r.gap
+    if slope * error > 0.375:
+      raise Refused(f'{step.node!r} tells {r.gap:.3g} apart, but its input is known to {error:.3g} only',
+                    step)
+  for c in columns:
+    if (c.vector != c.vector.round()).any():
+      raise Refused(f'{step.node!r} gives values that are no whole multiples of one number')

@@ -1,0 +1,383 @@
+"""Which values every s-op can take, for a vocabulary and lengths 1 .. N; what it depends on; whether it is causal.
+
+Sets are exact where they are listed (a superset never loses a value: correlations that are not followed only add some),
+and undefined is a member like any other. A numeric s-op that is a linear map of others keeps that form, so that no
+layer is spent on it. A wrong program is found here, and its line quoted.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from rasp import interpreter, language
+from rasp.language import RaspError, Selector, SOp, Value
+
+CELLS = 2**16  # the largest table of one map
+LISTED = 2**17  # the most values of one s-op
+
+
+@dataclasses.dataclass(eq=False)
+class Domain:
+  """What is known of one s-op.
+
+  values: sorted, or None if there are too many to list; then the s-op is a number between low and high.
+  token, index: it is a function of the token, of the index at its position alone. shape: of the index and the length.
+  terms, const: it is the sum of coefficient * s-op, plus a constant; None if it is no linear map of numbers.
+  inputs, table: of a map: table[a, b, ..] is its value where its inputs take their values number a, b, ..
+  """
+  values: tuple[Value, ...] | None
+  low: Fraction | int = 0
+  high: Fraction | int = 0
+  token: bool = False
+  index: bool = False
+  shape: bool = False
+  terms: dict[SOp, Any] | None = None
+  const: Any = 0
+  inputs: tuple[SOp, ...] = ()
+  table: np.ndarray | None = None
+
+  @property
+  def numeric(self) -> bool:
+    return self.values is None or all(v is not None and not isinstance(v, str) for v in self.values)
+
+  @property
+  def whole(self) -> bool:
+    return self.values is not None and self.numeric and all(not isinstance(v, Fraction) for v in self.values)
+
+  @property
+  def place(self) -> dict[Value, int]:
+    return {v: i for i, v in enumerate(self.values)}
+
+
+def listed(values, **known) -> Domain:
+  values = tuple(sorted(set(values), key=language.order))
+  numbers = [v for v in values if v is not None and not isinstance(v, str)]
+  return Domain(values, min(numbers, default=0), max(numbers, default=0), **known)
+
+
+class Analysis:
+  """Domains of the s-ops of one program, found on first use."""
+
+  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset()):
+    # apart: maps that keep their own arguments as inputs, whatever those are made of.
+    self.apart = apart
+    self.vocabulary = tuple(language.plain(v) for v in vocabulary)
+    self.longest = longest
+    self.known: dict[SOp, Domain] = {}
+    self.matrices: dict[Selector, np.ndarray] = {}
+
+  def __call__(self, node: SOp) -> Domain:
+    if node not in self.known:
+      for part in language.nodes(node):
+        if part not in self.known:
+          self.known[part] = self._domain(part)
+    return self.known[node]
+
+  def _domain(self, node: SOp) -> Domain:
+    if node.kind == 'tokens':
+      return self._atom(node, listed(self.vocabulary, token=True))
+    if node.kind == 'indices':
+      return self._atom(node, listed(range(self.longest), index=True, shape=True))
+    if node.kind == 'constant':
+      d = listed([language.plain(node.value)], token=True, index=True, shape=True)
+      if d.numeric:
+        d.terms, d.const = {}, d.values[0] + 0
+      return d
+    if node.kind == 'width':
+      everything = is_everything(node.selector)
+      least = 1 if everything or self.total(node.selector) else 0
+      return self._atom(node, listed(range(least, self.longest + 1), shape=everything))
+    if node.kind == 'aggregate':
+      return self._atom(node, self._aggregate(node))
+    return self._map(node)
+
+  def _atom(self, node: SOp, d: Domain) -> Domain:
+    if d.numeric:
+      d.terms = {node: 1}
+    return d
+
+  def _aggregate(self, node: SOp) -> Domain:
+    x = self(node.args[0])
+    total = self.total(node.selector)
+    extra = () if total else (language.plain(node.value),)
+    if self.copies(node):
+      if x.values is None:
+        raise RaspError(node.source, f'{node.args[0]!r} has too many values to copy; give it a range by rounding, or '
+                                     'aggregate its parts')
+      return listed((*x.values, *extra))
+    if extra and (extra[0] is None or isinstance(extra[0], str)):
+      # A mean that may be undefined is listed with its default, so that a consumer can tell.
+      pass
+    low, high = min([x.low] + [e for e in extra if _number(e)]), max([x.high] + [e for e in extra if _number(e)])
+    values = self._means(x)
+    if values is None:
+      if extra and not _number(extra[0]):
+        raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside the default '
+                                     f'{extra[0]!r}; expected a number as default')
+      return Domain(None, low, high)
+    return listed((*values, *extra))
+
+  def _means(self, x: Domain) -> set | None:
+    """Every mean of 1 .. N values of x."""
+    if x.values is None or not x.whole or (x.high - x.low) * self.longest**2 > 2 * LISTED:
+      return None
+    low, high, step = int(x.low), int(x.high), int(np.gcd.reduce([int(v) - int(x.low) for v in x.values] or [0])) or 1
+    return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
+            for k in range((high - low) // step * n + 1)}
+
+  def copies(self, node: SOp) -> bool:
+    """Whether an aggregate gives one of the selected values itself, not a mean."""
+    return node.one or not self(node.args[0]).numeric or self.unique(node.selector)
+
+  def _map(self, node: SOp) -> Domain:
+    parts = [self(a) for a in node.args]
+    flags = {flag: all(getattr(p, flag) for p in parts) for flag in ('token', 'index', 'shape')}
+    d = self._linear(node, parts)
+    if d is None:
+      inputs, table = self._table(node)
+      d = listed(table.ravel().tolist(), inputs=inputs, table=table)
+      if len(d.values) > LISTED:
+        raise RaspError(node.source, f'{node!r} takes more than {LISTED} values; give it a range, for example with //')
+      if d.numeric:
+        d.terms = {node: 1}
+    for flag, value in flags.items():
+      setattr(d, flag, value)
+    return d
+
+  def _linear(self, node: SOp, parts: list[Domain]) -> Domain | None:
+    if node.op not in '+-*' or any(p.terms is None for p in parts):
+      return None
+    a, b = parts
+    if node.op == '*':
+      if a.terms and b.terms:
+        return None
+      scale, of = (a.const, b) if not a.terms else (b.const, a)
+      terms, const = {t: scale * k for t, k in of.terms.items()}, scale * of.const
+    else:
+      sign = 1 if node.op == '+' else -1
+      terms, const = dict(a.terms), a.const + sign * b.const
+      for t, k in b.terms.items():
+        terms[t] = terms.get(t, 0) + sign * k
+    terms = {t: k for t, k in terms.items() if k}
+    return self._sum(terms, const)
+
+  def _sum(self, terms: dict[SOp, Any], const: Any) -> Domain:
+    """The domain of a linear map: sums of every value of every term."""
+    low, high, values = const, const, {const}
+    for t, k in terms.items():
+      d = self(t)
+      low += min(k * d.low, k * d.high)
+      high += max(k * d.low, k * d.high)
+      whole = d.values is not None and values is not None and all(isinstance(v, int) for v in (*values, k, *d.values))
+      if values is None or d.values is None or len(values) * len(d.values) > (4 if whole else 0.25) * CELLS:
+        values = None
+      elif whole:
+        a, b = np.fromiter(values, np.int64), np.fromiter(d.values, np.int64)
+        values = set(np.unique(a[:, None] + k * b).tolist())
+      else:
+        values = {a + k * b for a in values for b in d.values}
+    if values is None:
+      if all(self(t).whole for t in terms) and all(isinstance(k, int) for k in (*terms.values(), const)) and (
+          high - low < LISTED):
+        return listed(range(int(low), int(high) + 1), terms=terms, const=const)
+      return Domain(None, low, high, terms=terms, const=const)
+    return listed(map(language.plain, values), terms=terms, const=const)
+
+  def _table(self, node: SOp) -> tuple[tuple[SOp, ...], np.ndarray]:
+    """A map as a function of as few inputs as can be: maps of maps become one, if the table stays small."""
+    sums, bases, small = self._inputs(node, True), self._inputs(node, False), self._inputs(node, True, 2**6)
+    parts = [t for i in sums for t in self(i).terms or {i: 1}]
+    if len(parts) > len(set(parts)):  # two inputs move together: apart they would take values that never meet
+      sums = bases
+    own = [a for a in dict.fromkeys(node.args) if a.kind != 'constant']
+    for inputs in (own,) if node in self.apart else (sums, bases, small, own):
+      if all(self(i).values is not None for i in inputs):
+        if np.prod([float(len(self(i).values)) for i in inputs]) <= CELLS:
+          return tuple(inputs), self._tabulate(node, inputs)
+    wide = max(inputs, key=lambda i: float('inf') if self(i).values is None else len(self(i).values))
+    count = self(wide).values
+    raise RaspError(node.source, f'{node!r} needs a table over '
+                    f"{'an unbounded range' if count is None else f'{len(count)} values'} of {wide!r}; narrow the "
+                    'range first (compare with a bound, // or %), or aggregate fewer values')
+
+  def _inputs(self, node: SOp, keep_sums: bool, most: int = 2**12) -> list[SOp]:
+    """What a map depends on, through other maps whose tables have at most `most` cells.
+
+    A sum of several s-ops may stay one input: that costs no layer.
+    """
+    found: dict[SOp, None] = {}
+    seen = set()
+    def visit(part: SOp, top: bool):
+      if part in seen:
+        return
+      seen.add(part)
+      if part.kind == 'constant':
+        return
+      if part.kind != 'map':
+        found[part] = None
+        return
+      if not top:
+        d = self(part)
+        terms = list(d.terms or ())
+        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices') for t in terms):
+          found[part] = None
+          return
+        if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):
+          found[part] = None
+          return
+      for a in part.args:
+        visit(a, False)
+    visit(node, True)
+    return list(found)
+
+  def _tabulate(self, node: SOp, inputs: Sequence[SOp]) -> np.ndarray:
+    arrays: dict[SOp, np.ndarray] = {}
+    for axis, i in enumerate(inputs):
+      values = np.empty(len(self(i).values), object)
+      values[:] = self(i).values
+      arrays[i] = values.reshape([-1 if a == axis else 1 for a in range(len(inputs))])
+    def value(part: SOp) -> np.ndarray:
+      if part not in arrays:
+        if part.kind == 'constant':
+          a = np.empty([1] * len(inputs), object)
+          a.fill(language.plain(part.value))
+        else:
+          parts = [value(p) for p in part.args]
+          one = np.frompyfunc(lambda *row: language.plain(interpreter.apply(part, row)), len(parts), 1)
+          a = np.asarray(one(*parts), object)
+        arrays[part] = a
+      return arrays[part]
+    return np.broadcast_to(value(node), [len(self(i).values) for i in inputs])
+
+  # Selectors
+
+  def matrix(self, leaf: Selector) -> np.ndarray:
+    """The predicate over the values of queries and keys, bool [queries, keys]."""
+    if leaf not in self.matrices:
+      keys, queries = self(leaf.keys), self(leaf.queries)
+      for side, d in ((leaf.keys, keys), (leaf.queries, queries)):
+        if d.values is None or len(keys.values or ()) * len(queries.values or ()) > 2**22:
+          raise RaspError(leaf.source, f'{side!r} takes too many values to select by; compare with a bound, or use // '
+                                       'to narrow its range')
+      if leaf.op in language.PREDICATES and keys.whole and queries.whole:
+        m = leaf.fn(np.array(keys.values, np.int64)[None, :], np.array(queries.values, np.int64)[:, None])
+      else:
+        try:
+          m = np.array([[interpreter.truth(leaf, k, q) for k in keys.values] for q in queries.values], bool)
+        except Exception as error:
+          raise RaspError(leaf.source, f"the predicate '{leaf.op}' fails on keys {_some(keys)} and queries "
+                                       f'{_some(queries)} ({error}); compare values of one type') from None
+      self.matrices[leaf] = m.reshape(len(queries.values), len(keys.values))
+    return self.matrices[leaf]
+
+  def at_indices(self, node: SOp) -> np.ndarray:
+    """Place of an index-only s-op's value at every index, int [N]."""
+    d = self(node)
+    if node.kind == 'indices':
+      return np.arange(self.longest)
+    if d.values is not None and len(d.values) == 1:
+      return np.zeros(self.longest, int)
+    place = d.place
+    trace = interpreter.Trace([None] * self.longest)
+    return np.array([place[language.plain(v)] for v in trace(node)])
+
+  def grid(self, leaf: Selector) -> np.ndarray | None:
+    """A selector of indices by indices as bool [query index, key index]; None if it depends on more."""
+    if not (self(leaf.keys).index and self(leaf.queries).index):
+      return None
+    return self.matrix(leaf)[self.at_indices(leaf.queries)][:, self.at_indices(leaf.keys)]
+
+  def _counts(self, selector: Selector) -> tuple[int, int] | None:
+    """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
+    parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in walk(selector)) else ()
+    N = self.longest
+    grids = [self.grid(p) for p in parts]
+    if parts and all(g is not None for g in grids):
+      seen = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
+      valid = np.tri(N, dtype=bool).T
+    elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
+      m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]
+      q = self._by_shape(parts[0].queries)
+      if q is None:
+        return None
+      seen, valid = m[q, np.arange(N)[None, :]], np.tri(N, dtype=bool).T
+    else:
+      return None
+    return int(seen[valid].min()), int(seen[valid].max())
+
+  def _by_shape(self, node: SOp) -> np.ndarray | None:
+    """Place of the value of a linear map of index and length, int [i, n - 1]; impossible pairs hold 0."""
+    d, N = self(node), self.longest
+    if d.terms is None or not d.whole:
+      return None
+    out = np.full((N, N), int(d.const))
+    for t, k in d.terms.items():
+      if t.kind == 'indices':
+        out += int(k) * np.arange(N)[:, None]
+      elif t.kind == 'width' and is_everything(t.selector):
+        out += int(k) * np.arange(1, N + 1)[None, :]
+      else:
+        return None
+    return np.clip(np.searchsorted(np.array(d.values, np.int64), out), 0, len(d.values) - 1)
+
+  def total(self, selector: Selector) -> bool:
+    """Whether every query provably selects a key."""
+    if selector.kind in ('first', 'last'):
+      selector = selector.args[0]
+    counts = self._counts(selector)
+    return counts is not None and counts[0] >= 1
+
+  def unique(self, selector: Selector) -> bool:
+    """Whether no query can select two keys."""
+    if selector.kind in ('first', 'last') or self.longest == 1:
+      return True
+    if selector.kind == 'and':
+      return any(map(self.unique, selector.args))
+    counts = self._counts(selector)
+    if counts is not None:
+      return counts[1] <= 1
+    if selector.kind == 'leaf' and self(selector.keys).index:
+      return bool((self.matrix(selector)[:, self.at_indices(selector.keys)].sum(1) <= 1).all())
+    return False
+
+  def causal(self, selector: Selector) -> bool:
+    """Whether no query can select a key after itself."""
+    if selector.kind in ('first', 'last'):
+      return self.causal(selector.args[0])
+    if selector.kind == 'and':
+      return any(map(self.causal, selector.args))
+    if selector.kind == 'or':
+      return all(map(self.causal, selector.args))
+    if selector.kind == 'leaf':
+      grid = self.grid(selector)
+      return grid is not None and not np.triu(grid, 1).any()
+    return False
+
+  def first_not_causal(self, node: SOp) -> tuple[Any, Selector] | None:
+    """The line and the selector of the first aggregate or width that may read a later position."""
+    order = language.nodes(node)
+    for part in order:
+      if part.selector is not None and not self.causal(part.selector):
+        users = [n for n in order if any(i is part for i in language.inputs(n))]
+        return part.source or next((u.source for u in users if u.source), None), part.selector
+    return None
+
+
+def is_everything(selector: Selector) -> bool:
+  return selector.kind == 'leaf' and selector.keys.kind == 'constant' and selector.queries.kind == 'constant' and (
+      interpreter.truth(selector, selector.keys.value, selector.queries.value))
+
+
+def walk(selector: Selector) -> list[Selector]:
+  return [selector] + [s for part in selector.args for s in walk(part)]
+
+
+def _number(value: Value) -> bool:
+  return value is not None and not isinstance(value, str)
+
+
+def _some(d: Domain) -> str:
+  return ', '.join(map(repr, d.values[:3])) + (', ..' if len(d.values) > 3 else '')

@@ -1,0 +1,49 @@
+"""A compiled program as a folder: model.json (the decoder's settings), program.json and params.npz."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import zipfile
+
+from flax import traverse_util
+import numpy as np
+
+from framework import config as config_lib
+from framework import files
+from framework.config import ConfigError, Model
+from rasp.compiler import Compiled, Report
+from rasp.language import constant
+
+
+def save(compiled: Compiled, folder: pathlib.Path) -> None:
+  """Writes the folder; params.npz last, so that a folder that has it is complete. Raises ConfigError if it exists."""
+  if folder.exists():
+    raise ConfigError(f"--out is '{folder}', which exists; expected a folder that does not")
+  folder.mkdir(parents=True)
+  files.write_json(folder / 'model.json', dataclasses.asdict(compiled.model))
+  weights, const = compiled.readout
+  files.write_json(folder / 'program.json', {
+      'name': compiled.name, 'vocabulary': list(compiled.vocabulary),
+      'outputs': None if compiled.outputs is None else [[t, v, compiled.codes[v]] for t, v in compiled.outputs.items()],
+      'readout': [weights.tolist(), const], 'report': dataclasses.asdict(compiled.report)})
+  buffer = io.BytesIO()
+  np.savez(buffer, **traverse_util.flatten_dict(compiled.params, sep='.'))
+  files.write_new(folder / 'params.npz', buffer.getvalue())
+
+
+def load(folder: pathlib.Path) -> Compiled:
+  """What `save` wrote, able to run; the program's text is not kept. Raises ConfigError on a damaged folder."""
+  try:
+    model = config_lib.check(config_lib.Config(model=Model(**json.loads((folder / 'model.json').read_text())))).model
+    program = json.loads((folder / 'program.json').read_text())
+    params = traverse_util.unflatten_dict(dict(np.load(folder / 'params.npz')), sep='.')
+    report = Report(**program['report'] | {'assumed': tuple(program['report']['assumed'])})
+    outputs = None if program['outputs'] is None else {t: v for t, v, _ in program['outputs']}
+    codes = {v: c for _, v, c in program['outputs'] or ()}
+  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    raise ConfigError(f"'{folder}' holds no compiled program ({type(error).__name__}: {error}); expected a folder that "
+                      'python -m rasp compile --out wrote') from None
+  weights, const = program['readout']
+  return Compiled(program['name'], model, params, tuple(program['vocabulary']), outputs, codes, report,
+                  constant(0).named(program['name']), None, (np.array(weights), const))

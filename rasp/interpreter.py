@@ -1,0 +1,121 @@
+"""The exact meaning of a program: Python values, fractions for means. Everything compiled is held to this."""
+
+from fractions import Fraction
+from typing import Any
+
+from rasp import language
+from rasp.language import RaspError, Selector, SOp, Value
+
+
+def truth(selector: Selector, key: Value, query: Value) -> bool:
+  """A leaf's predicate; undefined is never selected."""
+  return key is not None and query is not None and bool(selector.fn(key, query))
+
+
+class Trace:
+  """Values of every s-op and matrices of every selector on one input."""
+
+  def __init__(self, sequence: list[Value]):
+    self.sequence = list(sequence)
+    self.values: dict[int, list[Value]] = {}
+    self.matrices: dict[int, list[list[bool]]] = {}
+    self.kept: list[Any] = []  # so that no id is used twice
+
+  def matrix(self, selector: Selector) -> list[list[bool]]:
+    """[query][key]."""
+    if id(selector) not in self.matrices:
+      self.matrices[id(selector)] = self._matrix(selector)
+      self.kept.append(selector)
+    return self.matrices[id(selector)]
+
+  def _matrix(self, s: Selector) -> list[list[bool]]:
+    n = range(len(self.sequence))
+    if s.kind == 'leaf':
+      keys, queries = self(s.keys), self(s.queries)
+      try:
+        return [[truth(s, k, q) for k in keys] for q in queries]
+      except Exception as error:
+        raise RaspError(s.source, f'the predicate failed ({error}); expected a truth value for every key and query'
+                        ) from None
+    parts = [self.matrix(part) for part in s.args]
+    if s.kind == 'and':
+      return [[parts[0][i][j] and parts[1][i][j] for j in n] for i in n]
+    if s.kind == 'or':
+      return [[parts[0][i][j] or parts[1][i][j] for j in n] for i in n]
+    if s.kind == 'not':
+      return [[not parts[0][i][j] for j in n] for i in n]
+    keep = min if s.kind == 'first' else max
+    return [[row[j] and j == keep(k for k in n if row[k]) for j in n] for row in parts[0]]
+
+  def __call__(self, node: SOp) -> list[Value]:
+    for part in language.nodes(node) if id(node) not in self.values else ():
+      if id(part) not in self.values:
+        self.values[id(part)] = self._values(part)
+        self.kept.append(part)
+    return self.values[id(node)]
+
+  def _values(self, node: SOp) -> list[Value]:
+    n = len(self.sequence)
+    if node.kind == 'tokens':
+      return [language.plain(v) for v in self.sequence]
+    if node.kind == 'indices':
+      return list(range(n))
+    if node.kind == 'constant':
+      return [language.plain(node.value)] * n
+    if node.kind == 'width':
+      return [sum(row) for row in self.matrix(node.selector)]
+    if node.kind == 'aggregate':
+      values = self(node.args[0])
+      return [aggregate(node, [v for v, chosen in zip(values, row) if chosen]) for row in self.matrix(node.selector)]
+    columns = [self(a) for a in node.args]
+    return [apply(node, row) for row in zip(*columns)]
+
+
+def apply(node: SOp, row: tuple[Value, ...]) -> Value:
+  """A map on the values of one position."""
+  try:
+    value = language.evaluate(node.fn, node.op, row)
+  except ZeroDivisionError:
+    raise RaspError(node.source, f'{node!r} divides by 0 (at {_show(row)}); keep 0 out of the divisor, or write '
+                                 'rasp.divide(a, b, otherwise)') from None
+  except TypeError:
+    kinds = ' and '.join(dict.fromkeys('text' if isinstance(v, str) else 'a number' for v in row))
+    raise RaspError(node.source, f"'{node.op}' cannot take {_show(row)} ({kinds}); compare text with text and "
+                                 'calculate with numbers, rasp.apply(int, tokens) reads digits') from None
+  except Exception as error:
+    raise RaspError(node.source, f"'{node.op}' failed at {_show(row)} ({type(error).__name__}: {error}); expected a "
+                                 'function that is defined for every value of its arguments') from None
+  if value is not None and not isinstance(value, (int, str, Fraction)):
+    raise RaspError(node.source, f"'{node.op}' gives {value!r} of type {type(value).__name__}; expected a number, a "
+                                 'string, a bool or None')
+  return value
+
+
+def _show(row) -> str:
+  return ', '.join(map(repr, row))
+
+
+def aggregate(node: SOp, chosen: list[Value]) -> Value:
+  """An aggregate of the values selected by one query."""
+  if not chosen:
+    return language.plain(node.value)
+  if node.one or any(isinstance(v, str) or v is None for v in chosen):
+    if any(v != chosen[0] or (v is None) != (chosen[0] is None) for v in chosen):
+      two = ' and '.join(map(repr, sorted(set(chosen), key=language.order)[:2]))
+      raise RaspError(node.source, f'aggregate selects {two} at once, which have no mean; select one key (.last() or '
+                                   '.first() takes one of several), or aggregate numbers')
+    return chosen[0]
+  return language.plain(Fraction(sum(map(Fraction, chosen)), len(chosen)))
+
+
+def run(node: SOp, sequence: list[Value], vocabulary: tuple[Value, ...] = ()) -> list[Value]:
+  """The program's value at every position of `sequence`. Raises RaspError on a token outside the vocabulary."""
+  check_tokens(sequence, vocabulary)
+  return Trace(sequence)(node)
+
+
+def check_tokens(sequence, vocabulary) -> None:
+  for token in sequence if vocabulary else ():
+    if token not in vocabulary:
+      raise RaspError(None, f'token {token!r} is not in the vocabulary; expected one of '
+                            f"{' '.join(map(str, vocabulary))}")

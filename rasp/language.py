@@ -1,0 +1,333 @@
+"""What a user writes: s-ops (one value a position), selectors (which keys a query reads) and programs.
+
+RASP is Weiss, Goldberg and Yahav 2021, "Thinking Like Transformers", arXiv:2106.06981. An expression is an immutable
+graph; nothing is computed here. Every node keeps the file and line that made it, which errors quote.
+
+  @rasp.program(vocabulary='abcd', example='abca')
+  def reverse():
+    flip = rasp.select(rasp.indices, rasp.length - rasp.indices - 1, '==')
+    return rasp.aggregate(flip, rasp.tokens)
+
+Undefined is a value: an aggregate that selects nothing gives its default, None unless told. Whatever is computed from
+None is None (`rasp.default` replaces it), and a predicate on None selects nothing.
+"""
+
+from collections.abc import Callable, Iterable
+import dataclasses
+from fractions import Fraction
+import linecache
+import operator
+import sys
+from typing import Any
+
+Value = Any  # int, bool, str, Fraction, or None: undefined
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The line of a user's file that made a node."""
+  path: str
+  line: int
+
+  @property
+  def text(self) -> str:
+    return linecache.getline(self.path, self.line).strip()
+
+  def __str__(self) -> str:
+    return f"{self.path.rsplit('/', 1)[-1]}:{self.line} `{self.text}`"
+
+
+class RaspError(ValueError):
+  """A program that cannot be honoured: one line that quotes the user's, and says what to do."""
+
+  def __init__(self, source: Source | None, message: str):
+    super().__init__(f'{source}: {message}' if source else message)
+    self.source = source
+
+
+def _here() -> Source:
+  frame = sys._getframe(1)
+  while frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith('<string>'):
+    frame = frame.f_back
+  return Source(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _divide(a, b):
+  return Fraction(a) / Fraction(b)
+
+
+# Element-wise operators by their name, which is what makes two nodes equal.
+OPERATORS: dict[str, Callable[..., Value]] = {
+    '+': operator.add, '-': operator.sub, '*': operator.mul, '/': _divide, '//': operator.floordiv, '%': operator.mod,
+    '==': operator.eq, '!=': operator.ne, '<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge,
+    '&': lambda a, b: bool(a) and bool(b), '|': lambda a, b: bool(a) or bool(b), '~': operator.not_,
+    'abs': abs, 'int': int, 'where': lambda c, a, b: None if c is None else a if c else b}
+SEE_UNDEFINED = ('default', 'where')  # every other map of undefined is undefined
+PREDICATES = ('==', '!=', '<', '<=', '>', '>=')
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SOp:
+  """A sequence operator: a value for every position of any input.
+
+  kind is tokens, indices, constant, map, aggregate or width; `op` names a map's function, `fn` is that function.
+  """
+  kind: str
+  args: tuple['SOp', ...] = ()
+  op: str = ''
+  fn: Callable[..., Value] | None = None
+  selector: 'Selector | None' = None
+  value: Value = None  # of a constant; the default of an aggregate
+  one: bool = False  # an aggregate of the one selected value, not a mean
+  name: str = ''
+  source: Source | None = None
+
+  def named(self, name: str) -> 'SOp':
+    """The same s-op under a name, which reports and drawings show."""
+    return dataclasses.replace(self, name=name)
+
+  def __repr__(self) -> str:
+    return self.name or (f'{self.op}({", ".join(map(repr, self.args))})' if self.kind == 'map' else
+                         repr(self.value) if self.kind == 'constant' else self.kind)
+
+  def __bool__(self):
+    raise RaspError(_here(), f"'{self!r}' has one value a position, not one in all; "
+                             'write & | ~ and rasp.where in place of and, or, not and if')
+
+  def __iter__(self):
+    raise RaspError(_here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
+
+  __hash__ = object.__hash__
+  __add__ = lambda a, b: _map('+', a, b)
+  __radd__ = lambda a, b: _map('+', b, a)
+  __sub__ = lambda a, b: _map('-', a, b)
+  __rsub__ = lambda a, b: _map('-', b, a)
+  __mul__ = lambda a, b: _map('*', a, b)
+  __rmul__ = lambda a, b: _map('*', b, a)
+  __truediv__ = lambda a, b: _map('/', a, b)
+  __rtruediv__ = lambda a, b: _map('/', b, a)
+  __floordiv__ = lambda a, b: _map('//', a, b)
+  __mod__ = lambda a, b: _map('%', a, b)
+  __neg__ = lambda a: _map('*', -1, a)
+  __abs__ = lambda a: _map('abs', a)
+  __eq__ = lambda a, b: _map('==', a, b)
+  __ne__ = lambda a, b: _map('!=', a, b)
+  __lt__ = lambda a, b: _map('<', a, b)
+  __le__ = lambda a, b: _map('<=', a, b)
+  __gt__ = lambda a, b: _map('>', a, b)
+  __ge__ = lambda a, b: _map('>=', a, b)
+  __and__ = lambda a, b: _map('&', a, b)
+  __rand__ = lambda a, b: _map('&', b, a)
+  __or__ = lambda a, b: _map('|', a, b)
+  __ror__ = lambda a, b: _map('|', b, a)
+  __invert__ = lambda a: _map('~', a)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Selector:
+  """For every query position, the key positions that it reads.
+
+  kind is leaf (`op` or `fn` on a key's and a query's value), and, or, not, first or last.
+  """
+  kind: str
+  args: tuple['Selector', ...] = ()
+  keys: SOp | None = None
+  queries: SOp | None = None
+  op: str = ''
+  fn: Callable[[Value, Value], bool] | None = None
+  source: Source | None = None
+  name: str = ''
+
+  def named(self, name: str) -> 'Selector':
+    return dataclasses.replace(self, name=name)
+
+  def __and__(self, other: 'Selector') -> 'Selector':
+    return _combine('and', self, other)
+
+  def __or__(self, other: 'Selector') -> 'Selector':
+    return _combine('or', self, other)
+
+  def __invert__(self) -> 'Selector':
+    return _combine('not', self)
+
+  def __bool__(self):
+    raise RaspError(_here(), 'a selector is no truth value; write & | ~ in place of and, or and not')
+
+  def __repr__(self) -> str:
+    if self.name or self.kind != 'leaf':
+      return self.name or f"{self.kind}({', '.join(map(repr, self.args))})"
+    return f'select({self.keys!r}, {self.queries!r}, {self.op!r})'
+
+  def first(self) -> 'Selector':
+    """Of the selected keys only the leftmost."""
+    return _combine('first', self)
+
+  def last(self) -> 'Selector':
+    """Of the selected keys only the rightmost."""
+    return _combine('last', self)
+
+
+def _combine(kind: str, *parts: Selector) -> Selector:
+  for part in parts:
+    if not isinstance(part, Selector):
+      raise RaspError(_here(), f'{part!r} is no selector; expected rasp.select(keys, queries, predicate)')
+    if part.kind in ('first', 'last'):
+      raise RaspError(_here(), f'.{part.kind}() must be the last step of a selector; combine first, then call it')
+  return Selector(kind, parts, source=_here())
+
+
+def constant(value: Value) -> SOp:
+  """The same value at every position."""
+  return SOp('constant', value=value, source=_here())
+
+
+def _lift(x: Any) -> SOp:
+  if isinstance(x, SOp):
+    return x
+  if isinstance(x, Selector):
+    raise RaspError(_here(), f'{x!r} is a selector; expected an s-op (aggregate or selector_width makes one)')
+  if isinstance(x, float):
+    x = Fraction(x).limit_denominator(10**6)
+  if x is not None and not isinstance(x, (int, str, Fraction)):
+    raise RaspError(_here(), f'{x!r} is {type(x).__name__}; expected an s-op, a number, a string, a bool or None')
+  return constant(x)
+
+
+def _map(op: str, *args: Any) -> SOp:
+  return SOp('map', tuple(map(_lift, args)), op, OPERATORS[op], source=_here())
+
+
+def _called(fn: Callable) -> str:
+  name = getattr(fn, '__name__', 'function')
+  return 'function' if name == '<lambda>' else name
+
+
+def apply(fn: Callable[..., Value], *args: Any, name: str = '') -> SOp:
+  """Any Python function of the values at one position. It is tabulated, so it must depend on nothing else."""
+  return SOp('map', tuple(map(_lift, args)), f'apply {_called(fn)}', fn, name=name, source=_here())
+
+
+def where(condition: Any, yes: Any, no: Any) -> SOp:
+  """`yes` where the condition holds, else `no`."""
+  return _map('where', condition, yes, no)
+
+
+def default(x: Any, value: Value) -> SOp:
+  """x, with `value` in place of undefined."""
+  return SOp('map', (_lift(x), _lift(value)), 'default', lambda a, b: b if a is None else a, source=_here())
+
+
+def divide(a: Any, b: Any, otherwise: Value = 0) -> SOp:
+  """a / b, and `otherwise` where b is 0."""
+  return SOp('map', (_lift(a), _lift(b), _lift(otherwise)), 'divide', lambda x, y, z: _divide(x, y) if y else z,
+             source=_here())
+
+
+def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bool]) -> Selector:
+  """Query position i reads key position j where predicate(keys[j], queries[i]); '<' means key < query."""
+  if isinstance(predicate, str):
+    if predicate not in PREDICATES:
+      raise RaspError(_here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
+    return Selector('leaf', (), _lift(keys), _lift(queries), predicate, OPERATORS[predicate], _here())
+  return Selector('leaf', (), _lift(keys), _lift(queries), f'apply {_called(predicate)}', predicate, _here())
+
+
+def aggregate(selector: Selector, values: Any, default: Value = None, one: bool = False) -> SOp:
+  """The mean of the selected values; `default` where none is selected.
+
+  Strings have no mean: all that are selected must be equal, and that value is the result. `one` asks the same of
+  numbers and truth values.
+  """
+  if not isinstance(selector, Selector):
+    raise RaspError(_here(), f'{selector!r} is no selector; expected aggregate(selector, values)')
+  return SOp('aggregate', (_lift(values),), selector=selector, value=default, one=one, source=_here())
+
+
+def selector_width(selector: Selector) -> SOp:
+  """How many keys each query selects."""
+  if not isinstance(selector, Selector):
+    raise RaspError(_here(), f'{selector!r} is no selector; expected selector_width(selector)')
+  return SOp('width', selector=selector, source=_here())
+
+
+tokens = SOp('tokens', name='tokens')
+indices = SOp('indices', name='indices')
+everything = Selector('leaf', (), constant(True), constant(True), '==', operator.eq).named('everything')
+before = Selector('leaf', (), indices, indices, '<', operator.lt).named('before')
+until = Selector('leaf', (), indices, indices, '<=', operator.le).named('until')
+length = SOp('width', selector=everything, name='length')
+
+
+def evaluate(fn: Callable[..., Value], op: str, values: Iterable[Value]) -> Value:
+  """A map's value on values: undefined in, undefined out, unless the map is made for it."""
+  values = tuple(values)
+  if op not in SEE_UNDEFINED and any(v is None for v in values):
+    return None
+  return plain(fn(*values))
+
+
+def plain(value: Value) -> Value:
+  """One form for equal values: a whole Fraction and a float become exact."""
+  if isinstance(value, float):
+    value = Fraction(value).limit_denominator(10**6)
+  return int(value) if isinstance(value, Fraction) and value.denominator == 1 else value
+
+
+def order(value: Value) -> tuple:
+  """Sorts numbers before strings before undefined."""
+  if value is None:
+    return (2, 0, '')
+  return (1, 0, value) if isinstance(value, str) else (0, value, '')
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A named s-op with what it may be given: the values of `tokens`, and an example input."""
+  name: str
+  result: SOp
+  vocabulary: tuple[Value, ...] = ()
+  example: tuple[Value, ...] = ()
+  doc: str = ''
+
+  def __call__(self, sequence: Iterable[Value]) -> list[Value]:
+    """The exact result, by the interpreter."""
+    from rasp import interpreter  # the language knows no meaning until it is asked
+    return interpreter.run(self.result, list(sequence), self.vocabulary)
+
+
+def program(function: Callable | None = None, *, vocabulary: Iterable[Value] = (), example: Iterable[Value] = (),
+            name: str = '') -> Any:
+  """Turns a function without arguments that returns an s-op into a Program."""
+  def make(function):
+    result = _lift(function())
+    return Program(name or function.__name__, result, tuple(vocabulary), tuple(example),
+                   (function.__doc__ or '').strip())
+  return make(function) if function else make
+
+
+def nodes(root: SOp) -> list[SOp]:
+  """Every s-op that `root` needs, inputs first."""
+  out, seen = [], set()
+  stack = [(root, False)]
+  while stack:
+    node, done = stack.pop()
+    if done:
+      out.append(node)
+    elif id(node) not in seen:
+      seen.add(id(node))
+      stack.append((node, True))
+      stack += [(n, False) for n in reversed(inputs(node))]
+  return out
+
+
+def leaves(selector: Selector) -> list[Selector]:
+  return [selector] if selector.kind == 'leaf' else [leaf for part in selector.args for leaf in leaves(part)]
+
+
+def inputs(node: SOp) -> list[SOp]:
+  """The s-ops that a node reads directly, those of its selector included."""
+  out = list(node.args)
+  if node.selector is not None:
+    for leaf in leaves(node.selector):
+      out += [leaf.keys, leaf.queries]
+  return out

@@ -1,0 +1,178 @@
+"""Program -> the same program with fewer and shallower steps.
+
+Common sub-expressions become one node. Means over one selector that are only added become one mean. An aggregate of
+`a & b` that takes one certain key becomes `&` of aggregates, and a mean of `a | b` that is only compared with zero
+becomes a mean of `a + b`, where the operator would otherwise cost a layer of its own.
+"""
+
+import dataclasses
+from typing import Any
+
+from rasp import language
+from rasp.domains import Analysis
+from rasp.language import RaspError, Selector, SOp
+
+ZERO_TESTS = ('&', '|', '~')  # they ask only whether an argument is 0
+
+
+class Merger:
+  """Rebuilds expressions so that equal ones are one object."""
+
+  def __init__(self):
+    self.sops: dict[Any, SOp] = {}
+    self.selectors: dict[Any, Selector] = {}
+    self.done: dict[SOp, SOp] = {}
+
+  def sop(self, node: SOp) -> SOp:
+    for part in language.nodes(node):
+      if part not in self.done:
+        self.done[part] = self._intern(dataclasses.replace(
+            part, args=tuple(self.done[a] for a in part.args),
+            selector=None if part.selector is None else self.selector(part.selector)))
+    return self.done[node]
+
+  def _intern(self, node: SOp) -> SOp:
+    if node.kind == 'map' and all(a.kind == 'constant' for a in node.args):
+      from rasp import interpreter
+      node = SOp('constant', value=interpreter.apply(node, tuple(a.value for a in node.args)), name=node.name,
+                 source=node.source)
+    known = language.OPERATORS.get(node.op)
+    key = (node.kind, node.args, node.op, None if known else node.fn, node.selector, type(node.value), node.value,
+           node.one)
+    return self.sops.setdefault(key, node)
+
+  def selector(self, s: Selector) -> Selector:
+    if s.kind == 'leaf':
+      s = dataclasses.replace(s, keys=self.sop(s.keys), queries=self.sop(s.queries))
+    s = dataclasses.replace(s, args=tuple(map(self.selector, s.args)))
+    known = s.op in language.PREDICATES
+    return self.selectors.setdefault((s.kind, s.args, s.keys, s.queries, s.op, None if known else s.fn), s)
+
+
+def rewrite(root: SOp, analysis: Analysis) -> SOp:
+  """Applies every rule until nothing changes; `analysis` is of the same vocabulary and length."""
+  merger = Merger()
+  root = merger.sop(root)
+  for rule in (merge_means, split_and, sum_or):
+    while changes := rule(root, analysis):
+      root = merger.sop(replace(root, changes))
+  return root
+
+
+def replace(root: SOp, changes: dict[SOp, SOp]) -> SOp:
+  """`root` with nodes exchanged, also inside selectors."""
+  if not changes:
+    return root
+  done: dict[SOp, SOp] = {}
+  def selector(s: Selector | None) -> Selector | None:
+    if s is None:
+      return None
+    if s.kind == 'leaf':
+      return dataclasses.replace(s, keys=rebuilt(s.keys), queries=rebuilt(s.queries))
+    return dataclasses.replace(s, args=tuple(map(selector, s.args)))
+  def rebuilt(node: SOp) -> SOp:
+    for part in language.nodes(node):
+      if part not in done:
+        if part in changes:
+          done[part] = rebuilt(changes[part])
+        else:
+          done[part] = dataclasses.replace(part, args=tuple(done[a] for a in part.args),
+                                           selector=selector(part.selector))
+    return done[node]
+  return rebuilt(root)
+
+
+def _mean(node: SOp, analysis: Analysis) -> bool:
+  return node.kind == 'aggregate' and not analysis.copies(node) and (
+      node.value is not None and not isinstance(node.value, str) or analysis.total(node.selector))
+
+
+def merge_means(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """a * mean(S, x) + b * mean(S, y) -> mean(S, a * x + b * y): one head, and sharper knowledge of the values."""
+  changes: dict[SOp, SOp] = {}
+  for node in language.nodes(root):
+    if node.kind != 'map' or node.op not in ('+', '-'):
+      continue
+    try:
+      d = analysis(node)
+    except RaspError:
+      if changes:  # what a sum of unmerged means cannot be, the merged one may
+        return changes
+      raise
+    if not d.terms or len(d.terms) < 2 or node in d.terms:
+      continue
+    groups: dict[Selector, list[SOp]] = {}
+    for term in d.terms:
+      if _mean(term, analysis):
+        groups.setdefault(term.selector, []).append(term)
+    if not any(len(g) > 1 for g in groups.values()):
+      continue
+    total: Any = None
+    merged = {t for g in groups.values() if len(g) > 1 for t in g}
+    rest = [(k, t) for t, k in d.terms.items() if t not in merged]
+    for selector, group in groups.items():
+      if len(group) > 1:
+        x, default = None, 0
+        for term in group:
+          x = _plus(x, d.terms[term], term.args[0])
+          default += d.terms[term] * (term.value or 0)
+        rest.append((1, dataclasses.replace(group[0], args=(x,), value=default, name='', source=node.source)))
+    for k, t in rest:
+      total = _plus(total, k, t)
+    changes[node] = dataclasses.replace(total + d.const if d.const else total, name=node.name)
+  return changes
+
+
+def _plus(total: SOp | None, k: Any, x: SOp) -> SOp:
+  term = x if k == 1 else x * language.constant(k)
+  return term if total is None else total + term
+
+
+def _costly(x: SOp, analysis: Analysis) -> bool:
+  """Whether an operator of truth values needs a layer after its arguments' own."""
+  inputs = analysis(x).inputs
+  return x.kind == 'map' and len(inputs) > 1 and (analysis(x).table.size > 256 or any(i.kind == 'map' for i in inputs))
+
+
+def _truths(x: SOp, op: str, analysis: Analysis) -> list[SOp]:
+  """The arguments of nested `op`s, if all are truth values."""
+  if x.kind == 'map' and x.op == op:
+    parts = [_truths(a, op, analysis) for a in x.args]
+    return [p for part in parts for p in part] if all(parts) else []
+  values = analysis(x).values
+  return [x] if values is not None and all(v in (0, 1) and v is not None for v in values) else []
+
+
+def split_and(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """aggregate(S, a & b) -> aggregate(S, a) & aggregate(S, b), where S always selects exactly one key."""
+  changes = {}
+  for node in language.nodes(root):
+    if node.kind == 'aggregate' and analysis.unique(node.selector) and analysis.total(node.selector):
+      parts = _truths(node.args[0], '&', analysis)
+      if len(parts) > 1 and _costly(node.args[0], analysis):
+        both: Any = None
+        for part in parts:
+          one = dataclasses.replace(node, args=(part,), name='')
+          both = one if both is None else both & one
+        changes[node] = dataclasses.replace(both, name=node.name)
+  return changes
+
+
+def sum_or(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """mean(S, a | b) -> mean(S, a + b), where every consumer asks only whether it is zero."""
+  changes = {}
+  order = language.nodes(root)
+  for node in order:
+    if node is root or node.kind != 'aggregate' or not _mean(node, analysis):
+      continue
+    parts = _truths(node.args[0], '|', analysis)
+    if len(parts) < 2 or not _costly(node.args[0], analysis):
+      continue
+    consumers = [n for n in order if any(i is node for i in language.inputs(n))]
+    if all(n.kind == 'map' and (n.op in ZERO_TESTS or n.op in ('==', '!=') and any(
+        a.kind == 'constant' and a.value == 0 for a in n.args)) for n in consumers):
+      x = None
+      for part in parts:
+        x = _plus(x, 1, part)
+      changes[node] = dataclasses.replace(node, args=(x,))
+  return changes
