@@ -181,6 +181,7 @@ def _flops(cell, vocabulary: int) -> float:
 def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:
   """(N, D) of a run as the table will count them, before it starts."""
   import jax
+  jax.config.update('jax_platforms', 'cpu')  # accelerators are the workers'
   from framework import flops, models
   from scaling import table
   module = models.build(config.model, vocabulary, config.data.window)

@@ -55,6 +55,7 @@ Repeats stop where seed noise is below the misfit allowed to a run far below C.
 
 Example:
   python -m scaling design --runs=runs --compute_target=1e20 --budget=1e18 --seed_noise=0.002
+  python -m scaling design --runs=repeat.csv --law=repeated --budget=1e19 --unique=1e9
 """,
     'compare': """python -m scaling compare: laws by prediction, approaches side by side, and a ledger's entries.
 
@@ -75,7 +76,7 @@ FLAGS_OF = {
     'predict': ('N', 'D', 'U', 'level', 'simulations', 'ledger', 'name'),
     'plan': ('budget', 'unit', 'flops_per_second', 'dollars_per_hour', 'prefill_flops_per_second',
              'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level', 'N'),
-    'design': ('compute_target', 'budget', 'seed_noise', 'misfit', 'most'),
+    'design': ('compute_target', 'budget', 'unique', 'seed_noise', 'misfit', 'most'),
     'compare': ('laws', 'reach', 'compute_target', 'ledger', 'name', 'measured'),
 }
 
@@ -277,10 +278,12 @@ def run_design() -> int:
   from scaling import plan
   result, _ = _fitted()
   bought = plan.next_runs(result, _target(result.observations), FLAGS.budget, seed_noise=FLAGS.seed_noise,
-                          misfit=FLAGS.misfit)
-  print(f'{"N":>10s} {"D":>10s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln N_opt({_target(result.observations):.3g})')
+                          misfit=FLAGS.misfit, unique=FLAGS.unique)
+  target = 'the loss of the best run' if 'u' in result.law.columns else 'N_opt'
+  print(f'{"N":>10s} {"D":>10s} {"epochs":>6s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln {target} at '
+        f'{_target(result.observations):.3g} FLOPs')
   for item in bought[:FLAGS.most]:
-    print(f'{item.N:10.4g} {item.D:10.4g} {item.repeat:6d} {item.cost:10.3g}   '
+    print(f'{item.N:10.4g} {item.D:10.4g} {item.D / item.U:6.3g} {item.repeat:6d} {item.cost:10.3g}   '
           f'{item.sd_before:.4f} -> {item.sd_after:.4f}')
   if len(bought) > FLAGS.most:
     print(f'and {len(bought) - FLAGS.most} more, to {bought[-1].sd_after:.4f}')

@@ -126,6 +126,27 @@ def test_next_runs_variance_is_that_of_the_fit(hoffmann):
   assert first.sd_before ** 2 == pytest.approx(variance, rel=1e-3)
 
 
+def test_next_runs_of_repeated_data_buy_repetition():
+  """A table without any repetition cannot tell the decay of a repeated token; what is bought repeats, and is possible."""
+  law = laws.repeated(laws.additive())
+  theta = law.coordinates({'E': 1.7, 'A': 400.0, 'B': 1500.0, 'alpha': 0.34, 'beta': 0.36, 'R_D': 12.0, 'R_N': 5.0})
+  n, d, e = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 3e10, 4), [1, 3],
+                                            indexing='ij'))
+  x = {'n': np.log(n), 'd': np.log(d), 'u': np.log(d / e)}
+  noise = 0.003 * np.random.default_rng(0).normal(size=len(n))
+  o = Observations.of(n, d, np.exp(law.log_loss(theta, x, np) + noise), U=d / e)
+  result = fit(o, law, starts=theta)
+  bought = plan.next_runs(result, 1e21, 1e21, unique=5e9, seed_noise=0.003)
+  assert bought and all(p.U <= 5e9 for p in bought) and sum(p.cost for p in bought) <= 1e21
+  assert sum(p.D / p.U > 3 for p in bought) > len(bought) / 2  # the optimum repeats 1e21 FLOPs' tokens many times
+  sd = [bought[0].sd_before] + [p.sd_after for p in bought]
+  assert (np.diff(sd) < 0).all() and sd[-1] < 0.7 * sd[0]
+  with pytest.raises(TableError, match='--unique'):
+    plan.next_runs(result, 1e21, 1e21)
+  with pytest.raises(TableError, match='repeated data alone'):
+    plan.next_runs(dataclasses.replace(result, law=laws.experts(laws.additive())), 1e21, 1e21)
+
+
 @pytest.mark.parametrize('alpha, beta, bias', [(0.34, 0.28, -0.029), (0.465, 0.155, -0.139)])
 def test_parabolas_are_biased_and_exact_slices_are_not(alpha, beta, bias):
   law = laws.additive()
