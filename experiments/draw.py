@@ -99,3 +99,10 @@ def positions(runs: dict[str, list[float | None]]):
 def _legend(axes, lines: int) -> None:
   if 1 < lines <= 12:  # more names than that hide the picture
     axes.legend(fontsize='small')
+
+
+def study(module: Any, results: dict[str, Any], verdict: dict[str, Any], path: pathlib.Path) -> None:
+  """The figure of a study of experiments/studies, with its verdict as the title."""
+  figure, axes = _axes(f"{module.__name__.rsplit('.', 1)[-1]}: {verdict['verdict']}", '', '')
+  module.figure(results, axes)
+  _save(figure, path)
