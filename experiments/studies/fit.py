@@ -49,7 +49,7 @@ def train(module: Any, draw: Callable[[jax.Array, jax.Array], dict[str, jax.Arra
   if only:
     update = optimizer.only(update, only)
   c = config_lib.Training(steps=steps, seed=seed, skip_nonfinite=1)
-  train_step = step.make(module, update, optimizer.schedule(settings, steps), c, getattr(module, 'stochastic', False))
+  train_step = step.make(module, update, optimizer.schedule(settings, steps), c, module.stochastic)
   if params is None:
     params = jax.jit(lambda key: module.init(key, *[jnp.ones((1, 1), jnp.int32)] * 3))(jax.random.key(seed))['params']
   zero = jnp.zeros((), jnp.int32)
