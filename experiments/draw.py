@@ -135,3 +135,10 @@ def ladder(rows: list[dict[str, Any]]):
   axes.legend([bars[next(i for i, row in enumerate(rows) if row['kind'] == kind)] for kind in kinds], kinds,
               fontsize='small', loc='lower right')
   return figure
+
+
+def study(module: Any, results: dict[str, Any], verdict: dict[str, Any], path: pathlib.Path) -> None:
+  """The figure of a study of experiments/studies, with its verdict as the title."""
+  figure, axes = _axes(f"{module.__name__.rsplit('.', 1)[-1]}: {verdict['verdict']}", '', '')
+  module.figure(results, axes)
+  _save(figure, path)

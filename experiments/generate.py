@@ -5,6 +5,7 @@ Example:
   python -m experiments.generate --workdir=runs/first --prompt='import' --prompt='class ' --top_k=40 --seed=1
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -19,6 +20,8 @@ TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 takes the likeliest toke
 TOP_K = flags.DEFINE_integer('top_k', 0, 'sample among the k likeliest tokens; 0: all', lower_bound=0)
 TOP_P = flags.DEFINE_float('top_p', 1.0, 'sample among the likeliest tokens of this probability together',
                            lower_bound=1e-6, upper_bound=1.0)
+SHOW_ROLLOUTS = flags.DEFINE_bool('show_rollouts', False, 'of a tiered model: also write the rollouts of the lower tiers '
+                                  'where they start, as [[tier: text]]')
 SEED = flags.DEFINE_integer('seed', 0, 'of the sampling', lower_bound=0, upper_bound=2**32 - 1)
 STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; default: the end of the document')
 
@@ -47,6 +50,15 @@ def main() -> int:
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'--prompt: {error}') from None
   trained = setup.load(workdir)  # compiles: after whatever may be refused
+  if config.model.name == 'tiered':
+    for text, prompt in zip(PROMPT.value, prompts):
+      rule = f'{"-" * 72}\n' if len(prompts) > 1 else ''
+      for piece in itertools.chain([rule + text], _tiers(trained, prompt, settings)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    return 0
+  if SHOW_ROLLOUTS.value:
+    raise config_lib.ConfigError(f"--show_rollouts needs a run of model.name 'tiered'; this is '{config.model.name}'")
   columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
                                 window=config.data.window, settings=settings, seed=SEED.value)
   if len(prompts) == 1:
@@ -61,6 +73,19 @@ def main() -> int:
     row = row[:list(row).index(stop)] if stop in row else row
     print(f'{"-" * 72}\n{text}{tokenizer.decode(row)}')
   return 0
+
+
+def _tiers(trained, prompt, settings):
+  """The text of a tiered model, a row at a time, with the rollouts of the lower tiers in it where they are shown."""
+  from framework import tiered_generation
+  text = trained.tokenizer.stream()
+  for token, said in tiered_generation.generate(trained.setup.module, trained.params, prompt, tokens=TOKENS.value,
+                                                settings=settings, seed=SEED.value):
+    if said and SHOW_ROLLOUTS.value:
+      for tier, tokens_KxR in enumerate(said, 1):
+        yield ''.join(f'[[{tier}: {trained.tokenizer.decode(row)}]]' for row in tokens_KxR)
+    yield text.push([token])
+  yield text.finish() + '\n'
 
 
 if __name__ == '__main__':

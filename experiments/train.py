@@ -33,14 +33,16 @@ def main() -> int:
   import jax
   from experiments import draw, progress
   from framework.data import corpus
-  from framework.training import loop, run
+  from framework.training import loop, run, setup, stages
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
-  loop.check(config, text)  # whatever is wrong is said before the run's folder exists
+  tiered = config.model.name == 'tiered'
+  (stages if tiered else loop).check(config, text)  # whatever is wrong is said before the run's folder exists
   run.open_folder(workdir, config, text, RESUME.value)
-  result = loop.train(config, text, workdir)
+  result = (stages if tiered else loop).train(config, text, workdir)
   if jax.process_index() == 0:
-    draw.loss_curve(workdir)
+    for tier in range(1, len(result['tiers']) + 1) if tiered else [0]:
+      draw.loss_curve(setup.stage_folder(workdir, tier) if tier else workdir)
   if result['status'] != 'complete':
     name = result['status'].removeprefix('stopped by ')
     logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],

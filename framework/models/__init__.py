@@ -4,23 +4,37 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
-from framework.models import decoder, markov, masked, recurrent
+from framework.models import decoder, markov, masked, recurrent, tiered
 from pallas_kernels import attention
 
 MODELS = {'decoder': decoder.Decoder, 'rnn': recurrent.Recurrent, 'lstm': recurrent.Recurrent,
           'birnn': recurrent.Bidirectional, 'masked': masked.build, 'markov': markov.Markov}
+NAMES = (*MODELS, 'tiered')  # what needs more of a config than its section `model` is built by `of_config`
+
+
+def of_config(config: config_lib.Config, vocabulary: int):
+  """The module that a checked config describes, for a vocabulary of V tokens."""
+  if config.model.name != 'tiered':
+    return build(config.model, vocabulary, config.data.window)
+  check_attention(config.model)
+  return tiered.build(config, vocabulary)
 
 
 def build(model: config_lib.Model, vocabulary: int, window: int):
   """The module of `model.name` for a vocabulary of V tokens and windows of L tokens."""
   if model.name not in MODELS:
-    raise config_lib.ConfigError(f"model.name is '{model.name}'; expected one of {', '.join(MODELS)}"
-                                 f'{config_lib.nearest(model.name, MODELS)}')
+    raise config_lib.ConfigError(f"model.name is '{model.name}'; expected one of {', '.join(NAMES)}"
+                                 f'{config_lib.nearest(model.name, NAMES)}')
+  check_attention(model)
+  return MODELS[model.name](model, vocabulary, window)
+
+
+def check_attention(model: config_lib.Model) -> None:
+  """Raises ConfigError if there is no backend of that name."""
   backends = ('auto', *attention.IMPLEMENTATIONS)
   if model.attention not in backends:
     raise config_lib.ConfigError(f"model.attention is '{model.attention}'; expected one of {', '.join(backends)}"
                                  f'{config_lib.nearest(model.attention, backends)}')
-  return MODELS[model.name](model, vocabulary, window)
 
 
 def init(module, key: jax.Array):

@@ -326,6 +326,11 @@ class Decoder(nn.Module):
       cache = cache | {'index': index + tokens_BxL.shape[1]}
     return Norm(c, name='norm')(x_BxLxD), cache
 
+  @property
+  def stochastic(self) -> bool:
+    """Whether training draws dropout."""
+    return self.config.dropout > 0
+
   def hidden(self, params: Any, batch: dict[str, jax.Array], keys_B: jax.Array | None = None) -> jax.Array:
     """Hidden states of a batch of framework.data.windows, [B, L, D]: what training and evaluation score."""
     return self.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'], keys_B=keys_B)[0]

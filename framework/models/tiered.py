@@ -183,8 +183,8 @@ class Tiered:
 
   @property
   def stochastic(self) -> bool:
-    """Whether training draws anything besides the decoder's dropout."""
-    return len(self.tiers) > 1 and self.settings.rollout_dropout > 0
+    """Whether training draws dropout, of channels or of rollouts."""
+    return self.config.dropout > 0 or (len(self.tiers) > 1 and self.settings.rollout_dropout > 0)
 
   def init(self, key: jax.Array, *_) -> dict[str, Any]:
     """{'params': ...}, as a linen module's."""
@@ -319,6 +319,11 @@ def control(below: list[Written], batch: Batch, starts_BxG: jax.Array, s: config
   return [corrupted(w, x) for w, x in zip(below, truth)]
 
 
+def feedforward(m: config_lib.Model, width: int) -> int:
+  """The feed-forward width of a tier of another width than the model's, in the same proportion."""
+  return m.feedforward if width == m.width else max(1, round(m.feedforward * width / m.width))
+
+
 def build(config: config_lib.Config, vocabulary: int, tiers: int = 0) -> Tiered:
   """The lowest `tiers` tiers of a checked config, all by default, for a vocabulary of V real tokens."""
   t, m = config.tiered, config.model
@@ -326,9 +331,7 @@ def build(config: config_lib.Config, vocabulary: int, tiers: int = 0) -> Tiered:
                    config_lib.per_tier('tiered.layers', t.layers, t.tiers, m.layers)))
   def tier(number: int) -> Tier:
     width, layers = sizes[number]
-    wide = width == m.width
-    model = dataclasses.replace(m, width=width, layers=layers,
-                                feedforward=m.feedforward if wide else round(m.feedforward * width / m.width))
+    model = dataclasses.replace(m, width=width, layers=layers, feedforward=feedforward(m, width))
     return Tier(Decoder(model, vocabulary + 2, config.data.window + t.rollout), t, number, sizes[max(0, number - 1)][0])
   return Tiered(tuple(tier(n) for n in range(tiers or t.tiers)), t, config.data.window, config.training.seed)
 

@@ -57,8 +57,10 @@ class StopSignal:
     return 'a signal' if multihost_utils.process_allgather(np.asarray(bool(self.name))).any() else ''
 
 
-def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains to the end or to a signal, from the newest checkpoint in `workdir` if there is one.
+def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path,
+          params: Any = None) -> dict[str, Any]:
+  """Trains to the end or to a signal, from the newest checkpoint in `workdir` if there is one, else from `params` or
+  the seed's own.
 
   Returns the content of result.json; its `status` is 'complete' or 'stopped by <signal>'.
 
@@ -84,6 +86,8 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
     checkpoints.set_aside_after(record['step'])
   else:
     train_state, record = setup.init(), {'step': 0, 'targets': 0, 'seconds': 0.0}
+    if params is not None:
+      train_state = train_state.replace(params=partition.replicate(params, mesh))
   start, targets = record['step'], record['targets']
   counts = flops.parameters(train_state.params)
   logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
@@ -93,7 +97,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
   # --- step ---
   reduce = partition.sum_over_data if c.training.partition == 'pmap' else lambda tree: tree
   train_step = partition.spread(
-      step.make(module, setup.optimizer, setup.learning_rate, c.training, c.model.dropout > 0, reduce),
+      step.make(module, setup.optimizer, setup.learning_rate, c.training, module.stochastic, reduce),
       mesh, c.training.partition)
   nats = evaluation.compile_nats(module, mesh)
 
@@ -109,7 +113,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
                            rows=partition.host_rows(c.training.batch))
   tokens_per_byte = (corpus.train.tokens - 1) / corpus.train.bytes
   ticker = clock.Clock(record['seconds'], c.training.batch * c.data.window,
-                       c.training.batch * flops.train(c.model, corpus.tokenizer.size, c.data.window))
+                       c.training.batch * flops.train_window(c, corpus.tokenizer.size))
   out = writer.Writer(workdir, start, c.training.steps, first_host, c.training.tensorboard)
 
   pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -197,7 +201,7 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
   return {
       'run': workdir.name, 'model': c.model.name,
       'params_total': counts['total'], 'params_embedding': counts['embedding'], 'params_head': counts['head'],
-      'flops_train_exact': steps * c.training.batch * flops.train(c.model, corpus.tokenizer.size, c.data.window),
+      'flops_train_exact': steps * c.training.batch * flops.train_window(c, corpus.tokenizer.size),
       'flops_6nd': 6.0 * counts['total'] * targets,
       'tokens': targets, 'tokens_unique': min(targets, unique), 'epochs': targets / unique,
       'batch_tokens': c.training.batch * c.data.stride, 'steps': steps,

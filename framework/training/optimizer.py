@@ -85,3 +85,10 @@ def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
         # optax decays either all or none of what AdamW gets; biases and norms must not decay.
         optax.add_decayed_weights(lambda count: -c.weight_decay * rate(count), mask=_decayed_beside_muon))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
+
+
+def only(update: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+  """`update` for the parameters below `name`; all others stay as they are and have no optimizer state."""
+  def labels(params):
+    return {key: jax.tree.map(lambda _: 'trained' if key == name else 'frozen', part) for key, part in params.items()}
+  return optax.partition({'trained': update, 'frozen': optax.set_to_zero()}, labels)

@@ -41,10 +41,17 @@ def set_up(config: config_lib.Config, vocabulary: int) -> Setup:
   if config.model.mask == 'bidirectional':
     raise config_lib.ConfigError("model.mask is 'bidirectional', which sees the token that it is scored on; expected "
                                  "'causal' or 'strict'")
+  update = optimizer.build(config.optimizer, config.training.steps)
+  if config.model.name == 'tiered' and config.tiered.tiers > 1:
+    update = optimizer.only(update, f'tier_{config.tiered.tiers}')
   return Setup(
-      config, models.build(config.model, vocabulary, config.data.window), partition.make_mesh(),
-      optimizer.build(config.optimizer, config.training.steps),
+      config, models.of_config(config, vocabulary), partition.make_mesh(), update,
       optimizer.schedule(config.optimizer, config.training.steps))
+
+
+def stage_folder(workdir: pathlib.Path, tier: int) -> pathlib.Path:
+  """Where a run of tiers trains tier `tier`: a run folder of its own, whose checkpoints hold the tiers below too."""
+  return workdir / f'tier_{tier}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Trained:
 def load(workdir: pathlib.Path) -> Trained:
   """The run in `workdir`, which may still be training. Raises ConfigError if it has no usable checkpoint."""
   config = run.read_config(workdir)
+  if config.model.name == 'tiered' and not (workdir / 'checkpoints').exists():
+    return load(stage_folder(workdir, config.tiered.tiers))
   tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   setup = set_up(config, tokenizer.size)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)

@@ -1,0 +1,95 @@
+"""Runs a study: a claim with its source, a rule stated beforehand, seeds, a figure and a verdict.
+
+Example:
+  python -m experiments.study --name=tiered_word_problem --workdir=studies/word_problem
+  python -m experiments.study --name=tiered_word_problem --workdir=studies/gpu --scale=gpu --seeds=5
+
+Each part of each seed is written when it is done; the same command again continues with the next. The folder then holds
+verdict.json (claim, source, rule, setting, numbers, verdict, seeds, cost), figure.svg and parts/.
+"""
+
+import importlib
+import json
+import pathlib
+import pkgutil
+import time
+from typing import Any
+
+from absl import flags, logging
+
+from experiments import launch
+from framework import config as config_lib
+
+NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies')
+SEEDS = flags.DEFINE_integer('seeds', 3, 'how many', lower_bound=1)
+SCALE = flags.DEFINE_enum('scale', 'cpu', ['cpu', 'gpu', 'paper'], 'sizes of models and numbers of steps')
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the results; new, or the one to continue')
+flags.adopt_module_key_flags(launch)
+
+
+def names() -> list[str]:
+  from experiments import studies
+  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__) if m.name != 'fit')
+
+
+def study_of(name: str) -> Any:
+  """The module of the study. Raises ConfigError if there is none."""
+  if name not in names():
+    raise config_lib.ConfigError(f"--name is '{name}'; expected one of {', '.join(names())}"
+                                 f'{config_lib.nearest(name, names())}')
+  return importlib.import_module(f'experiments.studies.{name}')
+
+
+def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | None:
+  """A part's numbers if it is done. Raises ConfigError if it was done in another setting."""
+  if not path.exists():
+    return None
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    found = saved['setting']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise config_lib.ConfigError(f'{path} cannot be read ({error}); nearest is the folder without it') from None
+  if found != setting:
+    raise config_lib.ConfigError(f'{path} was made in the setting {found}; this study has {setting}: give another '
+                                 '--workdir')
+  return saved
+
+
+def main() -> int:
+  study = study_of(launch.required(NAME))
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  scale = study.SCALES[SCALE.value]
+  setting = json.loads(json.dumps({'study': NAME.value, 'scale': SCALE.value} | scale))
+  folder = workdir / 'parts'
+  work = [(part, seed) for seed in range(SEEDS.value) for part in study.parts(scale)]
+  paths = {job: folder / f'{job[0].replace(" ", "_")}_{job[1]}.json' for job in work}
+  done = {job: read_part(path, setting) for job, path in paths.items()}
+  config = config_lib.check(config_lib.Config())
+  config.training.devices = 1
+  launch.start_jax(config)
+  from experiments import draw, progress
+  from framework import files
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, job in enumerate(work):
+    if done[job]:
+      continue
+    logging.info('part %d of %d: %s, seed %d', number + 1, len(work), *job)
+    begin = time.perf_counter()
+    with progress.steps() as show:
+      numbers = study.run(*job, scale, show)
+    done[job] = {'setting': setting, 'numbers': numbers, 'seconds': time.perf_counter() - begin}
+    files.write_json(paths[job], done[job])
+  results: dict[str, dict[int, Any]] = {}
+  for (part, seed), saved in done.items():
+    results.setdefault(part, {})[seed] = saved['numbers']
+  found = study.verdict(results)
+  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE, **found,
+             'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
+  files.write_json(workdir / 'verdict.json', verdict)
+  draw.study(study, results, verdict, workdir / 'figure.svg')
+  print(json.dumps(found, indent=1))
+  return 0
+
+
+if __name__ == '__main__':
+  launch.run(main)
