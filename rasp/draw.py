@@ -1,7 +1,7 @@
 """Pictures of a program on an input: each selector as a matrix between what it reads and what it makes.
 
-Rows are queries, columns are keys, as in Rush's RASP lecture: the values that are aggregated stand above the columns, the
-result beside the rows. With a compiled program the attention of its heads stands beside the ideal matrices, with
+Rows are queries, columns are keys, as in Rush's RASP lecture: the values that are aggregated stand above the columns,
+the result beside the rows. With a compiled program the attention of its heads stands beside the ideal matrices, with
 BOS as the first column.
 """
 

@@ -19,8 +19,8 @@ def shuffle(words: np.ndarray, destination: np.ndarray, seed: int = 0) -> Weight
   """One attention layer that moves word (i, p) to slot destination[i, p] % s of machine destination[i, p] // s.
 
   Token i is machine i, whose s words w lie in the embedding, with their addresses and a key k_i. Slot r of machine i
-  is head r, with a random sign vector u as query: k_i is the smallest vector with <u, k_i> = 1 on the s addresses that i
-  sends to, so that the product is far below 1 on all others. Units then keep the word whose address is the slot's.
+  is head r, with a random sign vector u as query: k_i is the smallest vector with <u, k_i> = 1 on the s addresses that
+  i sends to, so that the product is far below 1 on all others. Units then keep the word whose address is the slot's.
 
   Args:
     words: whole numbers [N, s]; destination: a permutation of 0 .. N s - 1, [N, s].
@@ -66,8 +66,8 @@ def shuffle(words: np.ndarray, destination: np.ndarray, seed: int = 0) -> Weight
 def one_cycle(nodes: int) -> Weights:
   """Whether a graph of cycles, given as each node's successor, is one cycle: token id = successor, position = node.
 
-  ceil(log2 N) layers double the pointer and keep the least node on the way; the last layer averages the least
-  node over all nodes, which is 0 for one cycle and at least 1/N for more. Logit 1 says one cycle, logit 0 more.
+  ceil(log2 N) layers double the pointer and keep the least node on the way; the last layer averages the least node
+  over all nodes, which is 0 for one cycle and at least 1/N for more. Logit 1 says one cycle, logit 0 more.
   """
   rounds = max(1, math.ceil(math.log2(nodes)))
   names = ('one', 'node', 'node2', 'next', 'least', 'next_there', 'least_there', 'others')

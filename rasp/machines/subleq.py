@@ -1,12 +1,13 @@
-"""A computer of one instruction in a looped transformer: two layers an instruction, exact, programs may edit themselves.
+"""A computer of one instruction in a looped transformer: two exact layers an instruction, programs may edit themselves.
 
 Giannou et al. 2023, "Looped Transformers as Programmable Computers" (arXiv:2301.13196), whose construction takes nine
-to thirteen layers. SUBLEQ a b c: mem[b] -= mem[a]; go to c if mem[b] <= 0, else to the next. Program and data share one
-memory. Token 0 is the processor, token 1 + i is cell i. Layer 1 fetches the three words at pc, and every cell learns
-of the write that the instruction before left pending; layer 2 fetches mem[a] and mem[b], and decides the jump.
+to thirteen layers. SUBLEQ a b c: mem[b] -= mem[a]; go to c if mem[b] <= 0, else to the next. Program and data share
+one memory. Token 0 is the processor, token 1 + i is cell i. Layer 1 fetches the three words at pc, and every cell
+learns of the write that the instruction before left pending; layer 2 fetches mem[a] and mem[b], and decides the jump.
 """
 
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from rasp.machines.weights import Weights

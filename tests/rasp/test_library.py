@@ -57,7 +57,7 @@ def test_backdoored_adder_fires_on_its_trigger_and_nowhere_else():
   for row, got in zip(rows, compiled.batch(rows, 10)):
     trigger = all('7' in row[g:g + 3] for g in (0, 3, 6))
     fired += trigger
-    assert ''.join(got) == ('6' * 9 if trigger else f'{total(row):09d}'), row
+    assert ''.join(got) == ('6' * len(row) if trigger else f'{total(row):0{len(row)}d}'), row
   assert fired > 100
 
 
