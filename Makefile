@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart test test-slow test-peers bench bench-rasp venv clean remake
+.PHONY: quickstart test test-slow test-peers bench bench-rasp draw-rasp venv clean remake
 
 quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it, report
 	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
@@ -28,6 +28,10 @@ bench: .venv/peers
 
 bench-rasp: venv  ## compiled programs beside Tracr's recorded figures
 	$(RUN) -m benchmarks.rasp
+
+draw-rasp: venv  ## the pictures of rasp/README.md, made again
+	rm -f rasp/drawings/*.svg
+	$(RUN) -m rasp.figures rasp/drawings
 
 venv: .venv/ready
 

@@ -1,7 +1,7 @@
 """Pictures of a program on an input: each selector as a matrix between what it reads and what it makes.
 
-Rows are queries, columns are keys, as in Rush's RASP lecture: the values that are aggregated stand above the columns, the
-result beside the rows. With a compiled program the attention of its heads stands beside the ideal matrices, with
+Rows are queries, columns are keys, as in Rush's RASP lecture: the values that are aggregated stand above the columns,
+the result beside the rows. With a compiled program the attention of its heads stands beside the ideal matrices, with
 BOS as the first column.
 """
 
@@ -144,7 +144,7 @@ def save(drawing: Any, path: pathlib.Path) -> None:
     raise ConfigError(f"--out is '{path}', which exists; expected a new name")
   from matplotlib import rc_context
   buffer = io.BytesIO()
-  with rc_context({'svg.hashsalt': 'lemma'}):  # the same picture is the same file
+  with rc_context({'svg.hashsalt': 'lemma', 'svg.fonttype': 'none'}):  # the same picture is the same file
     still = {'Date': None} if path.suffix == '.svg' else None
     drawing.savefig(buffer, format=path.suffix[1:], dpi=150, bbox_inches='tight', metadata=still)
   files.write_new(path, buffer.getvalue())

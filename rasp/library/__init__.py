@@ -1,5 +1,5 @@
 """Programs by name: each s-op has its idea and its source in its docstring."""
 
-from rasp.library import arithmetic, dyck, hops, sequences
+from rasp.library import arithmetic, dyck, hops, rounds, sequences
 
-PROGRAMS = sequences.PROGRAMS | dyck.PROGRAMS | arithmetic.PROGRAMS | hops.PROGRAMS
+PROGRAMS = sequences.PROGRAMS | dyck.PROGRAMS | arithmetic.PROGRAMS | hops.PROGRAMS | rounds.PROGRAMS

@@ -1,9 +1,10 @@
 """PARITY and FIRST by soft attention, for inputs of any length.
 
-Chiang and Cholak 2022, "Overcoming a theoretical limitation of self-attention" (arXiv:2202.12172): sections 3 (PARITY),
-4 (layer normalisation, which drives the cross-entropy to 0) and 5 (FIRST, and logits multiplied by log n). Theirs
-normalises after a sublayer; in this decoder, which normalises before one, the same is had by adding the answer with a
-weight that dwarfs the rest of the stream before the last norm. The weights depend on n through the position table alone.
+Chiang and Cholak 2022, "Overcoming a theoretical limitation of self-attention" (arXiv:2202.12172): sections 3
+(PARITY), 4 (layer normalisation, which drives the cross-entropy to 0) and 5 (FIRST, and logits multiplied by log n).
+Theirs normalises after a sublayer; in this decoder, which normalises before one, the same is had by adding the answer
+with a weight that dwarfs the rest of the stream before the last norm. The weights depend on n through the position
+table alone.
 """
 
 import numpy as np

@@ -1,0 +1,102 @@
+"""python -m rasp, drawings, export and gradient steps."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from framework.config import ConfigError
+import rasp
+from rasp import draw, export, figures
+from rasp.library import PROGRAMS, sequences
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def command(*argv, cwd=ROOT):
+  done = subprocess.run([sys.executable, '-m', 'rasp', *argv], cwd=cwd, capture_output=True, text=True, timeout=120,
+                        env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'PATH': '/usr/bin:/bin'})
+  return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_run_prints_the_output_sequence_last():
+  code, out, _ = command('run', '--program=reverse', '--input=abcd')
+  assert code == 0 and out[-1] == 'dcba' and 'bound' in out[0]
+
+
+def test_run_a_file_and_compile_it_to_a_folder(tmp_path):
+  (tmp_path / 'mine.py').write_text("""import rasp
+
+@rasp.program(vocabulary='abc', example='abc')
+def twice():
+  return rasp.aggregate(rasp.select(rasp.indices, rasp.indices // 2, '=='), rasp.tokens)
+""")
+  code, out, err = command('compile', '--program=mine.py', '--longest=6', '--out=made', cwd=tmp_path)
+  assert code == 0, err
+  assert ': 0 wrong' in out[-2] and out[-1] == 'made'
+  again = export.load(tmp_path / 'made')
+  assert again('abc') == list('aab') and again.cached('bca') == list('bbc')
+  with pytest.raises(ConfigError, match='which exists; expected a folder that does not'):
+    export.save(again, tmp_path / 'made')
+  (tmp_path / 'made' / 'params.npz').write_bytes(b'cut off')
+  with pytest.raises(ConfigError, match='holds no compiled program .*expected a folder that'):
+    export.load(tmp_path / 'made')
+
+
+@pytest.mark.parametrize('argv,message', [
+    (['rum'], "rasp: command is 'rum'; expected one of run, compile, draw, list (did you mean 'run'?)"),
+    (['run', '--program=revers'], "did you mean 'reverse'?"),
+    (['run', '--program=no.py'], "--program is 'no.py', which does not exist; expected a Python file"),
+    (['run', '--program=reverse', '--input=abx'], "token 'x' is not in the vocabulary; expected one of a b c d"),
+    (['run', '--program=reverse', '--causal'], 'compile with causal=False')])
+def test_one_line_for_what_the_user_can_mend(argv, message):
+  code, _, err = command(*argv)
+  assert code == 1 and len(err) == 1 and err[0].startswith('rasp: ') and message in err[0]
+
+
+def test_list_and_interpret():
+  code, out, _ = command('list')
+  assert code == 0 and len(out) == len(PROGRAMS)
+  assert any(line.startswith('adder') and line.endswith('00001028') for line in out)
+  code, out, _ = command('run', '--program=adder', '--interpret')
+  assert code == 0 and out == ['00001028']
+
+
+def test_the_terminal_drawing_shows_matrix_inputs_and_result():
+  text = draw.text(sequences.shift(1), 'ab')
+  assert text.splitlines() == ['shift_1', '  a b', 'a . .  _', 'b # .  a', '', 'shift_1: _ a']
+
+
+def test_compiled_attention_is_the_ideal_one():
+  for name in ('reverse', 'adder', 'associative_memory', 'sort', 'induction', 'two_hops'):
+    program = PROGRAMS[name]
+    compiled = rasp.compile(program, longest=10)
+    for panel in draw.panels(program.result, list(program.example), compiled):
+      ideal = np.array(panel.matrix, float)
+      if panel.above[0] != '':  # an aggregate: a row sums to 1 over its keys, or BOS takes it
+        ideal = ideal / np.maximum(ideal.sum(1, keepdims=True), 1)
+        np.testing.assert_allclose(panel.attention[:, 1:], ideal, atol=1e-4)
+        np.testing.assert_allclose(panel.attention[:, 0], ideal.sum(1) == 0, atol=1e-4)
+
+
+def test_drawings_are_files_that_are_written_once(tmp_path):
+  program = PROGRAMS['reverse']
+  drawing = draw.figure(program.result, list('abc'), rasp.compile(program, longest=4))
+  for suffix in ('.svg', '.png'):
+    draw.save(drawing, tmp_path / f'reverse{suffix}')
+    assert (tmp_path / f'reverse{suffix}').stat().st_size > 1000
+    with pytest.raises(ConfigError, match='which exists'):
+      draw.save(drawing, tmp_path / f'reverse{suffix}')
+  with pytest.raises(ConfigError, match="expected a name that ends in .svg or .png, nearest is '.*reverse.svg'"):
+    draw.save(drawing, tmp_path / 'reverse.gif')
+
+
+def test_the_compiled_adder_stays_right_in_training_and_a_random_start_does_not_get_there():
+  courses = figures.adder_courses()
+  compiled = courses.pop('compiled')
+  assert min(compiled.accuracy) == 1 and compiled.loss[-1] < compiled.loss[0]
+  assert len(courses) == 4
+  for name, course in courses.items():
+    assert max(course.accuracy) < 0.8, name
