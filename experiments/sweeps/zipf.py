@@ -12,5 +12,5 @@ def get_sweep() -> Sweep:
       evaluation=Evaluation(batch=64),
       checkpoint=Checkpoint(every_steps=0, at_decay=True),
   )
-  return Sweep(base, product(over('model.width', [8, 16, 24, 32, 48, 64]),
+  return Sweep(base, product(over('model.width', [16, 24, 32, 48, 64, 96]),
                              over('training.steps', [320, 640, 1280, 2560, 5120])))
