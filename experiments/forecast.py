@@ -69,7 +69,7 @@ def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -
 
 
 def _known_truth(result: Fit, errors: dict[str, float], data: Data) -> list[str]:
-  """E beside the entropy of a synthetic language that knows it, and beside that which its held-out text came to hold."""
+  """E beside the entropy of a synthetic language that knows it, and beside that of its held-out text as drawn."""
   if not data.task or 'E' not in result.values:
     return []
   _, held_out, *_ = stream.splits(data)
