@@ -66,11 +66,12 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One run of a sweep. cost: exact training FLOPs, without what it takes over from a shorter run of its ladder."""
+  """One run of a sweep. cost: exact training FLOPs of the steps that it does not take over from a shorter run."""
   name: str
   config: config_lib.Config
   cost: float = 0.0
   source: str = ''  # the name of the cell at whose decay this one begins
+  own_steps: int = 0  # steps that it takes itself
 
 
 def expand(sweep: Sweep) -> list[Cell]:
@@ -121,11 +122,12 @@ def ladders(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def with_costs(cells: list[Cell], vocabulary: int) -> list[Cell]:
-  """The cells with their exact training FLOPs."""
+  """The cells with their own steps and training FLOPs."""
   from framework import flops
   steps = {cell.name: branch.branch_step(cell.config) for cell in cells}
-  def cost(cell):
+  def costed(cell):
     c = cell.config
     own = c.training.steps - (steps[cell.source] if cell.source else 0)
-    return own * c.training.batch * flops.train(c.model, vocabulary, c.data.window)
-  return [dataclasses.replace(cell, cost=cost(cell)) for cell in cells]
+    return dataclasses.replace(cell, own_steps=own, cost=own * c.training.batch * flops.train(
+        c.model, vocabulary, c.data.window))
+  return [costed(cell) for cell in cells]

@@ -4,6 +4,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from framework.config import Data
+from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty
 from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
@@ -56,14 +58,29 @@ def measure(folder: pathlib.Path, name: str) -> dict:
   return ledger.measure(folder / LEDGER, name, result['loss_nats_per_token'])
 
 
-def conclude(folder: pathlib.Path, law: str, allow: Sequence[str]) -> tuple[str, pathlib.Path]:
-  """(what the finished sweep shows, in words; the page with its figures)."""
+def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -> tuple[str, pathlib.Path]:
+  """(what the finished sweep on `data` shows, in words; the page with its figures)."""
   o, findings = observations(folder / 'cells', allow)
   result = choose(o, law)
   C = 10.0 * float(o.C.max())
   about = report.doubt(result, C, fit_scale=True)
   page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings)
-  return report.summary(result, about, findings), page
+  return '\n'.join([report.summary(result, about, findings), *_known_truth(result, about.errors, data)]), page
+
+
+def _known_truth(result: Fit, errors: dict[str, float], data: Data) -> list[str]:
+  """E beside the entropy of a synthetic language that knows it, and beside that of its held-out text as drawn."""
+  if not data.task or 'E' not in result.values:
+    return []
+  _, held_out, *_ = stream.splits(data)
+  if not hasattr(held_out.task, 'entropy'):
+    return []
+  E, error = result.values['E'], errors['E']
+  length = held_out.tokens // held_out.task.length * held_out.task.length
+  entropy, drawn = held_out.task.entropy, float(held_out.task.nats(held_out.read(0, length)).mean())
+  return [f'the entropy of {data.task} is {entropy:.5f} nats per token: E {E:.5f} ± {error:.5f} is '
+          f'{(E - entropy) / error:+.2f} standard errors from it, {(E - drawn) / error:+.2f} from the {drawn:.5f} of '
+          'the held-out text']
 
 
 def compared(folder: pathlib.Path) -> list[str]:
@@ -72,8 +89,8 @@ def compared(folder: pathlib.Path) -> list[str]:
   measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
   lines = []
   for p in (r for r in records if r['kind'] == 'prediction'):
-    line = (f"{p['name']}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by the "
-            f"{p['law']} law from {p['runs']} runs, {p['written']}")
+    line = (f"{p['name']}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
+            f"the {p['law']} law from {p['runs']} runs, {p['written']}")
     m = measured.get(p['name'])
     lines.append(line + (f"; measured {m['measured']:.4f} ({m['error_percent']:+.2f} %), "
                          f"{'inside' if m['inside'] else 'outside'} the interval, {m['written']}" if m else ''))

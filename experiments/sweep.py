@@ -3,7 +3,7 @@
 Example:
   python -m experiments.sweep --sweep=experiments/sweeps/quick.py
   python -m experiments.sweep --sweep=experiments/sweeps/hour.py --workdir=runs/hour --workers=4 --threads=2
-  python -m experiments.sweep --sweep=experiments/sweeps/hour.py --launcher=slurm --slurm=slurm_partition=cpu,timeout_min=90
+  python -m experiments.sweep --sweep=experiments/sweeps/hour.py --launcher=slurm --slurm=timeout_min=90
 
 A sweep is a folder: cells/NAME is the run of each cell, ledger.jsonl holds the prediction of the largest one and what
 was measured, report/ the figures, logs/ what the workers said. The same command goes on where an interrupted one was: a
@@ -75,8 +75,8 @@ def _check_steps(cells, allow) -> None:
   from scaling import lints
   short = min(cells, key=lambda cell: cell.config.training.steps)
   if short.config.training.steps < lints.STEPS and 'few_steps' not in allow:
-    raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} or "
-                                 "more, or 'few_steps' among the sweep's `allow`")
+    raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} "
+                                 "or more, or 'few_steps' among the sweep's `allow`")
 
 
 # A worker
@@ -112,7 +112,7 @@ def work(cells, workdir: pathlib.Path) -> int:
 
 
 def _end_with_parent() -> None:
-  """Ends this process at once when the pipe from the launcher breaks; what it was doing is resumed from a checkpoint."""
+  """Ends this process at once when the pipe from the launcher breaks; a checkpoint has what it was doing."""
   while os.read(0, 1):  # not the buffered stdin, whose lock would be held at exit
     pass
   os._exit(1)
@@ -157,7 +157,7 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
       if failures:
         raise config_lib.ConfigError(f'the largest cell failed, {failures[0]}; the same command tries it again')
       forecast.measure(workdir, largest.name)
-      summary, page = forecast.conclude(workdir, sweep.law, sweep.allow)
+      summary, page = forecast.conclude(workdir, sweep.law, sweep.allow, sweep.base.data)
     except KeyboardInterrupt:
       logging.info('interrupted; the same command goes on, %s', bar.line([], start))
       return 130

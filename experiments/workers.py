@@ -107,23 +107,21 @@ def finished(folder: pathlib.Path) -> bool:
     return False
 
 
-def steps_done(folder: pathlib.Path) -> int:
-  """The step of the last row that the run in `folder` wrote."""
+def newest(folder: pathlib.Path) -> dict[str, float]:
+  """The last row of timing.jsonl that the run in `folder` wrote; {} if there is none."""
   try:
-    with open(folder / 'metrics.jsonl', 'rb') as file:
+    with open(folder / 'timing.jsonl', 'rb') as file:
       file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-      return json.loads(file.read().split(b'\n')[-2])['step']
-  except (OSError, ValueError, KeyError, IndexError):
-    return 0
+      return json.loads(file.read().split(b'\n')[-2])
+  except (OSError, ValueError, IndexError):
+    return {}
 
 
 class Progress:
-  """How many cells are done, and when all will be: seconds follow from the FLOP/s of the cells most like each."""
+  """How many cells are done, and when all will be: seconds follow from the speed of the begun cells most like each."""
 
   def __init__(self, cells: Sequence[Cell], folder: pathlib.Path, slots: int):
     self._cells, self._folder, self._slots = list(cells), folder, slots
-    self._first: dict[str, tuple[float, float]] = {}  # name: when it was first seen to run, and how far it was
-    self._rates: dict[str, float] = {}
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=100, file=sys.stderr, dynamic_ncols=True, bar_format='{desc}')
@@ -134,44 +132,40 @@ class Progress:
     if finished(self._folder / cell.name):
       return 0.0
     first, whole = start.get(cell.source, 0), cell.config.training.steps
-    return cell.cost * (1.0 - max(0, steps_done(self._folder / cell.name) - first) / (whole - first))
-
-  def look(self, running: Sequence[str], start: dict[str, int]) -> None:
-    """Measures the FLOP/s of the running cells. start: the step at which each cell that is a source decays."""
-    now = time.monotonic()
-    for cell in self._cells:
-      if cell.name in running:
-        left = self._left(cell, start)
-        begun, before = self._first.setdefault(cell.name, (now, left))
-        if before > left and now > begun:
-          self._rates[cell.name] = (before - left) / (now - begun)
+    return cell.cost * (1.0 - max(0, newest(self._folder / cell.name).get('step', 0) - first) / (whole - first))
 
   def line(self, running: Sequence[str], start: dict[str, int]) -> str:
-    """One line for people."""
+    """One line for people. start: the step at which each cell that is a source decays."""
     left = {cell.name: self._left(cell, start) for cell in self._cells}
     total = sum(cell.cost for cell in self._cells)
     done = sum(value == 0.0 for value in left.values())
     text = f'{done}/{len(self._cells)} cells, {100 * (1 - sum(left.values()) / total):.0f} % of the FLOPs'
     seconds = self._seconds(left)
     text += f', {clock.duration(seconds)} left' if seconds is not None else ''
-    return text + ''.join(f'  {name}: step {steps_done(self._folder / name)}' for name in running)
+    return text + ''.join(f"  {name}: step {newest(self._folder / name).get('step', 0)}" for name in running)
 
   def _seconds(self, left: dict[str, float]) -> float | None:
-    if not self._rates:
+    step = {cell.name: self.step_flops(cell) for cell in self._cells}
+    rates = {}  # FLOP/s
+    for cell in self._cells:
+      if speed := newest(self._folder / cell.name).get('tokens_per_second'):
+        rates[cell.name] = speed * step[cell.name] / (cell.config.training.batch * cell.config.data.window)
+    if not rates:
       return None
-    known = {cell.name: cell.cost / cell.config.training.steps for cell in self._cells if cell.name in self._rates}
     def seconds(cell):
-      size = cell.cost / cell.config.training.steps
-      return left[cell.name] / self._rates[min(known, key=lambda name: abs(known[name] - size))]
+      return left[cell.name] / rates[min(rates, key=lambda name: abs(step[name] - step[cell.name]))]
     each = {cell.name: seconds(cell) for cell in self._cells}
     chains: dict[str, float] = {}
     for cell in self._cells:  # a source comes before the cells that begin at it
       chains[cell.name] = chains.get(cell.source, 0.0) + each[cell.name]
     return max(sum(each.values()) / self._slots, max(chains.values()))
 
+  def step_flops(self, cell: Cell) -> float:
+    """FLOPs of a training step."""
+    return cell.cost / cell.own_steps
+
   def show(self, running: Sequence[str], start: dict[str, int]) -> None:
-    """Looks, and says how far all is, on a terminal at once and elsewhere now and then."""
-    self.look(running, start)
+    """Says how far all is, on a terminal at once and elsewhere now and then."""
     if self._bar is not None:
       self._bar.set_description_str(self.line(running, start))
     elif time.monotonic() - self._noted > NOTE:

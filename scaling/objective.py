@@ -80,8 +80,8 @@ class Loss:
   def smoothed(self, r, free: int):
     """What the curvature of a fitted objective is expected to be at residuals r [..., rows] after `free` parameters.
 
-    A kink is smoothed over a bandwidth. Fitted residuals are narrower than the noise, by sqrt(1 - free/rows), and a kink
-    interpolates `free` of them: without the factor the noise would look denser at the kink than it is.
+    A kink is smoothed over a bandwidth. Fitted residuals are narrower than the noise, by sqrt(1 - free/rows), and a
+    kink interpolates `free` of them: without the factor the noise would look denser at the kink than it is.
     """
     if self.name not in ('huber', 'asymmetric', 'lad'):
       return self.curvature(r)

@@ -236,7 +236,8 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   def floor(n, d):
     return misfit * np.maximum(np.log10(C / (6.0 * n * d)), 0.25)
 
-  centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D, seen_u), mode='r'))  # coordinates in which the runs' rows are orthogonal
+  # coordinates in which the runs' rows are orthogonal
+  centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D, seen_u), mode='r'))
   known = rows(o.N, o.D, seen_u) @ centre
   information = (known.T / (noise ** 2 + floor(o.N, o.D) ** 2)) @ known
   if not np.linalg.cond(information) < 1e12:

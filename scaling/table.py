@@ -52,8 +52,9 @@ _SUFFIX = {'k': 1e3, 'm': 1e6, 'b': 1e9, 't': 1e12}
 class Counting:
   """What N and C mean.
 
-  parameters: given (column N) | total | no_input (total less an input embedding that does no multiplication; a tied one,
-  with params_head 0, is the output head as well, and stays) | body (total less embedding and head). compute: given (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
+  parameters: given (column N) | total | no_input (total less an input embedding that does no multiplication; a tied
+  one, with params_head 0, is the output head as well, and stays) | body (total less embedding and head). compute: given
+  (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
   An empty string picks the first that the table can give, in the orders given, no_input, total and given, exact, 6nd.
   """
   parameters: str = ''

@@ -100,8 +100,8 @@ def _state(result: Fit):
 def _significance(loss: Loss, residual, free: int):
   """Factor that makes 2 (rho_constrained - rho) of residuals [..., rows] follow F(1, n - p).
 
-  Mean curvature over mean psi^2: the likelihood-ratio-type test for M-estimates (Ronchetti 1982). For squares the factor
-  is one over the variance, and the test is exact for a linear law.
+  Mean curvature over mean psi^2: the likelihood-ratio-type test for M-estimates (Ronchetti 1982). For squares the
+  factor is one over the variance, and the test is exact for a linear law.
   """
   rows = residual.shape[-1]
   variance = (loss.psi(residual) ** 2).sum(-1) / (rows - free)

@@ -1,3 +1,13 @@
+"""Known truth: six sizes and five token counts on a language whose entropy is 1.45259 nats per token, exactly.
+
+  python -m experiments.sweep --sweep=experiments/sweeps/zipf.py
+
+30 cells, 6 to 129 thousand parameters and a quarter to 4 million tokens of framework/data/tasks/zipf_pairs.py. The
+report ends with the fitted E, its standard error, and how far that is from the entropy of the language and from that of
+the held-out text, which is a draw of 2^18 tokens. Smaller models (width 8) are left out: below a million tokens they
+have not yet learnt to look at the symbol before the last, and early cells bend the law.
+"""
+
 from experiments.cells import Sweep, over, product
 from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
 
@@ -12,5 +22,5 @@ def get_sweep() -> Sweep:
       evaluation=Evaluation(batch=64),
       checkpoint=Checkpoint(every_steps=0, at_decay=True),
   )
-  return Sweep(base, product(over('model.width', [8, 16, 24, 32, 48, 64]),
+  return Sweep(base, product(over('model.width', [16, 24, 32, 48, 64, 96]),
                              over('training.steps', [320, 640, 1280, 2560, 5120])))

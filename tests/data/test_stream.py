@@ -51,10 +51,12 @@ def test_documents_are_kept_apart_and_every_window_is_one_document():
 
 def test_a_task_becomes_a_corpus():
   found = corpora.prepare(Data(task='zipf_pairs:symbols=8'))
-  assert found.tokenizer.size == 25 and found.train.tokens == stream.ENDLESS and found.validation.tokens == stream.HELD_OUT
+  assert found.tokenizer.size == 25 and found.train.tokens == stream.ENDLESS
+  assert found.validation.tokens == stream.HELD_OUT
   assert found.tokenizer.encode(found.tokenizer.decode([0, 8, 23])).tolist() == [0, 8, 23]
   assert (found.tokenizer.token_bytes[:-1] == 1).all()
-  digests = {corpora.prepare(Data(task=t)).digest for t in ('zipf_pairs', 'zipf_pairs:noise=0.3', 'zipf_pairs:symbols=8')}
+  tasks = ('zipf_pairs', 'zipf_pairs:noise=0.3', 'zipf_pairs:symbols=8')
+  digests = {corpora.prepare(Data(task=task)).digest for task in tasks}
   assert len(digests) == 3 and found.digest in digests
   assert corpora.prepare(Data(task='zipf_pairs:noise=0.2')).digest == corpora.prepare(Data(task='zipf_pairs')).digest
 

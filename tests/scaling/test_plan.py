@@ -127,7 +127,7 @@ def test_next_runs_variance_is_that_of_the_fit(hoffmann):
 
 
 def test_next_runs_of_repeated_data_buy_repetition():
-  """A table without any repetition cannot tell the decay of a repeated token; what is bought repeats, and is possible."""
+  """To know a run that repeats its tokens many times, runs are bought that repeat, within the tokens that exist."""
   law = laws.repeated(laws.additive())
   theta = law.coordinates({'E': 1.7, 'A': 400.0, 'B': 1500.0, 'alpha': 0.34, 'beta': 0.36, 'R_D': 12.0, 'R_N': 5.0})
   n, d, e = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 3e10, 4), [1, 3],

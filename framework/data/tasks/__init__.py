@@ -2,9 +2,12 @@
 
 A `Task` is a frozen dataclass whose fields are its settings, and which has
 
-  alphabet: str, distinct characters in order; symbol i is written alphabet[i], and len(alphabet) is the end of a document
+  alphabet: str, distinct characters in order; symbol i is written alphabet[i], len(alphabet) is the end of a document
   length: int, tokens of a block
   block(rng) -> int [length], one block of the language, drawn with a numpy Generator
+
+and, where they are known, `entropy`, nats per token, and `nats(tokens)`, -ln p of each token of a text after those
+before it; a sweep then compares its irreducible loss with them.
 
 `framework/data/stream.py` joins blocks to an endless text. A block that begins with the end-of-document token opens a
 document of its own; without such tokens the text is one long document.

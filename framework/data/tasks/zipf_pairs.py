@@ -62,6 +62,16 @@ class Task:
     value = np.where(noisy < self.noise, (uniform * V).astype(np.int64), self.values[keys])
     return np.stack([keys % V, V + keys // V, 2 * V + value], 1).ravel()
 
+  def nats(self, tokens: np.ndarray) -> np.ndarray:
+    """-ln p of each token after those before it, float64, of a text that begins with a triple."""
+    V = self.symbols
+    b1, b2, v = np.asarray(tokens).reshape(-1, 3).T - np.array([[0], [V], [2 * V]])
+    p_KxV = self.probabilities.reshape(V, V)  # [b2, b1]
+    known = v == self.values[b1 + V * b2]
+    p = np.stack([p_KxV.sum(0)[b1], p_KxV[b2, b1] / p_KxV.sum(0)[b1],
+                  np.where(known, 1.0 - self.noise, 0.0) + self.noise / V], 1)
+    return -np.log(p).ravel()
+
   @property
   def entropies(self) -> tuple[float, float, float]:
     """H(b1), H(b2 | b1), H(v | b1 b2) in nats: what no reader can go below, at each place of a triple."""

@@ -24,6 +24,18 @@ def test_entropy_is_the_mean_surprise_of_every_triple():
   assert math.isclose(task.entropies[0], -sum(p * math.log(p) for p in first), rel_tol=1e-12)
 
 
+def test_the_surprise_of_every_triple_adds_to_its_probability():
+  task = zipf_pairs.Task(symbols=3, exponent=0.7, noise=0.3)
+  triples = np.array([(b1, 3 + b2, 6 + v) for b1, b2, v in itertools.product(range(3), repeat=3)])
+  nats = task.nats(triples.ravel()).reshape(-1, 3)
+  p = np.exp(-nats.sum(1))
+  assert math.isclose(p.sum(), 1.0) and math.isclose((p * nats.sum(1)).sum() / 3, task.entropy)
+  np.testing.assert_allclose((p[:, None] * nats).sum(0), task.entropies)
+  text = stream.Stream(zipf_pairs.Task(), 0, 2**18).read(0, 96 * 2000)
+  nats = zipf_pairs.Task().nats(text)
+  assert abs(nats.mean() - zipf_pairs.Task().entropy) < 4 * nats.reshape(-1, 3).mean(1).std() / math.sqrt(64000)
+
+
 def test_default_entropy():
   task = zipf_pairs.Task()
   assert round(task.entropy, 5) == 1.45259 and round(task.entropies[2], 4) == 1.3117
