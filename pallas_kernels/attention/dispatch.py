@@ -15,6 +15,7 @@ IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.attention.reference',
     'xla_chunked': 'pallas_kernels.attention.chunked',
     'triton': 'pallas_kernels.attention.triton',
+    'mosaic_tpu': 'pallas_kernels.attention.mosaic_tpu',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
