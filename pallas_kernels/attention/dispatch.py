@@ -18,7 +18,7 @@ IMPLEMENTATIONS = {
     'mosaic_tpu': 'pallas_kernels.attention.mosaic_tpu',
 }
 # The first that can honour a request is taken.
-BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
+BEST = {'cpu': ('xla',), 'gpu': ('triton', 'xla'), 'tpu': ('mosaic_tpu', 'xla')}
 
 
 def dot_product_attention(
@@ -81,6 +81,11 @@ def dot_product_attention(
       'attention', IMPLEMENTATIONS, BEST, implementation, config,
       lambda module: importlib.import_module(module).attend(query, key, value, bias, one, **call))
   return (out, residual_BxHxQ.swapaxes(1, 2)) if return_residual else out
+
+
+def reads_dense_mask(implementation: str | None) -> bool:
+  """Whether the implementation makes a dense mask anyway, so that one that is made once can serve many calls."""
+  return (implementation or BEST[device.platform()][0]) == 'xla'
 
 
 def make_mask(

@@ -25,9 +25,14 @@ class Config:
 
 
 def pick(query: jax.Array, key: jax.Array) -> Config:
-  """Tiles without spills by tests/kernels/test_compile_gpu.py; smaller ones for float32 and wide heads."""
-  wide = query.dtype.itemsize * query.shape[-1] > 256
-  c = Config(64, 32, 4, 2, 32, 32, 32, 32, 4, 1) if wide else Config()
+  """Tiles without spills by tests/kernels/test_compile.py: smaller ones for float32 and wide heads."""
+  size, width = query.dtype.itemsize, query.shape[-1]
+  if size == 4:
+    c = Config(32, 32, 4, 1, 32, 32, 32, 32, 4 if width <= 64 else 8, 1)
+  elif width > 128:
+    c = Config(64, 32, 8, 2, 32, 32, 32, 32, 4, 1)
+  else:
+    c = Config(backward_warps=4 if width <= 64 else 8)
   def fit(block, length):
     return max(16, min(block, 1 << (length - 1).bit_length()))
   Q, T = query.shape[1], key.shape[1]

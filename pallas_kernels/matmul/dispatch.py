@@ -16,6 +16,7 @@ IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.matmul.reference',
     'triton': 'pallas_kernels.matmul.triton',
     'mosaic_tpu': 'pallas_kernels.matmul.mosaic_tpu',
+    'mosaic_gpu': 'pallas_kernels.matmul.mosaic_gpu',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}

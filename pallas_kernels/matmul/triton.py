@@ -25,9 +25,9 @@ class Config:
   group: int = 8
 
 
-# Without spills and with tensor-core instructions on H100 and A100, by tests/kernels/test_compile_gpu.py; unmeasured.
+# Without spills and with tensor-core instructions on H100 and A100, by tests/kernels/test_compile.py; unmeasured.
 DEFAULTS = {
-    'float32': Config(64, 64, 32, warps=4, stages=2),
+    'float32': Config(64, 128, 16, warps=8, stages=2),
     'tf32': Config(128, 128, 32, warps=8, stages=3),
     'bfloat16': Config(128, 256, 64, warps=8, stages=3),
     'float16': Config(128, 256, 64, warps=8, stages=3),
