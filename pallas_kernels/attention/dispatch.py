@@ -16,6 +16,7 @@ IMPLEMENTATIONS = {
     'xla_chunked': 'pallas_kernels.attention.chunked',
     'triton': 'pallas_kernels.attention.triton',
     'mosaic_tpu': 'pallas_kernels.attention.mosaic_tpu',
+    'mosaic_gpu': 'pallas_kernels.attention.mosaic_gpu',
 }
 # The first that can honour a request is taken.
 BEST = {'cpu': ('xla',), 'gpu': ('triton', 'xla'), 'tpu': ('mosaic_tpu', 'xla')}

@@ -1,6 +1,7 @@
 """What the Mosaic GPU kernels share: layouts in shared memory, activations, where they can run, the interpreter."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,12 @@ def tiled(columns: int, dtype: Any) -> tuple:
   size = jnp.dtype(dtype).itemsize
   swizzle = next(s for s in (128, 64, 32) if columns * size % s == 0)
   return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+  """All of a reference, spread over a warp group's registers. Until jax 0.11 the index was an argument of its own."""
+  index = ((),) if 'idx' in inspect.signature(plgpu.load).parameters else ()
+  return plgpu.load(ref, *index, layout=layout)
 
 
 def _sigmoid(x):
