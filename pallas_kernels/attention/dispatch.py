@@ -19,7 +19,8 @@ IMPLEMENTATIONS = {
     'mosaic_gpu': 'pallas_kernels.attention.mosaic_gpu',
 }
 # The first that can honour a request is taken.
-BEST = {'cpu': ('xla',), 'gpu': ('triton', 'xla'), 'tpu': ('mosaic_tpu', 'xla')}
+BEST = {'cpu': ('xla',), 'gpu': ('mosaic_gpu', 'triton', 'xla_chunked', 'xla'),
+        'tpu': ('mosaic_tpu', 'xla_chunked', 'xla')}
 
 
 def dot_product_attention(

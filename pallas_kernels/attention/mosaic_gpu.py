@@ -46,6 +46,8 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
       ('bias', bias is not None), ('alpha (entmax)', alpha is not None), ('soft cap', soft_cap is not None),
       ('dense mask', mask.dense_BxHxQxT is not None),
       (f'{query.dtype}, expected bfloat16 or float16', query.dtype not in (jnp.bfloat16, jnp.float16)),
+      (f'blocks other than multiples of 64; got {config}', config is not None and any(
+          getattr(config, f.name) % 64 for f in dataclasses.fields(config) if 'block' in f.name)),
       (f'heads of width {query.shape[-1]}, expected 64 or 128', query.shape[-1] not in (64, 128))):
     if given:
       raise NotImplementedError(f'attention implementation mosaic_gpu has no {name}; triton has')
@@ -83,7 +85,8 @@ def conditions(mask: Mask, block_q: int, block_k: int, by_key: bool) -> Conditio
   last = kinds.shape[-1] - 1 - xp.argmax(some[..., ::-1], axis=-1)
   count = xp.where(some.any(-1), last - first + 1, 1).astype(np.int32)  # at least one, if only to be masked
   pairs = [pair for pair in (mask.stamps, mask.segments) if pair is not None]
-  plain = not pairs and mask.window is None and mask.prefix_B is mask.query_lengths_B is mask.key_lengths_B is None
+  # Comparing numbers of rows and columns spills in the kernel of keys; comparing loaded vectors does not.
+  plain = mask.is_static and mask.window is None and not (by_key and mask.is_causal)
   def stack(vectors, length, block, padding):
     rows = max(x.shape[0] for x in vectors)
     out = jnp.stack([jnp.broadcast_to(jnp.asarray(x, jnp.int32), (rows, length)) for x in vectors], 1)

@@ -61,6 +61,15 @@ def gpu_cases():
   stamps = jnp.arange(2048)
   out['h100', 'attention triton bfloat16 128 stamps'] = *attention(stamps=stamps, logits_soft_cap=30.0), 'HGMMA'
   out['h100', 'attention triton bfloat16 128 entmax'] = *attention(width=64, is_causal=True, alpha=1.5), 'HGMMA'
+  for dtype, instruction in (('bfloat16', 'HGMMA'), ('float16', 'HGMMA'), ('tf32', 'HGMMA'),
+                             ('float8_e4m3fn', 'QGMMA'), ('float8_e5m2', 'QGMMA')):
+    out['h100', f'matmul mosaic_gpu {dtype}'] = *gemm(dtype, 'mosaic_gpu'), instruction
+  for width in (64, 128):
+    out['h100', f'attention mosaic_gpu bfloat16 {width} causal'] = *attention(
+        width=width, implementation='mosaic_gpu', is_causal=True), 'HGMMA'
+  out['h100', 'attention mosaic_gpu bfloat16 128 full'] = *attention(implementation='mosaic_gpu'), 'HGMMA'
+  out['h100', 'attention mosaic_gpu bfloat16 128 stamps'] = *attention(
+      implementation='mosaic_gpu', stamps=stamps, segment_ids=jnp.zeros(2048, jnp.int32)), 'HGMMA'
   return out
 
 
@@ -80,8 +89,8 @@ def tpu_cases():
 def gpu_facts(target, name):
   f, arguments, _ = gpu_cases()[target, name]
   found = report.compile_report(f, *arguments, target=target)
-  return {k.name: {'registers': k.registers, 'spill_bytes': k.spill_bytes, 'shared_memory': k.shared_memory,
-                   'instructions': k.instructions} for k in found.kernels}
+  return {f'{k.name} {n}': {'registers': k.registers, 'spill_bytes': k.spill_bytes, 'shared_memory': k.shared_memory,
+                            'instructions': k.instructions} for n, k in enumerate(found.kernels)}
 
 
 def tpu_facts(target, name):
