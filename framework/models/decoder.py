@@ -298,7 +298,9 @@ class Decoder(nn.Module):
     def init_blocks(key):
       zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
       few = memory and jax.tree.map(lambda x: x[:1, :1], memory).replace(mask_BxLxM=mask[:, 0])
-      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero, memory=few)['params']
+      words = rule and timestamps.as_arguments(zero, zero, zero, zero)
+      one = lambda k: block.init(
+          k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero, memory=few, rule=words)['params']
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
 

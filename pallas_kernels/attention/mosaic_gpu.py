@@ -6,7 +6,6 @@ each other's softmax. A program visits the blocks from the first to the last tha
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention import gradient
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.runtime import mosaic_gpu
+from pallas_kernels.runtime import mosaic_gpu, tune
 from pallas_kernels.runtime.batching import over_batch
 from pallas_kernels.runtime.mosaic_gpu import LOG2E
 
@@ -52,7 +51,7 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
     if given:
       raise NotImplementedError(f'attention implementation mosaic_gpu has no {name}; triton has')
   mosaic_gpu.check('attention')
-  settings = gradient.Settings(scale, None, False, config or Config())
+  settings = gradient.Settings(scale, None, False, config or _remembered(query, key) or Config())
   return gradient.attend(forward, backward, settings, gradient.Arrays(query, key, value, None, None), mask)
 
 
@@ -174,6 +173,12 @@ def _row_of(x, batch):
   return batch if x.shape[0] > 1 else 0
 
 
+def _remembered(query, key):
+  """What tuning on this device found for the shape."""
+  (_, Q, H, K), (T, G) = query.shape, key.shape[1:3]
+  return tune.remembered(tune.key('attention', 'mosaic_gpu', query.dtype, Q, T, H, G, K), Config)
+
+
 def forward(arrays, mask, settings):
   """(out [B, Q, H, K], log-sum-exp [B, H, Q])."""
   def one(rows, mask):
@@ -196,7 +201,7 @@ def _forward(query, key, value, mask, settings):
   V, W = (0 if x is None else x.shape[1] for x in (c.queries, c.keys))
   staged_there = mosaic_gpu.interpreted()
 
-  def kernel(q, k, v, first, count, *rest):
+  def attention_forward(q, k, v, first, count, *rest):
     queries = rest[0] if V else None
     keys = rest[len(vectors) - 1] if W else None
     out, lse, q_tile, lse_tile, arrived, *scratch = rest[len(vectors):]
@@ -253,7 +258,7 @@ def _forward(query, key, value, mask, settings):
              plgpu.Barrier(num_barriers=WARP_GROUPS),
              *([plgpu.SMEM((WARP_GROUPS, V, block_q), jnp.int32)] if V else []), *staging(block_q, block_k, dtype)]
   out, lse = launch(
-      kernel, (query, key, value, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
+      attention_forward, (query, key, value, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
       [jax.ShapeDtypeStruct(query.shape, dtype), jax.ShapeDtypeStruct((B, H, length), jnp.float32)],
       (H, length // (WARP_GROUPS * block_q), B), scratch)
   return out[:, :Q], lse[:, :, :Q]
@@ -283,7 +288,7 @@ def _backward_query(query, key, value, d_out, lse, delta, mask, settings):
   V, W = (0 if x is None else x.shape[1] for x in (c.queries, c.keys))
   staged_there = mosaic_gpu.interpreted()
 
-  def body(q, k, v, g, lse, delta, first, count, *rest):
+  def attention_query(q, k, v, g, lse, delta, first, count, *rest):
     queries = rest[0] if V else None
     keys = rest[len(vectors) - 1] if W else None
     d_q, q_tile, g_tile, floats, arrived, *scratch = rest[len(vectors):]
@@ -334,7 +339,7 @@ def _backward_query(query, key, value, d_out, lse, delta, mask, settings):
              *([plgpu.SMEM((WARP_GROUPS, V, block_q), jnp.int32)] if V else []), *staging(block_q, block_k, dtype)]
   length = query.shape[1]
   d_query = launch(
-      body, (query, key, value, d_out, lse, delta, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
+      attention_query, (query, key, value, d_out, lse, delta, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
       jax.ShapeDtypeStruct(query.shape, dtype), (H, length // (WARP_GROUPS * block_q), B), scratch)
   return d_query[:, :Q]
 
@@ -352,7 +357,7 @@ def _backward_key(query, key, value, d_out, lse, delta, mask, settings):
   V, W = (0 if x is None else x.shape[1] for x in (c.queries, c.keys))
   staged_there = mosaic_gpu.interpreted()
 
-  def body(q, k, v, g, lse, delta, first, count, *rest):
+  def attention_key(q, k, v, g, lse, delta, first, count, *rest):
     queries = rest[0] if V else None
     keys = rest[len(vectors) - 1] if W else None
     d_k, d_v, k_tile, v_tile, share_tile, arrived, *scratch = rest[len(vectors):]
@@ -406,6 +411,6 @@ def _backward_key(query, key, value, d_out, lse, delta, mask, settings):
              plgpu.Barrier(num_barriers=WARP_GROUPS),
              *([plgpu.SMEM((WARP_GROUPS, W, block_k), jnp.int32)] if W else []), *staging(block_k, block_q, dtype)]
   shares = launch(
-      body, (query, key, value, d_out, lse, delta, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
+      attention_key, (query, key, value, d_out, lse, delta, jnp.asarray(c.first), jnp.asarray(c.count), *vectors),
       [share, share], (H, length // (WARP_GROUPS * block_k), B), scratch)
   return [x[:, :T].reshape(B, T, G, H // G, K).sum(3, dtype=jnp.float32).astype(dtype) for x in shares]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import gradient, triton_backward, triton_entmax, triton_forward
+from pallas_kernels.runtime import tune
 from pallas_kernels.runtime.batching import over_batch
 
 
@@ -50,9 +51,15 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
     raise NotImplementedError(f'attention implementation triton has heads of width up to 256; got {query.shape[-1]}')
   if alpha is not None:
     alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), query.shape[2:3])
-  settings = gradient.Settings(scale, soft_cap, alpha is not None, config or pick(query, key))
+  settings = gradient.Settings(scale, soft_cap, alpha is not None, config or _remembered(query, key) or pick(query, key))
   arrays = gradient.Arrays(query, key, value, bias, alpha)
   return gradient.attend(forward, backward, settings, arrays, mask)
+
+
+def _remembered(query, key):
+  """What tuning on this device found for the shape."""
+  (_, Q, H, K), (T, G) = query.shape, key.shape[1:3]
+  return tune.remembered(tune.key('attention', 'triton', query.dtype, Q, T, H, G, K), Config)
 
 
 def forward(arrays, mask, settings):

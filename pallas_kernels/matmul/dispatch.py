@@ -17,6 +17,7 @@ IMPLEMENTATIONS = {
     'triton': 'pallas_kernels.matmul.triton',
     'mosaic_tpu': 'pallas_kernels.matmul.mosaic_tpu',
     'mosaic_gpu': 'pallas_kernels.matmul.mosaic_gpu',
+    'pallas_triton': 'pallas_kernels.matmul.pallas_triton',  # deprecated
 }
 # The first that can honour a request is taken. XLA calls the vendor's library, to which ours are unmeasured.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.matmul import epilogue
 from pallas_kernels.matmul.epilogue import Operands, Settings
-from pallas_kernels.runtime import device, mosaic_gpu
+from pallas_kernels.runtime import device, mosaic_gpu, tune
 from pallas_kernels.runtime.batching import over_batch
 
 
@@ -119,7 +119,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   del block_mask
   a, b = operands.a, operands.b
   (L, M, K), N = a.shape, b.shape[2]
-  config = settings.config or pick('tf32' if a.dtype == jnp.float32 else str(a.dtype))
+  name = 'tf32' if a.dtype == jnp.float32 else str(a.dtype)
+  config = settings.config or tune.remembered(tune.key('matmul', 'mosaic_gpu', name, M, N, K), Config) or pick(name)
   if config.block_m % STORE_ROWS or config.block_n % 64 or (config.block_k * a.dtype.itemsize) % 32:
     raise NotImplementedError(f'matmul implementation mosaic_gpu has tiles of multiples of 64 x 64 and of 32 bytes of '
                               f'K; got {config}')
@@ -128,8 +129,10 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
     return jnp.pad(x, widths) if any(w for _, w in widths) else x
   a, b = pad(a, 1, WARP_GROUPS * config.block_m, config.block_k), pad(b, 1, config.block_k, config.block_n)
   b_by_column = a.dtype.itemsize != 2  # wgmma reads other than 16-bit operands along K only
+  def matmul_tiles(a, b, out):
+    _kernel(a, b, out, b_by_column=b_by_column, settings=settings, config=config)
   out = plgpu.kernel(
-      functools.partial(_kernel, b_by_column=b_by_column, settings=settings, config=config),
+      matmul_tiles,
       out_type=jax.ShapeDtypeStruct((L, a.shape[1], b.shape[2]), settings.out_dtype),
       grid=(device.processors(),), grid_names=('program',), num_threads=WARP_GROUPS + 1, thread_name='warp_group',
       compiler_params=plgpu.CompilerParams(approx_math=True),
