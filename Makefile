@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart test test-slow test-peers bench bench-rasp draw-rasp venv clean remake
+.PHONY: quickstart test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv clean remake
 
 quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it, report
 	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
@@ -19,6 +19,24 @@ test-slow: venv
 
 test-peers: .venv/peers
 	$(RUN) -m pytest -m peers
+
+# The Mosaic GPU interpreter needs jax 0.11, which needs Python 3.12.
+PYTHON312 ?= $(shell command -v python3.12)
+
+test-kernels312:  ## Hopper kernels, interpreted; skipped without python3.12
+ifeq ($(shell $(PYTHON312) -c 'print(1)' 2>/dev/null),1)
+	test -x .venv312/bin/python || $(PYTHON312) -m venv .venv312
+	.venv312/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	.venv312/bin/python -m pytest tests/kernels/test_mosaic_gpu.py tests/kernels/test_decoder_backends.py -m ''
+else
+	@echo 'skipped: there is no python3.12 (name one with PYTHON312=...)'
+endif
+
+test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 GB of plugins in an environment of its own
+	test -x .venv-compile/bin/python || $(PYTHON) -m venv .venv-compile
+	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compile]'
+	.venv-compile/bin/python -m pytest -m '' tests/kernels/test_compile.py tests/kernels/test_support.py \
+	  tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
 
 bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare
@@ -51,4 +69,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .cache build *.egg-info
+	rm -rf .venv .venv312 .venv-compile .cache build *.egg-info

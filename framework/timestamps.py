@@ -22,6 +22,14 @@ def may_read(
   return mask_BxQxT
 
 
+def as_arguments(
+    tau_query_BxQ: jax.Array, tau_key_BxT: jax.Array, segment_query_BxQ: jax.Array, segment_key_BxT: jax.Array,
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """The rule of `may_read` as arguments of pallas_kernels.attention.dot_product_attention, from which a kernel finds
+  the blocks that it need not visit."""
+  return {'stamps': (tau_query_BxQ, tau_key_BxT), 'segment_ids': (segment_query_BxQ, segment_key_BxT)}
+
+
 def may_score(tau_BxL: jax.Array, target_index_BxL: jax.Array) -> jax.Array:
   """Whether each node may be scored on the token at `target_index`, bool [..., L]."""
   return target_index_BxL > tau_BxL

@@ -1,5 +1,7 @@
 """The extension point: a fork adds its model to MODELS, and the training loop, evaluation and sampler run it."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +37,12 @@ def check_attention(model: config_lib.Model) -> None:
   if model.attention not in backends:
     raise config_lib.ConfigError(f"model.attention is '{model.attention}'; expected one of {', '.join(backends)}"
                                  f'{config_lib.nearest(model.attention, backends)}')
+  if model.attention != 'auto':
+    try:
+      importlib.import_module(attention.IMPLEMENTATIONS[model.attention])
+    except ImportError as error:
+      raise config_lib.ConfigError(f"model.attention is '{model.attention}', which needs {error.name}; expected it "
+                                   "installed, nearest is 'auto'") from None
 
 
 def init(module, key: jax.Array):

@@ -17,6 +17,7 @@ import numpy as np
 from framework import timestamps
 from framework.config import Model
 from framework.models import norm
+from pallas_kernels import attention
 from pallas_kernels.attention import dot_product_attention
 
 Cache = dict[str, jax.Array]
@@ -163,8 +164,11 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache: Cache | None = None, layer=0,
-               keys_B=None, memory: Memory | None = None, attend: Callable | None = None):
-    """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None)."""
+               keys_B=None, memory: Memory | None = None, attend: Callable | None = None, rule: dict | None = None):
+    """Returns (x_BxLxD, the cache with this call's keys and values of layer number `layer` written, or None).
+
+    `rule`: the mask in the words of timestamps.as_arguments, for a backend that skips blocks.
+    """
     c = self.config
     D, H, G, K, F = c.width, c.heads, c.kv_heads, head_width(c), c.feedforward
     # Both branches add to the stream once a layer: scaled down by sqrt(2 N) its variance stays that of the input
@@ -192,7 +196,8 @@ class Block(nn.Module):
         table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
         bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
       def weigh(value_BxTxGxK):
-        return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT, mask_Bx1xQxT,
+        return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT,
+                                     **(rule or {'mask': mask_Bx1xQxT}),
                                      scale=1.0 if c.attention_scale == 'one' else None,
                                      implementation=None if c.attention == 'auto' else c.attention)
       if self.is_mutable_collection('intermediates'):
@@ -281,15 +286,21 @@ class Decoder(nn.Module):
     distance_QxT = tau_L[:, None] - tau_T
     if c.mask == 'bidirectional':
       tau_L = tau_T = timestamps.encoder_stamps(tokens_BxL.shape[1])
+    rule = None
     if mask_BxLxT is None:
-      mask_BxLxT = timestamps.may_read(tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT)
+      nodes = tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT
+      mask_BxLxT = timestamps.may_read(*nodes)
+      if not attention.reads_dense_mask(None if c.attention == 'auto' else c.attention):
+        rule = timestamps.as_arguments(*nodes)
     mask_Bx1xQxT = mask_BxLxT[:, None]
 
     block = Block(c, parent=None)
     def init_blocks(key):
       zero, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
       few = memory and jax.tree.map(lambda x: x[:1, :1], memory).replace(mask_BxLxM=mask[:, 0])
-      one = lambda k: block.init(k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero, memory=few)['params']
+      words = rule and timestamps.as_arguments(zero, zero, zero, zero)
+      one = lambda k: block.init(
+          k, jnp.zeros((1, 1, c.width), c.dtype), zero, mask, zero, memory=few, rule=words)['params']
       return jax.vmap(one)(jax.random.split(key, c.layers))
     blocks = self.param('blocks', init_blocks)
 
@@ -298,7 +309,7 @@ class Decoder(nn.Module):
       (x_BxLxD, cache), (params, number) = carry, inputs
       keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
       out = block.apply({'params': params}, x_BxLxD, positions_BxL, mask_Bx1xQxT, distance_QxT, cache, number, keys,
-                        memory, attend, mutable=['intermediates'] if watched else False)
+                        memory, attend, rule, mutable=['intermediates'] if watched else False)
       return out if watched else (out, None)
 
     if c.remat != 'none':

@@ -15,9 +15,12 @@ IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.attention.reference',
     'xla_chunked': 'pallas_kernels.attention.chunked',
     'triton': 'pallas_kernels.attention.triton',
+    'mosaic_tpu': 'pallas_kernels.attention.mosaic_tpu',
+    'mosaic_gpu': 'pallas_kernels.attention.mosaic_gpu',
 }
 # The first that can honour a request is taken.
-BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
+BEST = {'cpu': ('xla',), 'gpu': ('mosaic_gpu', 'triton', 'xla_chunked', 'xla'),
+        'tpu': ('mosaic_tpu', 'xla_chunked', 'xla')}
 
 
 def dot_product_attention(
@@ -80,6 +83,11 @@ def dot_product_attention(
       'attention', IMPLEMENTATIONS, BEST, implementation, config,
       lambda module: importlib.import_module(module).attend(query, key, value, bias, one, **call))
   return (out, residual_BxHxQ.swapaxes(1, 2)) if return_residual else out
+
+
+def reads_dense_mask(implementation: str | None) -> bool:
+  """Whether the implementation makes a dense mask anyway, so that one that is made once can serve many calls."""
+  return (implementation or BEST[device.platform()][0]) == 'xla'
 
 
 def make_mask(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import gradient, triton_backward, triton_entmax, triton_forward
+from pallas_kernels.runtime import tune
 from pallas_kernels.runtime.batching import over_batch
 
 
@@ -25,9 +26,14 @@ class Config:
 
 
 def pick(query: jax.Array, key: jax.Array) -> Config:
-  """Tiles without spills by tests/kernels/test_compile_gpu.py; smaller ones for float32 and wide heads."""
-  wide = query.dtype.itemsize * query.shape[-1] > 256
-  c = Config(64, 32, 4, 2, 32, 32, 32, 32, 4, 1) if wide else Config()
+  """Tiles without spills by tests/kernels/test_compile.py: smaller ones for float32 and wide heads."""
+  size, width = query.dtype.itemsize, query.shape[-1]
+  if size == 4:
+    c = Config(32, 32, 4, 1, 32, 32, 32, 32, 4 if width <= 64 else 8, 1)
+  elif width > 128:
+    c = Config(64, 32, 8, 2, 32, 32, 32, 32, 4, 1)
+  else:
+    c = Config(backward_warps=4 if width <= 64 else 8)
   def fit(block, length):
     return max(16, min(block, 1 << (length - 1).bit_length()))
   Q, T = query.shape[1], key.shape[1]
@@ -45,9 +51,15 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
     raise NotImplementedError(f'attention implementation triton has heads of width up to 256; got {query.shape[-1]}')
   if alpha is not None:
     alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), query.shape[2:3])
-  settings = gradient.Settings(scale, soft_cap, alpha is not None, config or pick(query, key))
+  settings = gradient.Settings(scale, soft_cap, alpha is not None, config or _remembered(query, key) or pick(query, key))
   arrays = gradient.Arrays(query, key, value, bias, alpha)
   return gradient.attend(forward, backward, settings, arrays, mask)
+
+
+def _remembered(query, key):
+  """What tuning on this device found for the shape."""
+  (_, Q, H, K), (T, G) = query.shape, key.shape[1:3]
+  return tune.remembered(tune.key('attention', 'triton', query.dtype, Q, T, H, G, K), Config)
 
 
 def forward(arrays, mask, settings):

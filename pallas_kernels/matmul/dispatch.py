@@ -16,8 +16,10 @@ IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.matmul.reference',
     'triton': 'pallas_kernels.matmul.triton',
     'mosaic_tpu': 'pallas_kernels.matmul.mosaic_tpu',
+    'mosaic_gpu': 'pallas_kernels.matmul.mosaic_gpu',
+    'pallas_triton': 'pallas_kernels.matmul.pallas_triton',  # deprecated
 }
-# The first that can honour a request is taken.
+# The first that can honour a request is taken. XLA calls the vendor's library, to which ours are unmeasured.
 BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
 
 DEFAULT_OUT = {jnp.dtype(x): jnp.dtype(y) for x, y in (

@@ -9,7 +9,7 @@ import numpy as np
 
 from pallas_kernels.matmul import epilogue
 from pallas_kernels.matmul.epilogue import Operands, Settings
-from pallas_kernels.runtime import triton_call
+from pallas_kernels.runtime import triton_call, tune
 from pallas_kernels.runtime.batching import over_batch
 from pallas_kernels.runtime.triton_call import tl, triton
 
@@ -25,9 +25,9 @@ class Config:
   group: int = 8
 
 
-# Without spills and with tensor-core instructions on H100 and A100, by tests/kernels/test_compile_gpu.py; unmeasured.
+# Without spills and with tensor-core instructions on H100 and A100, by tests/kernels/test_compile.py; unmeasured.
 DEFAULTS = {
-    'float32': Config(64, 64, 32, warps=4, stages=2),
+    'float32': Config(64, 128, 16, warps=8, stages=2),
     'tf32': Config(128, 128, 32, warps=8, stages=3),
     'bfloat16': Config(128, 256, 64, warps=8, stages=3),
     'float16': Config(128, 256, 64, warps=8, stages=3),
@@ -136,7 +136,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   a, b, c, bias, a_scale, b_scale = operands
   (L, M, K), N = a.shape, b.shape[2]
   name = 'tf32' if settings.precision == 'tf32' else str(a.dtype)
-  config = settings.config or pick(M, N, K, name)
+  config = settings.config or tune.remembered(tune.key('matmul', 'triton', name, M, N, K), Config) or pick(
+      M, N, K, name)
   if settings.config is None and block_mask is not None:
     config = _within_blocks(config, M // block_mask.shape[0], K // block_mask.shape[1])
   grid = math.ceil(M / config.block_m) * math.ceil(N / config.block_n), L

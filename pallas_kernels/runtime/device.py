@@ -22,6 +22,12 @@ def platform(device_kind: str | None = None) -> str:
   return 'gpu' if name.startswith(('NVIDIA', 'Tesla', 'AMD', 'Quadro', 'GeForce')) else 'cpu'
 
 
+def processors() -> int:
+  """How many multiprocessors the device that is traced for has."""
+  described = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+  return described.num_cores if described is not None else jax.devices()[0].core_count
+
+
 def first_able(
     operation: str, implementations: Mapping[str, str], best: Mapping[str, Sequence[str]],
     wanted: str | Sequence[str] | None, config: Any, call: Callable[[str], Any],

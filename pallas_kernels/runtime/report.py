@@ -23,11 +23,15 @@ INSTRUCTIONS = ('HGMMA', 'QGMMA', 'IGMMA', 'HMMA', 'IMMA', 'QMMA', 'FFMA', 'LDGS
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """Facts of one GPU kernel. Bytes; instructions are those of INSTRUCTIONS that occur, with their number."""
+  """Facts of one GPU kernel. Bytes; instructions are those of INSTRUCTIONS that occur, with their number.
+
+  `shared_memory` is None for Mosaic GPU, which refuses to lower what asks for too much; `registers` is what a thread
+  has at launch, from which the warp groups of a Hopper kernel then take and give.
+  """
   name: str
   registers: int
   spill_bytes: int
-  shared_memory: int
+  shared_memory: int | None
   instructions: dict[str, int]
 
 
@@ -71,6 +75,7 @@ def compile_report(f: Callable, *arguments: Any, target: str, **options: Any) ->
       for path in sorted(pathlib.Path(folder).rglob('*.ptx')):
         parts.append((path.read_text(), None))
       kernels = [k for ptx, shared in parts for k in assemble(ptx, device.capability, shared)]
+      kernels.sort(key=lambda k: k.name)
     memory = compiled.memory_analysis()
     return Report(target, memory.temp_size_in_bytes if memory else 0, tuple(kernels), calls, hlo)
 
@@ -104,12 +109,11 @@ def assemble(ptx: str, capability: tuple[int, int], shared: int | None) -> list[
   out = []
   for name, body in re.findall(r"Function properties for (\S+)\n(.*?registers.*?)(?=\n|$)", log.stderr, re.S):
     spilled = sum(map(int, re.findall(r'(\d+) bytes spill', body)))
-    static = re.search(r'(\d+) bytes smem', body)
     code = re.search(rf'Function : {re.escape(name)}\n(.*?)(?=\n\s*Function : |\Z)', sass, re.S)
     counts = {i: len(re.findall(rf'\b{i}\b', code[1] if code else sass)) for i in INSTRUCTIONS}
     out.append(Kernel(
-        name, int(re.search(r'Used (\d+) registers', body)[1]), spilled,
-        shared if shared is not None else int(static[1]) if static else 0, {k: n for k, n in counts.items() if n}))
+        name, int(re.search(r'Used (\d+) registers', body)[1]), spilled, shared,
+        {k: n for k, n in counts.items() if n}))
   return out
 
 

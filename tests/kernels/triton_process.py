@@ -169,9 +169,14 @@ def unwritten_tile():
   return {'nan': int(np.isnan(out).sum())}
 
 
+def decoder_losses():
+  from tests.kernels import test_decoder_backends
+  return {'losses': test_decoder_backends.losses('triton')}
+
+
 def main():
   functions = {f.__name__: f for f in (attention_errors, attention_rule, matmul_error, matmul_gradient, vmapped,
-                                       random_attention, loads, unwritten_tile)}
+                                       random_attention, loads, unwritten_tile, decoder_losses)}
   for line in sys.stdin:
     name, arguments = json.loads(line)
     try:

@@ -1,0 +1,199 @@
+"""Speed of every implementation on the device that is here, next to the vendor's: python -m pallas_kernels.bench."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from pallas_kernels import attention, matmul
+from pallas_kernels.runtime import device, targets, timing, tune
+
+FLAGS = flags.FLAGS
+HELP = """Times matrix products and attention, every implementation that can run here, in one call.
+
+A row: seconds, TFLOP/s, per cent of the vendor's library in the same run (cuBLAS by XLA; cuDNN where it is there, else
+XLA's own attention), the roofline's floor in seconds where the device is known, the largest error relative to float32.
+Backward counts 2.5 times the forward FLOPs, a causal mask half of them.
+
+Examples:
+  python -m pallas_kernels.bench
+  python -m pallas_kernels.bench --only=attention --json=bench.json
+  python -m pallas_kernels.bench --tune        # first finds the best tiles of Triton and Mosaic GPU for these shapes
+"""
+
+
+def define_flags() -> None:
+  flags.DEFINE_enum('only', '', ['', 'matmul', 'attention'], 'One operation; empty: both.')
+  flags.DEFINE_string('json', '', 'File that the rows are written to, with device and versions.')
+  flags.DEFINE_bool('tune', False, 'Times the candidate tiles first and remembers the best for this device.')
+  flags.DEFINE_integer('length', 0, 'Attention: one length in place of the list.', lower_bound=0)
+
+
+def roofline_of(kind: str) -> targets.Gpu | None:
+  return next((g for name, g in targets.GPUS.items() if name in kind.lower()), None)
+
+
+def normal(shape, dtype, seed):
+  if jnp.dtype(dtype) == jnp.int8:
+    return jax.random.randint(jax.random.key(seed), shape, -127, 128, jnp.int8)
+  return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+
+
+def candidates(operation: str, implementation: str) -> list:
+  """Tiles worth timing; the compiler's report has been asked about the defaults only, so the rest may fail."""
+  if operation == 'matmul' and implementation == 'triton':
+    from pallas_kernels.matmul.triton import Config
+    return [Config(m, n, k, w, s) for m, n, k, w in ((128, 256, 64, 8), (128, 128, 64, 8), (256, 128, 64, 8),
+                                                     (128, 128, 128, 8), (64, 256, 64, 4)) for s in (3, 4)]
+  if operation == 'matmul' and implementation == 'mosaic_gpu':
+    from pallas_kernels.matmul.mosaic_gpu import Config
+    return [Config(m, n, 64, s, w) for m, n, s in ((128, 128, 4), (64, 256, 4), (128, 128, 3)) for w in (1, 8, 16)]
+  if operation == 'attention' and implementation == 'triton':
+    from pallas_kernels.attention.triton import Config
+    return [Config(128, k, w, s, backward_warps=8) for k in (64, 128) for w in (4, 8) for s in (2, 3)]
+  if operation == 'attention' and implementation == 'mosaic_gpu':
+    from pallas_kernels.attention.mosaic_gpu import Config
+    return [Config(64, k, s) for k in (64, 128) for s in (2, 3, 4)]
+  return []
+
+
+def matmul_rows(on_cpu: bool):
+  """(name, function per implementation, inputs, FLOPs, bytes, reference)."""
+  sizes = (512,) if on_cpu else (1024, 2048, 4096, 8192)
+  dtypes = ('float32', 'bfloat16') if on_cpu else ('bfloat16', 'float16', 'float8_e4m3fn', 'int8', 'tf32')
+  for dtype in dtypes:
+    for n in sizes:
+      kind = 'float32' if dtype == 'tf32' else dtype
+      more = {'precision': 'tf32'} if dtype == 'tf32' else {}
+      pairs = [(normal((n, n), kind, 2 * i), normal((n, n), kind, 2 * i + 1)) for i in range(
+          timing.copies([jax.ShapeDtypeStruct((n, n), kind)] * 2))]
+      def run(implementation, config=None, more=more):
+        return lambda a, b: matmul.matmul(a, b, implementation=implementation, config=config, **more)
+      item = jnp.dtype(kind).itemsize
+      yield f'matmul {dtype} {n}', run, pairs, 2 * n**3, 2 * n * n * item + n * n * max(item, 2), tune.key(
+          'matmul', '{}', dtype, n, n, n)
+  n = 1024 if on_cpu else 8192
+  mask = np.random.default_rng(0).random((n // 128, n // 128)) < 0.1
+  pairs = [(normal((n, n), 'bfloat16', 0), normal((n, n), 'bfloat16', 1))]
+  yield (f'matmul bfloat16 {n}, 90 % zero blocks',
+         lambda implementation, config=None: lambda a, b: matmul.matmul(
+             a, b, block_mask=mask, implementation=implementation, config=config),
+         pairs, 2 * n**3 * float(mask.mean()), 3 * n * n * 2, '')
+
+
+def attention_rows(on_cpu: bool, length: int):
+  lengths = (length,) if length else (8192,) if on_cpu else (4096, 8192, 16384)
+  for n in lengths:
+    for width in (64,) if on_cpu else (64, 128):
+      B, H, dtype = (1, 2, 'float32') if on_cpu else (max(1, 16384 // n), 2048 // width, 'bfloat16')
+      inputs = [tuple(normal((B, n, H, width), dtype, 3 * i + j) for j in range(3)) for i in range(2)]
+      flops, size = 2 * B * H * n * n * width, 4 * B * n * H * width * jnp.dtype(dtype).itemsize
+      def forward(implementation, config=None):
+        return lambda q, k, v: attention.dot_product_attention(
+            q, k, v, is_causal=True, implementation=implementation, config=config)
+      def both(implementation, config=None, forward=forward):
+        loss = lambda *x: forward(implementation, config)(*x).astype(jnp.float32).sum()
+        return lambda *x: jax.grad(loss, (0, 1, 2))(*x)
+      key = tune.key('attention', '{}', dtype, n, n, H, H, width)
+      yield f'attention forward {dtype} {n} x {width}', forward, inputs, flops, size, key
+      yield f'attention forward and backward {dtype} {n} x {width}', both, inputs, 3.5 * flops, 2.5 * size, key
+
+
+def vendor(name: str):
+  """(its name, function -> the vendor's function) for a row."""
+  if name.startswith('matmul'):
+    return 'xla', None
+  def cudnn(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation='cudnn')
+  if 'backward' in name:
+    return 'cudnn', lambda *x: jax.grad(lambda *y: cudnn(*y).astype(jnp.float32).sum(), (0, 1, 2))(*x)
+  return 'cudnn', cudnn
+
+
+def error_of(f, truth, inputs) -> float:
+  """Largest difference, relative to the largest entry of the truth."""
+  def widest(a, b):
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+  return max(widest(a, b) for a, b in zip(jax.tree.leaves(jax.jit(f)(*inputs)), jax.tree.leaves(truth)))
+
+
+def measure(name, make, inputs, flops, size, key, implementations, roof, tuned):
+  """The rows of one case."""
+  ways = {i: make(i) for i in implementations}
+  label, theirs = vendor(name)
+  if theirs is not None and device.platform() == 'gpu':
+    ways[label] = theirs
+  truth = None
+  rows = []
+  for implementation, f in ways.items():
+    row = {'case': name, 'implementation': implementation}
+    try:
+      if tuned and key and candidates(name.split()[0], implementation):
+        tune.tune(key.format(implementation), lambda c, i=implementation: make(i, c), inputs,
+                  candidates(name.split()[0], implementation))
+      seconds = timing.seconds(f, inputs)
+      truth = jax.jit(make('xla'))(*inputs[0]) if truth is None and name.startswith('matmul') else truth
+      row |= {'seconds': seconds, 'tflops': flops / seconds / 1e12, 'gbytes': size / seconds / 1e9}
+      if truth is not None:
+        row['error'] = error_of(f, truth, inputs[0])
+    except Exception as error:  # what one cannot do is a line of the table, not the end of the run
+      row['why'] = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+    if roof is not None:
+      row['floor_seconds'] = max(flops / roof.flops, size / roof.bandwidth)
+    rows.append(row)
+  base = next((r for r in rows if r['implementation'] == label and 'seconds' in r), None) or next(
+      (r for r in rows if r['implementation'] == 'xla' and 'seconds' in r), None)
+  for row in rows:
+    if base and 'seconds' in row:
+      row['percent_of_' + base['implementation']] = 100 * base['seconds'] / row['seconds']
+  return rows
+
+
+def line_of(row) -> str:
+  if 'why' in row:
+    return f"  {row['implementation']:12s} {row['why']}"
+  share = next((f'{v:6.0f} % of {k[11:]}' for k, v in row.items() if k.startswith('percent_of_')), '')
+  floor = f"  floor {row['floor_seconds'] * 1e3:.3f} ms" if 'floor_seconds' in row else ''
+  error = f"  error {row['error']:.1e}" if 'error' in row else ''
+  return (f"  {row['implementation']:12s} {row['seconds'] * 1e3:10.3f} ms {row['tflops']:9.3f} TFLOP/s "
+          f"{row['gbytes']:8.1f} GB/s {share}{floor}{error}")
+
+
+def main(_) -> None:
+  on_cpu = device.platform() == 'cpu'
+  roof = roofline_of(device.kind())
+  print(f'{device.kind()}, jax {jax.__version__}', flush=True)
+  # Interpreters say nothing about speed, so a CPU runs XLA alone.
+  here = {'cpu': ('xla', 'xla_chunked'), 'gpu': ('xla', 'xla_chunked', 'triton', 'mosaic_gpu', 'pallas_triton'),
+          'tpu': ('xla', 'xla_chunked', 'mosaic_tpu')}[device.platform()]
+  cases = []
+  if FLAGS.only != 'attention':
+    cases += [(c, [i for i in here if i in matmul.IMPLEMENTATIONS]) for c in matmul_rows(on_cpu)]
+  if FLAGS.only != 'matmul':
+    cases += [(c, [i for i in here if i in attention.IMPLEMENTATIONS]) for c in attention_rows(on_cpu, FLAGS.length)]
+  rows, start = [], time.monotonic()
+  for number, (case, implementations) in enumerate(cases):
+    spent = time.monotonic() - start
+    left = f', about {spent / number * (len(cases) - number):.0f} s left' if number else ''
+    print(f'{case[0]} ({number + 1} of {len(cases)}{left})', flush=True)
+    found = measure(*case, implementations, roof, FLAGS.tune)
+    print('\n'.join(map(line_of, found)), flush=True)
+    rows += found
+    if FLAGS.json:
+      path = pathlib.Path(FLAGS.json)
+      temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+      temporary.write_text(json.dumps({'device': device.kind(), 'jax': jax.__version__, 'rows': rows}, indent=1) + '\n')
+      os.replace(temporary, path)
+
+
+if __name__ == '__main__':
+  define_flags()
+  sys.modules['__main__'].__doc__ = HELP
+  app.run(main)
