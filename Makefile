@@ -42,7 +42,6 @@ bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare
 	$(RUN) -m benchmarks.generation
 	$(RUN) -m benchmarks.scaling
-	$(RUN) -m benchmarks.scaling
 
 bench-rasp: venv  ## compiled programs beside Tracr's recorded figures
 	$(RUN) -m benchmarks.rasp

@@ -31,6 +31,9 @@ def main() -> int:
   from framework.training import run
   config = run.read_config(workdir)
   config.training.devices = 1  # one row is not worth spreading
+  if config.model.name == 'encoder_decoder':
+    raise config_lib.ConfigError(f"--workdir is a run of model.name 'encoder_decoder', which predicts blocks of "
+                                 f"{config.data.stride} tokens; only 'decoder' and 'tiered' write text")
   launch.start_jax(config)
 
   import numpy as np

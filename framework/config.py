@@ -75,6 +75,14 @@ class Tiered:
 
 
 @dataclasses.dataclass(slots=True)
+class Encoder:
+  """Read by model.name = encoder_decoder, whose decoder is that of the section `model` and predicts data.stride tokens."""
+  kind: str = 'bidirectional'  # bidirectional | right_to_left | right_to_left_scan | prefix (one stack for both)
+  layers: int = 0  # 0: model.layers; the scan has one
+  width: int = 0  # 0: model.width
+
+
+@dataclasses.dataclass(slots=True)
 class Data:
   path: str = ''  # file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources
   validation_path: str = ''  # '': a tenth of `path` is held out
@@ -141,6 +149,7 @@ class Config:
   evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   tiered: Tiered = dataclasses.field(default_factory=Tiered)
+  encoder: Encoder = dataclasses.field(default_factory=Encoder)
 
 
 CHOICES = {
@@ -153,6 +162,7 @@ CHOICES = {
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),
     'data.tokenizer': ('bytes', 'chars', 'bpe'),
+    'encoder.kind': ('bidirectional', 'right_to_left', 'right_to_left_scan', 'prefix'),
     'tiered.starts': ('period', 'trigger', 'entropy'),
     'tiered.layout': ('stream', 'stamp', 'cross'),
     'tiered.read': ('tokens', 'hidden'),
@@ -179,6 +189,7 @@ BOUNDS = {
     'evaluation.every_steps': (0, 10**9), 'evaluation.windows': (0, 10**9), 'evaluation.batch': (0, 10**7),
     'evaluation.stride': (0, 2**24),
     'checkpoint.every_steps': (0, 10**9), 'checkpoint.keep': (1, 10**6), 'checkpoint.keep_every': (0, 10**9),
+    'encoder.layers': (0, 1000), 'encoder.width': (0, 10**6),
     'tiered.tiers': (1, 100), 'tiered.period': (1, 2**24), 'tiered.rollout': (1, 2**24), 'tiered.samples': (1, 10**6),
     'tiered.most_starts': (0, 2**24), 'tiered.trigger': (0, 2**24), 'tiered.entropy': (0.0, 64.0),
     'tiered.delay': (0, 2**24), 'tiered.last': (0, 2**24), 'tiered.first_bias': (-1e4, 1e4),
@@ -291,6 +302,20 @@ def check_tiered(config: Config) -> None:
     raise ConfigError(f"tiered.content is '{t.content}'; tiered.read 'hidden' has no such content, nearest is 'own'")
 
 
+def check_encoder(config: Config) -> None:
+  """Raises ConfigError for an encoder without a history, or of a width that its heads do not divide."""
+  d, m, width = config.data, config.model, config.encoder.width or config.model.width
+  if d.stride >= d.window:
+    raise ConfigError(f"data.stride is {d.stride}; model.name 'encoder_decoder' reads the window's tokens before it, so "
+                      f'expected less than data.window {d.window}, nearest is {d.window - 1}')
+  if config.evaluation.stride != d.stride:
+    raise ConfigError(f"evaluation.stride is {config.evaluation.stride}; model.name 'encoder_decoder' predicts "
+                      f'data.stride tokens a window: expected {d.stride}')
+  if width % (2 * m.heads):
+    raise ConfigError(f'encoder.width is {width}; expected a multiple of {2 * m.heads} for model.heads {m.heads}, nearest '
+                      f'is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
+
+
 def check(config: Config) -> Config:
   """Fills in the derived fields and raises ConfigError for whatever needs no device and no file to be seen wrong."""
   check_fields(config)
@@ -329,6 +354,8 @@ def check(config: Config) -> Config:
                       f'nearest is {t.steps - 1}')
   if m.name == 'tiered':
     check_tiered(config)
+  if m.name == 'encoder_decoder':
+    check_encoder(config)
   return config
 
 

@@ -63,6 +63,8 @@ def train(model: Model, vocabulary: int, window: int) -> float:
 def train_window(config: Config, vocabulary: int) -> float:
   """Training FLOPs of one window under a checked config: of a tiered model, those of its top tier and of the rollouts
   that it reads, written on the way."""
+  if config.model.name == 'encoder_decoder':
+    return 3 * encoder_decoder(config, vocabulary)
   if config.model.name != 'tiered':
     return train(config.model, vocabulary, config.data.window)
   t = config.tiered
@@ -71,6 +73,21 @@ def train_window(config: Config, vocabulary: int) -> float:
   if t.tiers > 1 and t.starts == 'entropy':
     below += forward(tiers[0], vocabulary, config.data.window)
   return below + 3 * read(tiers, t, t.tiers, vocabulary, config.data.window)
+
+
+def encoder_decoder(config: Config, vocabulary: int) -> float:
+  """FLOPs of one forward pass over one window: a history of L - S tokens, then S with all L predictions."""
+  m, e, L, S = config.model, config.encoder, config.data.window, config.data.stride
+  if e.kind == 'prefix':
+    return forward(m, vocabulary, L)
+  width, H = e.width or m.width, L - S
+  if e.kind == 'right_to_left_scan':
+    encoder = 2.0 * H * 2 * width * 3 * width
+  else:
+    wide = dataclasses.replace(m, width=width, layers=e.layers or m.layers,
+                               feedforward=round(m.feedforward * width / m.width))
+    encoder = nodes(wide, H, H)
+  return encoder + nodes(m, S, S) + cross(m, S, H, width) + head(m, vocabulary, L)
 
 
 def tier_models(config: Config) -> list[Model]:

@@ -40,12 +40,46 @@ def count_products(jaxpr) -> int:
       for axis in contracted:
         out *= equation.invars[0].aval.shape[axis]
       total += 2 * out
+    times = equation.params['length'] if equation.primitive.name == 'scan' else 1
     for value in equation.params.values():
       for inner in value if isinstance(value, (list, tuple)) else [value]:
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          total += count_products(inner)
+          total += times * count_products(inner)
   return total
+
+
+@pytest.mark.parametrize('settings', [
+    {}, {'tiers': 3, 'widths': '32,64,64', 'layers': '1,2,3', 'samples': 2}, {'layout': 'stamp', 'tiers': 3},
+    {'layout': 'cross', 'samples': 2, 'tiers': 3}, {'layout': 'cross', 'read': 'hidden', 'widths': '32,64'},
+    {'starts': 'entropy', 'most_starts': 2}])
+def test_flops_of_tiers_are_within_five_per_cent_of_xla(settings):
+  V, B, c = 257, 2, config_lib.Config(
+      model=config_lib.Model(name='tiered', layers=2, width=64, heads=4), data=config_lib.Data(window=96),
+      tiered=config_lib.Tiered(**{'period': 32, 'rollout': 8} | settings))
+  config_lib.check(c)
+  module = models.of_config(c, V)
+  params = jax.eval_shape(lambda: module.init(jax.random.key(0))['params'])
+  rows = jax.ShapeDtypeStruct((B, 96), 'int32')
+  batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')} | {
+      'weights': jax.ShapeDtypeStruct((B, 96), 'float32'), 'start': jax.ShapeDtypeStruct((B,), 'uint32')}
+  def loss(top, params, batch):
+    return step.sum_loss(module, params | top, batch, None)
+  top = f'tier_{c.tiered.tiers}'
+  jaxpr = jax.make_jaxpr(jax.grad(loss))({top: params[top]}, params, batch)
+  assert count_products(jaxpr.jaxpr) == pytest.approx(B * flops.train_window(c, V), rel=0.05)
+
+
+def test_rollouts_cost_what_the_notes_say():
+  """Written out from the papers' accounting: body 24 n d^2, head 2 V d, 4 n d a visible key, rho = K R / P."""
+  n, d, V, window, P, R, K = 4, 128, 256, 512, 64, 16, 1
+  c = config_lib.check(config_lib.Config(
+      model=config_lib.Model(name='tiered', layers=n, width=d, heads=4), data=config_lib.Data(window=window),
+      tiered=config_lib.Tiered(period=P, rollout=R, samples=K)))
+  body, head, key, rho = 24 * n * d * d, 2 * V * d, 4 * n * d, K * R / P
+  # Without a kernel that skips masked blocks every key counts, and the last token of a rollout is not read.
+  expected = body + key * window + head / P + (R - 1) / R * rho * (body + head + key * (window + R))
+  assert flops.write(flops.tier_models(c), c.tiered, 1, V, window) / window == pytest.approx(expected, rel=1e-12)
 
 
 def test_xla_agrees_on_a_single_product():

@@ -6,20 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
-from framework.models import decoder, markov, masked, recurrent, tiered
+from framework.models import decoder, encoder_decoder, markov, masked, recurrent, tiered
 from pallas_kernels import attention
 
 MODELS = {'decoder': decoder.Decoder, 'rnn': recurrent.Recurrent, 'lstm': recurrent.Recurrent,
           'birnn': recurrent.Bidirectional, 'masked': masked.build, 'markov': markov.Markov}
-NAMES = (*MODELS, 'tiered')  # what needs more of a config than its section `model` is built by `of_config`
+OF_CONFIG = {'tiered': tiered.build, 'encoder_decoder': encoder_decoder.build}  # need more than the section `model`
+NAMES = (*MODELS, *OF_CONFIG)
 
 
 def of_config(config: config_lib.Config, vocabulary: int):
   """The module that a checked config describes, for a vocabulary of V tokens."""
-  if config.model.name != 'tiered':
+  if config.model.name not in OF_CONFIG:
     return build(config.model, vocabulary, config.data.window)
   check_attention(config.model)
-  return tiered.build(config, vocabulary)
+  return OF_CONFIG[config.model.name](config, vocabulary)
 
 
 def build(model: config_lib.Model, vocabulary: int, window: int):

@@ -67,6 +67,8 @@ def test_every_token_is_a_target_exactly_once(folder, lengths, window, stride, p
         assert len(tokens) < window + 1
         assert made['segments'][w, i] == 0 and made['weights'][w, i] == 0
   assert seen[0] == 0 and (seen[1:] == 1).all()
+  np.testing.assert_array_equal(made.pop('start'), [max(0, min((w + 1) * stride, len(tokens) - 1) - window)
+                                                    for w in range(total)])
   for name, array in made.items():
     assert array.shape == (total, window), name
     assert array.dtype == (np.float32 if name == 'weights' else np.int32), name
