@@ -30,6 +30,13 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Text:
+  """Text whose lines are kept, such as a sample or what a command printed."""
+  text: str
+  source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Details:
   """Something that is closed until it is asked for."""
   title: str
@@ -40,7 +47,7 @@ class Details:
 class Section:
   """A heading and, below it, paragraphs (str), tables and figures in order."""
   title: str
-  blocks: Sequence['str | Table | Figure | Details']
+  blocks: Sequence['str | Table | Figure | Text | Details']
 
 
 def number(value: Any) -> str:
@@ -82,9 +89,11 @@ def _figure(figure: Figure) -> str:
           f'{_source(figure.source)}</figure>')
 
 
-def _block(block: 'str | Table | Figure | Details') -> str:
+def _block(block: 'str | Table | Figure | Text | Details') -> str:
   if isinstance(block, str):
     return f'<p>{html.escape(block)}</p>'
+  if isinstance(block, Text):
+    return f'<pre class="wide">{html.escape(block.text)}</pre>{_source(block.source)}'
   if isinstance(block, Details):
     return f'<details><summary>{html.escape(block.title)}</summary>{_table(block.table)}</details>'
   return _table(block) if isinstance(block, Table) else _figure(block)
@@ -122,6 +131,7 @@ p { max-width: 48rem; overflow-wrap: anywhere; white-space: pre-line }
 a { color: var(--blue) }
 nav ul { columns: 16rem; padding-left: 1.1rem; margin: 1rem 0 0; font-size: .9rem }
 .wide { overflow-x: auto }
+pre { font-size: .85rem; line-height: 1.35; border-left: 3px solid var(--line); padding-left: .7rem }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   white-space: nowrap }

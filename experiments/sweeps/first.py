@@ -1,0 +1,18 @@
+"""Five sizes from 10 to 160 thousand parameters and three token counts, for the tour of the quickstart: minutes.
+
+  python -m experiments.sweep --sweep=experiments/sweeps/first.py
+
+It is too short for a law to be trusted far from it: see quick.py and hour.py, which also check the learning rates.
+"""
+
+from experiments.cells import Sweep, over, product
+from experiments.sweeps import quick
+
+
+def get_sweep() -> Sweep:
+  base = quick.base()
+  base.training.batch = 4
+  base.evaluation.windows = 1024
+  sizes = [quick.size(*shape) for shape in [(16, 2), (24, 2), (32, 2), (48, 3), (64, 3)]]
+  return Sweep(base, product(sizes, over('training.steps', [250, 500, 1000])),
+               allow=('short_range', 'no_interior_minimum'))
