@@ -86,8 +86,8 @@ def main() -> int:
   for (part, seed), saved in done.items():
     results.setdefault(part, {})[seed] = saved['numbers']
   found = study.verdict(results)
-  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE, **found,
-             'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
+  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
+             **found, 'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
   draw.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(found, indent=1))
