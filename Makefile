@@ -5,11 +5,8 @@ RUNS ?= runs
 
 .PHONY: quickstart test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv clean remake
 
-quickstart: venv  ## the main job: train a decoder on real text, evaluate it, sample from it, report
-	$(RUN) -m experiments.train --config=experiments/configs/bytes_small.py --workdir=$(RUNS)/quickstart --resume
-	$(RUN) -m experiments.evaluate --workdir=$(RUNS)/quickstart --stride=32 --windows=2048
-	$(RUN) -m experiments.generate --workdir=$(RUNS)/quickstart --prompt='def main(' --tokens=400
-	$(RUN) -m experiments.report --runs=$(RUNS)/quickstart
+quickstart: venv  ## the main job: five formulas in ten minutes, resumable, and a page about them
+	$(RUN) -m experiments.quickstart --workdir=$(RUNS)/quickstart
 
 test: venv
 	$(RUN) -m pytest -m 'not slow and not peers'

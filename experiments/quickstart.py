@@ -79,7 +79,6 @@ def main() -> int:
     raise config_lib.ConfigError(f'workdir {root} is not empty and holds no walk (found {sorted(strangers)[0]}); give an '
                                  'empty or a new folder')
   from experiments import steps
-  (root / 'rasp').mkdir(parents=True, exist_ok=True)
   try:
     steps.walk(root, plan(root, PARTS_FLAG.value), lambda text: print(f'== {text}', flush=True))
   except steps.Failed as error:

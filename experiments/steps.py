@@ -103,6 +103,7 @@ def _run(step: Step, lock) -> int:
       sys.stdout.flush()
     code = process.wait()
     if step.output and code == 0:
+      step.output.parent.mkdir(parents=True, exist_ok=True)
       files.write_atomically(step.output, ''.join(printed))
   finally:
     for number, handler in before.items():

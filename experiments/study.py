@@ -22,7 +22,8 @@ from framework import config as config_lib
 
 NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies')
 SEEDS = flags.DEFINE_integer('seeds', 3, 'how many', lower_bound=1)
-SCALE = flags.DEFINE_enum('scale', 'cpu', ['cpu', 'gpu', 'paper'], 'sizes of models and numbers of steps')
+SCALE = flags.DEFINE_enum('scale', 'cpu', ['quick', 'cpu', 'gpu', 'paper'],
+                          'sizes of models and numbers of steps; quick: a first look, where a study has one')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the results; new, or the one to continue')
 flags.adopt_module_key_flags(launch)
 
@@ -58,6 +59,8 @@ def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | N
 def main() -> int:
   study = study_of(launch.required(NAME))
   workdir = launch.workdir_path(launch.required(WORKDIR))
+  if SCALE.value not in study.SCALES:
+    raise config_lib.ConfigError(f'--scale is {SCALE.value}; {NAME.value} has {", ".join(study.SCALES)}')
   scale = study.SCALES[SCALE.value]
   setting = json.loads(json.dumps({'study': NAME.value, 'scale': SCALE.value} | scale))
   folder = workdir / 'parts'
@@ -83,8 +86,8 @@ def main() -> int:
   for (part, seed), saved in done.items():
     results.setdefault(part, {})[seed] = saved['numbers']
   found = study.verdict(results)
-  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE, **found,
-             'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
+  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
+             **found, 'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
   draw.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(found, indent=1))

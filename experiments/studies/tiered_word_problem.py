@@ -24,7 +24,11 @@ SOURCE = 'Foster and Madeka 2023, "TCS for LLMs"; Merrill and Sabharwal 2023, ar
 RULE = ('With T=8 and in every seed: accuracy of the reader of rollouts on b_0 at least .99; the decoder alone, filler '
         'and shuffled rollouts each at most .25, where chance is .20. Otherwise the claim is not supported.')
 
+CONTROLS = ('filler', 'shuffled', 'decoder_for_as_long', 'decoder_twice_as_deep')
+# 'quick' trains no controls: it is a first look.
 SCALES = {
+    'quick': dict(width=64, layers=2, heads=4, batch=64, first=1500, second=800, tests=32, lengths=(), depths=(),
+                  controls=False),
     'cpu': dict(width=64, layers=2, heads=4, batch=64, first=1500, second=800, tests=64, lengths=(), depths=()),
     'gpu': dict(width=64, layers=2, heads=4, batch=256, first=20000, second=10000, tests=256, lengths=(4, 16, 32),
                 depths=(1, 2, 4, 8)),
@@ -107,7 +111,7 @@ def run(part: str, seed: int, s: dict[str, Any], show) -> dict[str, Any]:
   for content in ('shuffled', 'oracle'):
     reader = with_content(top, task, s, seed, content)
     out[f'read_with_{content}'] = fit.answers(reader, params, tests, task.hard)
-  if name == 'main':
+  if name == 'main' and s.get('controls', True):
     for content in ('filler', 'shuffled'):
       reader, params, losses = train_top(task, s, seed, bottom, content, show)
       out[content] = fit.answers(reader, params, tests, task.hard)
@@ -123,24 +127,25 @@ def verdict(results: dict[str, dict[int, Any]]) -> dict[str, Any]:
   """The numbers that the rule names, and whether it is met."""
   main = results['main']
   numbers = {name: [main[seed][name]['accuracy'] for seed in sorted(main)] for name in
-             ('rollouts', 'decoder', 'filler', 'shuffled', 'decoder_for_as_long', 'decoder_twice_as_deep',
-              'read_with_shuffled', 'read_with_oracle')}
+             ('rollouts', 'decoder', *CONTROLS, 'read_with_shuffled', 'read_with_oracle')
+             if name in main[min(main)]}
   numbers['rollouts_end_right'] = [main[seed]['rollouts_end_right'] for seed in sorted(main)]
   numbers['bits_with_rollouts'] = [main[seed]['rollouts']['bits'] for seed in sorted(main)]
   supported = min(numbers['rollouts']) >= 0.99 and max(
-      numbers['decoder'] + numbers['filler'] + numbers['shuffled']) <= 0.25
+      numbers['decoder'] + numbers.get('filler', []) + numbers.get('shuffled', [])) <= 0.25
+  words = 'supported' if 'filler' in numbers else 'supported as far as it was tried: no control was trained'
   for part, seeds in results.items():
     if part != 'main':
       for name in ('rollouts', 'decoder'):
         if name in seeds[min(seeds)]:
           numbers[f'{part}: {name}'] = [seeds[seed][name]['accuracy'] for seed in sorted(seeds)]
-  return {'numbers': numbers, 'verdict': 'supported' if supported else 'not supported'}
+  return {'numbers': numbers, 'verdict': words if supported else 'not supported'}
 
 
 def figure(results: dict[str, dict[int, Any]], axes) -> None:
   """Accuracy on b_0 of every reader, a point a seed."""
-  names = ['decoder', 'decoder_for_as_long', 'decoder_twice_as_deep', 'filler', 'shuffled', 'rollouts']
   main = results['main']
+  names = [name for name in ('decoder', *CONTROLS, 'read_with_shuffled', 'rollouts') if name in main[min(main)]]
   for x, name in enumerate(names):
     values = [main[seed][name]['accuracy'] for seed in sorted(main)]
     axes.plot([x] * len(values), values, 'o', alpha=0.6)
