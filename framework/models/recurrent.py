@@ -60,8 +60,8 @@ class Stack(nn.Module):
 
 def zero_states(c: Model, batch: int):
   """A cell's carry of zeros, with a leading axis over layers."""
-  zeros = jnp.zeros((c.layers, batch, c.width), c.dtype)
-  return (zeros, zeros) if c.name == 'lstm' else zeros
+  zeros = lambda: jnp.zeros((c.layers, batch, c.width), c.dtype)
+  return (zeros(), zeros()) if c.name == 'lstm' else zeros()  # two arrays, since each may be donated
 
 
 class Recurrent(TokenModel):
