@@ -44,7 +44,7 @@ def target(source: pathlib.Path) -> pathlib.Path:
 
 def load(workdir: pathlib.Path, config: config_lib.Config):
   """(tokenizer, fingerprint, rows -> predictor) of a run."""
-  from framework import predictors
+  from framework import models, predictors
   from framework.data import tokenizer as tokenizer_lib
   from framework.models import ngram
   from framework.training import run, setup
@@ -54,6 +54,9 @@ def load(workdir: pathlib.Path, config: config_lib.Config):
     model = ngram.load(workdir / 'ngram')
     return (tokenizer, predictors.fingerprint(config, text, [vars(order) for order in model.orders]),
             lambda rows: predictors.Counted(model, rows))
+  if config.model.name in models.OF_CONFIG:
+    raise config_lib.ConfigError(f"--workdir is a run of model.name '{config.model.name}', which has no predictor of "
+                                 'one token after the other; expected decoder, rnn, lstm, markov or ngram')
   trained = setup.load(workdir)
   module, params = trained.setup.module, trained.params
   module.empty_cache(1, 1)  # refuses a model that reads on both sides

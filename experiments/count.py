@@ -35,7 +35,10 @@ def main() -> int:
   ngram.check(ORDER.value, SMOOTHING.value)
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
-  run.open_folder(workdir, config, text, resume=False)
+  rungs.check_text(text)
+  run.open_folder(workdir, config, text, resume=True)
+  if (workdir / 'ngram').exists():
+    raise config_lib.ConfigError(f'workdir {workdir} already holds an n-gram model; give another --workdir')
   model = rungs.count(text, ORDER.value, SMOOTHING.value)
   model.save(workdir / 'ngram')
   row = {'step': 0, 'split': 'validation', 'order': ORDER.value, 'smoothing': SMOOTHING.value} | rungs.scored(

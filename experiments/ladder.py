@@ -56,6 +56,7 @@ def main() -> int:
   from framework.data import corpus
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
+  rungs.check_text(text)
   if folders:
     from framework.training import run
     for folder in folders:

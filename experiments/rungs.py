@@ -21,6 +21,12 @@ QUOTED = {'uniform': 15.0, 'unigram': 11.7, 'bigram': 8.8, 'gzip': 8.2, 'a small
 GUESSED = 2**16  # targets of the guessing game at most
 
 
+def check_text(text: corpus.Corpus) -> None:
+  """Raises ConfigError if the corpus is an endless one, which cannot be counted."""
+  if not isinstance(text.train, corpus.Split):
+    raise config_lib.ConfigError('data.task is an endless text, which cannot be counted; expected a data.path')
+
+
 def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
   """The first `tokens` of the validation split, as a split."""
   split = text.validation
@@ -31,9 +37,7 @@ def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
 
 
 def count(text: corpus.Corpus, order: int, smoothing: str) -> ngram.NGram:
-  """The n-gram model of a corpus's training split. Raises ConfigError if that is no text."""
-  if not isinstance(text.train, corpus.Split):
-    raise config_lib.ConfigError('data.task is an endless text, which cannot be counted; expected a data.path')
+  """The n-gram model of a corpus's training split."""
   tokens_N = np.memmap(text.train.path, text.train.dtype, 'r', shape=text.train.tokens)
   return ngram.count(tokens_N, vocabulary=text.tokenizer.size, end=text.tokenizer.end, order=order,
                      smoothing=smoothing)

@@ -29,7 +29,7 @@ from framework.data import tokenizer as tokenizers
 MAGIC = b'lemma-z1'
 _HEADER = struct.Struct('>8s16s16sQQI')
 _TAIL = 8
-ROW_TOKENS = 8192  # about, of a row: its first tokens lack context, which costs some 10 bytes
+ROW_TOKENS = 4096  # about, of a row: its first tokens lack context, which costs some 10 bytes
 MOST_ROWS = 1024
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done

@@ -14,8 +14,8 @@ import numpy as np
 @functools.partial(jax.jit, static_argnums=0)
 def guesses(module, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
   """Guesses until the target, int32 [B, L], from 1; tokens of equal probability go by their number."""
-  x_BxLxD, _ = module.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'])
-  logits_BxLxV = module.logits(params, x_BxLxD)
+  logits_BxLxV = jnp.einsum('bld,vd->blv', module.hidden(params, batch), module.head(params),
+                            preferred_element_type=jnp.float32)
   targets_BxLx1 = jnp.asarray(batch['targets'])[..., None]
   own_BxLx1 = jnp.take_along_axis(logits_BxLxV, targets_BxLx1, axis=-1)
   earlier_V = jnp.arange(logits_BxLxV.shape[-1])

@@ -21,9 +21,9 @@ COUNTS = 1 << 23  # shared out by probability; every token has one more, so that
 LANES = 32  # rows of one program: rows are computed in groups of so many
 
 
-@functools.partial(jax.jit, static_argnames='module')
+@functools.partial(jax.jit, static_argnames='module', donate_argnames='cache')
 def read(module, params: Any, cache: Any, tokens_BxK: jax.Array) -> tuple[Any, jax.Array]:
-  """(cache, cumulative counts of the next token [B, V], int32) after K more tokens a row."""
+  """(cache, cumulative counts of the next token [B, V], int32) after K more tokens a row; the old cache is used up."""
   B, K = tokens_BxK.shape
   positions_BxK = jnp.broadcast_to(cache['index'] + jnp.arange(K, dtype=jnp.int32), (B, K))
   x_BxKxD, cache = module.apply({'params': params}, tokens_BxK, positions_BxK, jnp.ones((B, K), jnp.int32),
@@ -43,12 +43,14 @@ class Network:
     self._lanes = min(rows, LANES)
     groups = -(-rows // self._lanes)
     devices = jax.local_devices()
-    self._params = [jax.device_put(params, device) for device in devices[:groups]]
-    self._devices = [group % len(self._params) for group in range(groups)]
-    self._empty = [jax.device_put(module.empty_cache(self._lanes, window), device) for device in devices[:groups]]
-    self._caches = [self._empty[device] for device in self._devices]
+    self._devices = [devices[group % len(devices)] for group in range(groups)]
+    self._params = {device: jax.device_put(params, device) for device in set(self._devices)}
+    self._caches = self._empty_caches()
     self._inputs_BxL = np.zeros((groups * self._lanes, window), np.int32)
     self._filled = 0
+
+  def _empty_caches(self) -> list[Any]:
+    return [jax.device_put(self._module.empty_cache(self._lanes, self._window), device) for device in self._devices]
 
   def advance(self, tokens_B: np.ndarray) -> np.ndarray:
     """Cumulative counts [B, V] of the next token, int32, after one more a row."""
@@ -56,7 +58,7 @@ class Network:
     if self._filled == self._window:
       keep = self._window // 2
       self._inputs_BxL[:, :keep] = self._inputs_BxL[:, self._window - keep:]
-      self._caches = [self._empty[device] for device in self._devices]
+      self._caches = self._empty_caches()
       self._filled, columns = keep, keep + 1
     self._inputs_BxL[:self._rows, self._filled] = tokens_B
     self._filled += 1

@@ -207,7 +207,10 @@ def count(tokens_N: np.ndarray, *, vocabulary: int, end: int, order: int, smooth
 
 
 def _discounts(counts: np.ndarray, modified: bool) -> np.ndarray:
-  """What is taken from a count of 0, 1, 2 and more (Chen and Goodman 1998, equation 26; Ney et al.: the same of all)."""
+  """What is taken from a count of 0, 1, 2 and more.
+
+  Modified: Chen and Goodman 1998, equation 26. Else the same of all counts: Ney et al. 1994.
+  """
   n1, n2, n3, n4 = (np.count_nonzero(counts == k) for k in (1, 2, 3, 4))
   if not modified:
     d = n1 / (n1 + 2 * n2) if n1 and n2 else FALLBACK[0]

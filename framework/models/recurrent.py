@@ -17,47 +17,51 @@ TWO_SIDED = ('birnn', 'masked')  # by model.name: losses that are no code length
 
 
 class Stack(nn.Module):
-  """N cells over time, each with a norm before it and a sum after it."""
+  """N cells over time, each with a norm before it and a sum after it; all of them in one scan."""
   config: Model
 
   @nn.compact
   def __call__(self, x_BxLxD, fresh_BxL, states=None, keys_B=None):
     """Returns (x_BxLxD, the states after the last token); a token that is `fresh` finds a state of zeros.
 
-    `states` is a cell's carry with a leading axis over layers; None: zeros.
+    `states` is a cell's carry with a leading axis over layers; None: zeros. Dropout hides the same channels of a
+    layer's output at all times (Gal and Ghahramani 2016, arXiv:1512.05287).
     """
     c = self.config
-    cell = CELLS[c.name](c.width, dtype=c.dtype, param_dtype=c.param_dtype, parent=None)
+    # Not flax's orthogonal matrices: their QR, of several matrices on several devices at once, hangs XLA's CPU backend.
+    cell = CELLS[c.name](c.width, recurrent_kernel_init=nn.initializers.lecun_normal(), dtype=c.dtype,
+                         param_dtype=c.param_dtype, parent=None)
     norm = decoder.Norm(c, parent=None)
     one = jnp.zeros((1, c.width), c.dtype)
     def init_layer(key):
       carry = cell.initialize_carry(key, one.shape)
-      return {'cell': cell.init(key, carry, one)['params'], 'norm': norm.init(key, one)['params']}
-    layers = self.param('blocks', lambda key: jax.vmap(init_layer)(jax.random.split(key, c.layers)))
-    if states is None:
-      states = zero_states(c, x_BxLxD.shape[0])
+      return {'cell': cell.init(key, carry, one)['params'], 'norm': norm.init(key, one).get('params', {})}
+    layers = decoder.unstack(self.param(
+        'blocks', lambda key: jax.vmap(init_layer)(jax.random.split(key, c.layers))))
+    ones_Bx1xD = jnp.ones((x_BxLxD.shape[0], 1, c.width), c.dtype)
+    kept = [decoder.dropout(ones_Bx1xD, keys_B if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(
+        keys_B, number), c.dropout, 0)[:, 0] for number in range(c.layers)]
 
-    def layer(x_BxLxD, state, params, keys_B):
-      def step(state, inputs):
-        h_BxD, fresh_B = inputs
-        state = jax.tree.map(lambda s: jnp.where(fresh_B[:, None], 0, s), state)
-        return cell.apply({'params': params['cell']}, state, h_BxD)
-      h_BxLxD = norm.apply({'params': params['norm']}, x_BxLxD)
-      state, h_LxBxD = jax.lax.scan(step, state, (h_BxLxD.swapaxes(0, 1), fresh_BxL.T))
-      return x_BxLxD + decoder.dropout(h_LxBxD.swapaxes(0, 1), keys_B, c.dropout, 0), state
+    def step(states, inputs):
+      x_BxD, fresh_B = inputs
+      states = jax.tree.map(lambda s_NxBxD: jnp.where(fresh_B[:, None], 0, s_NxBxD), states)
+      after = []
+      for number, (params, kept_BxD) in enumerate(zip(layers, kept)):
+        state = jax.tree.map(lambda s_NxBxD: s_NxBxD[number], states)
+        state, h_BxD = cell.apply({'params': params['cell']}, state, norm.apply({'params': params['norm']}, x_BxD))
+        x_BxD = x_BxD + h_BxD * kept_BxD
+        after.append(state)
+      return jax.tree.map(lambda *s: jnp.stack(s), *after), x_BxD
 
-    after = []
-    for number, (params, state) in enumerate(zip(decoder.unstack(layers), decoder.unstack(states))):
-      keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-      x_BxLxD, state = layer(x_BxLxD, state, params, keys)
-      after.append(state)
-    return x_BxLxD, jax.tree.map(lambda *s: jnp.stack(s), *after)
+    states = zero_states(c, x_BxLxD.shape[0]) if states is None else states
+    states, x_LxBxD = jax.lax.scan(step, states, (x_BxLxD.swapaxes(0, 1), fresh_BxL.T))
+    return x_LxBxD.swapaxes(0, 1), states
 
 
 def zero_states(c: Model, batch: int):
   """A cell's carry of zeros, with a leading axis over layers."""
-  zeros = jnp.zeros((c.layers, batch, c.width), c.dtype)
-  return (zeros, zeros) if c.name == 'lstm' else zeros
+  zeros = lambda: jnp.zeros((c.layers, batch, c.width), c.dtype)
+  return (zeros(), zeros()) if c.name == 'lstm' else zeros()  # two arrays, since each may be donated
 
 
 class Recurrent(TokenModel):
@@ -96,12 +100,20 @@ class Bidirectional(TokenModel):
   def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     c = self.config
     x_BxLxD = self.embed(tokens_BxL, keys_B)
-    left_BxLxD, _ = Stack(c, name='forward')(x_BxLxD, positions_BxL == 0, keys_B=keys_B)
     real_BxL = segments_BxL > 0
-    fresh_BxL = ~jnp.roll(real_BxL, -1, axis=1)  # the first real token from the right finds no state
-    keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, c.layers)
-    back_BxLxD, _ = Stack(c, name='backward')(jnp.flip(x_BxLxD, 1), jnp.flip(fresh_BxL, 1), keys_B=keys)
-    right_BxLxD = jnp.where(real_BxL[..., None], jnp.flip(back_BxLxD, 1), 0)
+    stack = Stack(c, parent=None)
+    few = jnp.zeros((1, 1, c.width), c.dtype)
+    params = [self.param(name, lambda key: stack.init(key, few, few[..., 0] == 0)['params'])
+              for name in ('forward', 'backward')]
+    # Backwards, the first real token from the right finds no state.
+    fresh = [positions_BxL == 0, jnp.flip(~jnp.roll(real_BxL, -1, axis=1), 1)]
+    keys = None if keys_B is None else jnp.stack(
+        [jax.vmap(jax.random.fold_in, (0, None))(keys_B, c.layers + side) for side in (0, 1)])
+    both, _ = jax.vmap(lambda p, x, fresh, keys: stack.apply({'params': p}, x, fresh, keys_B=keys))(
+        jax.tree.map(lambda *p: jnp.stack(p), *params), jnp.stack([x_BxLxD, jnp.flip(x_BxLxD, 1)]), jnp.stack(fresh),
+        keys)
+    left_BxLxD = both[0]
+    right_BxLxD = jnp.where(real_BxL[..., None], jnp.flip(both[1], 1), 0)
     right_BxLxD = jnp.pad(right_BxLxD, [(0, 0), (0, 2), (0, 0)])[:, 2:]
     both_BxLx2D = jnp.concatenate([decoder.Norm(c, name='left_norm')(left_BxLxD),
                                    decoder.Norm(c, name='right_norm')(right_BxLxD)], axis=-1)

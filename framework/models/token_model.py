@@ -25,6 +25,11 @@ class TokenModel(nn.Module):
       self.param('head', decoder.fan_in_normal(c.width), (self.vocabulary, c.width), c.param_dtype)
     return decoder.dropout(embedding_VxD.astype(c.dtype)[tokens_BxL], keys_B, c.dropout, 2)
 
+  @property
+  def stochastic(self) -> bool:
+    """Whether training draws dropout."""
+    return self.config.dropout > 0
+
   def hidden(self, params: Any, batch: dict[str, jax.Array], keys_B: jax.Array | None = None) -> jax.Array:
     """Hidden states of a batch of windows of framework.data.windows, [B, L, D]: what training and evaluation score."""
     return self.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'], keys_B=keys_B)[0]

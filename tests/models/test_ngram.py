@@ -171,7 +171,8 @@ documents_strategy = st.lists(st.lists(st.integers(0, 4), max_size=12), min_size
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents_strategy, st.integers(0, 8), st.sampled_from(ngram.SMOOTHINGS), st.lists(st.integers(0, 6), max_size=9))
+@given(documents_strategy, st.integers(0, 8), st.sampled_from(ngram.SMOOTHINGS),
+       st.lists(st.integers(0, 6), max_size=9))
 def test_probabilities_sum_to_1_after_any_context(documents, order, smoothing, context):
   model = ngram.count(stream(documents, 6), vocabulary=7, end=6, order=order, smoothing=smoothing)
   state = model.start(2)

@@ -1,4 +1,4 @@
-"""Perplexities of our n-grams and kenlm's: of lmplz's own model, and of ours, written as an ARPA file and read by it."""
+"""Perplexities of our n-grams and of kenlm: of what lmplz made, and of ours, written as an ARPA file for kenlm."""
 
 import math
 import pathlib
