@@ -18,7 +18,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from pallas_kernels.attention import dot_product_attention  # noqa: E402
 from pallas_kernels.matmul import matmul  # noqa: E402
-from pallas_kernels.runtime import report, targets  # noqa: E402
+from pallas_kernels.runtime import report  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'kernels.json'
 TENSOR_CORE = {'h100': {'float32': None, 'tf32': 'HGMMA', 'bfloat16': 'HGMMA', 'float16': 'HGMMA',

@@ -107,7 +107,7 @@ def random_attention(count):
   """`count` random shapes, masks and heads, forward, against float64: {'cases': how many, 'out': largest error}."""
   rng, worst = np.random.default_rng(0), 0.0
   for n in range(count):
-    Q, T, G, M, K = (int(x) for x in (rng.integers(1, 41), rng.integers(1, 41), *rng.integers(1, 3, 2), rng.integers(1, 20)))
+    Q, T, G, M, K = (int(rng.integers(1, limit)) for limit in (41, 41, 3, 3, 20))
     arguments = {}
     if rng.random() < 0.5:
       arguments['is_causal'] = True
