@@ -84,5 +84,9 @@ def test_loads_are_those_of_the_traffic_counter(ask, block_m, block_n, reads):
   assert ask('loads', 3, 3, 3, block_m, block_n) == {'reads': reads, 'writes': 9}
 
 
+def test_several_simulated_devices_are_refused(ask):
+  assert 'interpreted on one simulated device; the mesh has 2' in ask('several_devices')['message']
+
+
 def test_a_tile_that_nobody_writes_is_seen(ask):
   assert ask('unwritten_tile')['nan'] > 0

@@ -169,6 +169,15 @@ def unwritten_tile():
   return {'nan': int(np.isnan(out).sum())}
 
 
+def several_devices():
+  """What a mesh of two simulated devices is told, on which an interpreted kernel would wait for ever."""
+  mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+  try:
+    attention.sharded_attention(*cases.attention_arrays(20, 20), mesh=mesh, implementation='triton')
+  except NotImplementedError as error:
+    return {'message': str(error)}
+
+
 def decoder_losses():
   from tests.kernels import test_decoder_backends
   return {'losses': test_decoder_backends.losses('triton')}
@@ -176,7 +185,8 @@ def decoder_losses():
 
 def main():
   functions = {f.__name__: f for f in (attention_errors, attention_rule, matmul_error, matmul_gradient, vmapped,
-                                       random_attention, loads, unwritten_tile, decoder_losses)}
+                                       random_attention, loads, unwritten_tile, decoder_losses,
+                                       several_devices)}
   for line in sys.stdin:
     name, arguments = json.loads(line)
     try:
