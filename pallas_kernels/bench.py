@@ -46,7 +46,7 @@ def normal(shape, dtype, seed):
 
 
 def candidates(operation: str, implementation: str) -> list:
-  """Tiles worth timing; the compiler's report has been asked about the defaults only, so the rest may fail."""
+  """Tiles worth a look; `unspilled` says which are worth timing."""
   if operation == 'matmul' and implementation == 'triton':
     from pallas_kernels.matmul.triton import Config
     return [Config(m, n, k, w, s) for m, n, k, w in ((128, 256, 64, 8), (128, 128, 64, 8), (256, 128, 64, 8),
@@ -61,6 +61,15 @@ def candidates(operation: str, implementation: str) -> list:
     from pallas_kernels.attention.mosaic_gpu import Config
     return [Config(64, k, s) for k in (64, 128) for s in (2, 3, 4)]
   return []
+
+
+def unspilled(f, arguments, configs: list) -> list:
+  """Those that compile for this device without spills; all where the compiler's report cannot be had."""
+  target = next((name for name in targets.GPUS if name in device.kind().lower()), None)
+  try:
+    return tune.prune(f, arguments, configs, target) if target else configs
+  except ModuleNotFoundError:
+    return configs
 
 
 def matmul_rows(on_cpu: bool):
@@ -137,7 +146,8 @@ def measure(name, make, inputs, flops, size, key, implementations, roof, tuned):
     try:
       if tuned and key and candidates(name.split()[0], implementation):
         tune.tune(key.format(implementation), lambda c, i=implementation: make(i, c), inputs,
-                  candidates(name.split()[0], implementation))
+                  unspilled(lambda c, i=implementation: make(i, c), inputs[0],
+                            candidates(name.split()[0], implementation)))
       seconds = timing.seconds(f, inputs)
       truth = jax.jit(make('xla'))(*inputs[0]) if truth is None and name.startswith('matmul') else truth
       row |= {'seconds': seconds, 'tflops': flops / seconds / 1e12, 'gbytes': size / seconds / 1e9}

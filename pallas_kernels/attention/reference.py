@@ -49,7 +49,7 @@ def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask, *, scale: float,
     soft_cap: float | None, alpha: float | jax.Array | None, config: None = None, return_residual: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """See dispatch.dot_product_attention; the residual is [B, H, Q]. Logits and softmax are float32, memory O(B H Q T)."""
+  """See dispatch.dot_product_attention; the residual is [B, H, Q]. Logits and softmax are float32; O(B H Q T)."""
   if config is not None:
     raise NotImplementedError(f'attention implementation xla has no config; got {config}')
   B, Q, H, K = query.shape

@@ -39,8 +39,8 @@ def sharded_attention(
   rows, groups = size(batch, 'batch'), size(heads, 'heads')
   (B, _, H, _), G = query.shape, key.shape[2]
   if B % rows or H % groups or G % groups:
-    raise ValueError(f'{B} rows, {H} query heads and {G} key heads; expected multiples of {rows}, {groups} and {groups}, '
-                     'the devices that they are split over')
+    raise ValueError(f'{B} rows, {H} query heads and {G} key heads; expected multiples of {rows}, {groups} and '
+                     f'{groups}, the devices that they are split over')
   arrays = {name: x for name, x in arguments.items() if isinstance(x, tuple | jax.Array) or hasattr(x, 'shape')}
   arrays.pop('local_window_size', None)
   rest = {name: x for name, x in arguments.items() if name not in arrays}

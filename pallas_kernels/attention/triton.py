@@ -51,7 +51,8 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
     raise NotImplementedError(f'attention implementation triton has heads of width up to 256; got {query.shape[-1]}')
   if alpha is not None:
     alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), query.shape[2:3])
-  settings = gradient.Settings(scale, soft_cap, alpha is not None, config or _remembered(query, key) or pick(query, key))
+  config = config or _remembered(query, key) or pick(query, key)
+  settings = gradient.Settings(scale, soft_cap, alpha is not None, config)
   arrays = gradient.Arrays(query, key, value, bias, alpha)
   return gradient.attend(forward, backward, settings, arrays, mask)
 

@@ -1,4 +1,4 @@
-"""Attention forward in Triton: softmax with a running maximum, a block of keys at a time (Dao 2023, arXiv:2307.08691)."""
+"""Attention forward in Triton: softmax with a running maximum over blocks of keys (Dao 2023, arXiv:2307.08691)."""
 
 import math
 

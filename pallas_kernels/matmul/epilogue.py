@@ -41,16 +41,19 @@ class Settings(NamedTuple):
     return self.alpha == 1 and self.beta == 0 and self.activation is None
 
 
+def is_whole(operands: Operands, settings: Settings) -> bool:
+  """Whether everything that enters an epilogue after a product of int8 is an integer, so that it stays int32."""
+  return settings.activation in (None, 'relu') and all(isinstance(x, int) for x in settings[:2]) and all(
+      jnp.issubdtype(x.dtype, jnp.integer) for x in operands[2:] if x is not None)
+
+
 def finish(product: jax.Array, operands: Operands, settings: Settings) -> jax.Array:
   """activation(alpha * scales * product + beta * c + bias) in out_dtype, [L, M, N].
 
   In float32, or in int32 where everything that enters is an integer.
   """
   s, o = settings, operands
-  given = [x for x in o[2:] if x is not None]
-  whole = product.dtype == jnp.int32 and s.activation in (None, 'relu') and all(
-      isinstance(x, int) for x in (s.alpha, s.beta)) and all(jnp.issubdtype(x.dtype, jnp.integer) for x in given)
-  dtype = jnp.int32 if whole else jnp.float32
+  dtype = jnp.int32 if product.dtype == jnp.int32 and is_whole(o, s) else jnp.float32
   x = product.astype(dtype)
   if o.a_scale is not None:
     x = x * o.a_scale[:, :, None]

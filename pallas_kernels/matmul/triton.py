@@ -155,8 +155,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
     visible = block_mask.sum(1).astype(np.int32)
   # The tensor cores read 8-bit operands along K only.
   by_column = a.dtype.itemsize == 1
-  whole = jax.eval_shape(lambda r: epilogue.finish(r, operands, settings._replace(out_dtype=None)),
-                         jax.ShapeDtypeStruct((L, M, N), jnp.int32)).dtype == jnp.int32 if a.dtype == jnp.int8 else False
+  sums = tl.int32 if a.dtype == jnp.int8 else tl.float32
+  whole = a.dtype == jnp.int8 and epilogue.is_whole(operands, settings)
   def kind(scale):
     return NONE if scale is None else SCALAR if scale.shape[1] == 1 else VECTOR
   def given(x):
@@ -166,8 +166,9 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
       order, visible, grid=grid, out=[jax.ShapeDtypeStruct((L, M, N), settings.out_dtype)], warps=config.warps,
       stages=config.stages, M=M, N=N, K=K, B_BATCHED=b.shape[0] > 1, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
       BLOCK_K=config.block_k, GROUP=config.group, B_BY_COLUMN=by_column, SPARSE_M=sparse_m, SPARSE_K=sparse_k,
-      ALPHA=settings.alpha, BETA=0 if c is None else settings.beta, BIAS_ROWS=0 if bias is None else bias.shape[0], A_SCALE=kind(a_scale),
-      A_SCALE_ROWS=len(given(a_scale)), B_SCALE=kind(b_scale), B_SCALE_ROWS=len(given(b_scale)), ACTIVATION=settings.activation or '', SUM=tl.int32 if a.dtype == jnp.int8 else tl.float32,
+      ALPHA=settings.alpha, BETA=0 if c is None else settings.beta, BIAS_ROWS=0 if bias is None else bias.shape[0],
+      A_SCALE=kind(a_scale), A_SCALE_ROWS=len(given(a_scale)), B_SCALE=kind(b_scale), B_SCALE_ROWS=len(given(b_scale)),
+      ACTIVATION=settings.activation or '', SUM=sums,
       FINISH=tl.int32 if whole else tl.float32, PRECISION='tf32' if name == 'tf32' else 'ieee')
   return out
 

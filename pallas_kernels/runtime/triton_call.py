@@ -45,6 +45,10 @@ def call(
     if device.platform() == 'gpu':
       raise RuntimeError('this process interprets Triton kernels on the CPU (TRITON_INTERPRET=1); expected a process '
                          'of its own to compile them')
+    devices = jax.sharding.get_abstract_mesh().size
+    if devices > 1:  # their threads would wait for each other inside the callback for ever
+      raise NotImplementedError(f'Triton kernels are interpreted on one simulated device; the mesh has {devices}, '
+                                'nearest is 1 (training.devices=1)')
     return jax.pure_callback(lambda *x: interpret(kernel, grid, x, out, constants), list(out), *arrays,
                              vmap_method='sequential')
   import jax_triton

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.attention import chunked, dot_product_attention, gradient
+from pallas_kernels.attention import chunked, dot_product_attention, gradient, sharded_attention
 from pallas_kernels.attention import mask as mask_lib
 from tests.kernels import cases, oracle
 
@@ -180,6 +180,22 @@ def test_named_residuals_keep_the_forward_pass_from_running_twice():
     return jax.jit(g).lower(*arrays).compile().as_text().count(' while(')
   kept = loops(jax.checkpoint_policies.save_only_these_names(*gradient.RESIDUALS))
   assert kept < loops(jax.checkpoint_policies.nothing_saveable)
+
+
+def test_over_a_mesh_it_is_the_same():
+  """On four simulated devices: rows over two, heads over two."""
+  mesh = jax.make_mesh((2, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  arrays = cases.attention_arrays()
+  bias = jnp.asarray(cases.attention_extras()['bias']['bias'])
+  for arguments in ({'is_causal': True, 'bias': bias}, MASKS['segments'], MASKS['lengths'], MASKS['dense'],
+                    {'local_window_size': (9, 0), 'return_residual': True}):
+    whole = attend(*arrays, **arguments)
+    split = jax.jit(lambda *x, a=arguments: sharded_attention(*x, mesh=mesh, heads='model', **a))(*arrays)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), split, whole)
+  with pytest.raises(ValueError, match="heads is 'modl'; expected one of the mesh's axes, data, model"):
+    sharded_attention(*arrays, mesh=mesh, heads='modl')
+  with pytest.raises(ValueError, match='2 rows, 4 query heads and 2 key heads; expected multiples of 4, 1 and 1'):
+    sharded_attention(*arrays, mesh=mesh, batch=('data', 'model'))
 
 
 def shape(*sizes, dtype=jnp.float32):

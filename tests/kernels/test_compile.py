@@ -46,7 +46,8 @@ def test_gpu_configuration(target, name, golden):
 def check(kernel, target, instruction):
   assert kernel['spill_bytes'] == 0
   assert kernel['shared_memory'] is None or kernel['shared_memory'] <= targets.describe(target).shared_memory
-  assert instruction is None or kernel['instructions'].get(instruction, 0) > 0
+  wanted = (instruction,) if isinstance(instruction, str) else instruction
+  assert wanted is None or any(kernel['instructions'].get(i, 0) for i in wanted)
 
 
 @pytest.mark.parametrize('target, name', compiled.tpu_cases())
@@ -91,13 +92,11 @@ def test_a_sharded_decoder_step_gathers_nothing(target, shape, implementation, m
   assert 'all-reduce' in hlo and 'all-gather' not in hlo
 
 
-def step_hlo(target, shape, implementation, kind='pmap'):
+def step_hlo(target, shape, implementation):
   """The compiled training step of a decoder, data-parallel over the mesh."""
-  import dataclasses
   from framework import config as config_lib
   from framework import models
-  from framework.training import optimizer, partition, state, step
-  del dataclasses, optimizer, state
+  from framework.training import partition, step
   config = config_lib.check(config_lib.Config(model=config_lib.Model(
       layers=2, width=256, heads=4, kv_heads=2, dtype='bfloat16', attention=implementation)))
   module = models.build(config.model, 256, 256)
@@ -107,11 +106,11 @@ def step_hlo(target, shape, implementation, kind='pmap'):
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
   def sgd(params, batch):
-    loss, gradients = jax.value_and_grad(lambda p: step.sum_loss(module, p, batch, None))(params)
+    loss, gradients = jax.value_and_grad(lambda p: jax.tree.leaves(step.sum_loss(module, p, batch, None))[0])(params)
     total, gradients = partition.sum_over_data((loss, gradients))
     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), total
   with targets.tracing(target):
-    return partition.spread(sgd, mesh, kind).lower(params, batch).compile().as_text()
+    return partition.spread(sgd, mesh, 'pmap').lower(params, batch).compile().as_text()
 
 
 def test_attention_over_a_mesh_gathers_nothing_and_a_bare_kernel_does():

@@ -1,4 +1,4 @@
-"""The Hopper kernels in the Mosaic GPU interpreter, which also looks for races; needs jax 0.11 (make test-kernels312)."""
+"""The Hopper kernels in the Mosaic GPU interpreter, which looks for races; needs jax 0.11 (make test-kernels312)."""
 
 import jax
 import jax.numpy as jnp

@@ -19,7 +19,8 @@ def attention(implementation, arrays, arguments):
   def loss(*arrays):
     out, residual = dot_product_attention(*arrays, **arguments, implementation=implementation, config=config,
                                           return_residual=True)
-    return jnp.sin(out.astype(jnp.float32)).sum() + jnp.where(jnp.isfinite(residual), residual, 0).sum(), (out, residual)
+    value = jnp.sin(out.astype(jnp.float32)).sum() + jnp.where(jnp.isfinite(residual), residual, 0).sum()
+    return value, (out, residual)
   (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
   return *outputs, *gradients
 

@@ -107,7 +107,7 @@ def random_attention(count):
   """`count` random shapes, masks and heads, forward, against float64: {'cases': how many, 'out': largest error}."""
   rng, worst = np.random.default_rng(0), 0.0
   for n in range(count):
-    Q, T, G, M, K = (int(x) for x in (rng.integers(1, 41), rng.integers(1, 41), *rng.integers(1, 3, 2), rng.integers(1, 20)))
+    Q, T, G, M, K = (int(rng.integers(1, limit)) for limit in (41, 41, 3, 3, 20))
     arguments = {}
     if rng.random() < 0.5:
       arguments['is_causal'] = True
@@ -169,6 +169,15 @@ def unwritten_tile():
   return {'nan': int(np.isnan(out).sum())}
 
 
+def several_devices():
+  """What a mesh of two simulated devices is told, on which an interpreted kernel would wait for ever."""
+  mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+  try:
+    attention.sharded_attention(*cases.attention_arrays(20, 20), mesh=mesh, implementation='triton')
+  except NotImplementedError as error:
+    return {'message': str(error)}
+
+
 def decoder_losses():
   from tests.kernels import test_decoder_backends
   return {'losses': test_decoder_backends.losses('triton')}
@@ -176,7 +185,8 @@ def decoder_losses():
 
 def main():
   functions = {f.__name__: f for f in (attention_errors, attention_rule, matmul_error, matmul_gradient, vmapped,
-                                       random_attention, loads, unwritten_tile, decoder_losses)}
+                                       random_attention, loads, unwritten_tile, decoder_losses,
+                                       several_devices)}
   for line in sys.stdin:
     name, arguments = json.loads(line)
     try:
