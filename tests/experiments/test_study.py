@@ -85,7 +85,7 @@ def test_batches_of_a_task_score_what_follows_its_start():
 
 
 def test_the_word_problem_runs_and_changes_only_the_top(monkeypatch):
-  s = dict(tiered_word_problem.SCALES['cpu'], width=16, layers=1, heads=2, batch=16, first=100, second=50, tests=2)
+  s = dict(tiered_word_problem.SCALES['cpu'], width=16, layers=1, heads=2, batch=16, first=100, second=50, tests=1)
   task = Task(steps=3)
   shown = []
   model, bottom, losses = tiered_word_problem.train_bottom(task, s, 0, lambda *x: shown.append(x))
