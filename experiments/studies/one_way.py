@@ -20,15 +20,16 @@ from framework import models
 from framework.data.tasks.one_way import Task
 
 CLAIM = ('A right-to-left recurrent encoder computes b_0 of the one-way recurrence for every trained length and for '
-         'four times as many maps; causal decoders and attention encoders of a few layers do not reach the trained length.')
+         'four times as many maps; causal decoders and attention encoders of a few layers do not reach the trained '
+         'length.')
 SOURCE = 'Foster and Madeka 2023, "TCS for LLMs"; Merrill et al. 2024, arXiv:2404.08819 (state and depth)'
 RULE = ('Cubes, T of the setting, every seed: the recurrence has an accuracy of at least .90 on T maps and on 4 T '
         'maps; every causal decoder and attention encoder has at most .60 on T maps. Otherwise not supported.')
 
 ENCODERS = ('bidirectional', 'right_to_left', 'right_to_left_scan')
 SCALES = {
-    'cpu': dict(T=16, width=64, heads=4, depths=(2, 4), encoders=('bidirectional', 'right_to_left_scan'),
-                encoder_layers=2, batch=64, steps=1000, tests=16, lengths=(8, 16, 64)),
+    'cpu': dict(T=8, width=64, heads=4, depths=(2, 4), encoders=('bidirectional', 'right_to_left_scan'),
+                encoder_layers=2, batch=64, steps=1500, tests=16, lengths=(4, 8, 32)),
     'gpu': dict(T=32, width=128, heads=4, depths=(1, 2, 4, 8), encoders=ENCODERS, encoder_layers=4, batch=256,
                 steps=20000, tests=64, lengths=(1, 2, 4, 8, 16, 32, 64, 128)),
     'paper': dict(T=64, width=256, heads=8, depths=(1, 2, 4, 8, 16), encoders=ENCODERS, encoder_layers=8, batch=512,
@@ -45,12 +46,13 @@ def rows(task: Task, key: jax.Array, count: int, maps: int = 0) -> dict[str, jax
   answer_B = jnp.take_along_axis(block_BxT, (task.start + 2 + length_B)[:, None], axis=1)[:, 0]  # b after so many maps
   index = jnp.arange(L)
   tokens_BxL = block_BxT[:, :L]
-  first_B = T - length_B  # `end` and the maps before stay out
-  positions_BxL = jnp.maximum(index - first_B[:, None] - 1, 0)
+  first_B = T - length_B  # where `end` now opens the block; the maps before stay out
+  tokens_BxL = jnp.where(index == first_B[:, None], task.end, tokens_BxL)
+  positions_BxL = jnp.maximum(index - first_B[:, None], 0)
   targets_BxL = jnp.concatenate([tokens_BxL[:, 1:], answer_B[:, None]], axis=1)
   weights = (index == L - 1).astype(jnp.float32)
   return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': jnp.broadcast_to(weights, (count, L)),
-          'segments': (index > first_B[:, None]).astype(jnp.int32), 'positions': positions_BxL.astype(jnp.int32),
+          'segments': (index >= first_B[:, None]).astype(jnp.int32), 'positions': positions_BxL.astype(jnp.int32),
           'rows': jnp.arange(count, dtype=jnp.int32)}
 
 
@@ -64,6 +66,8 @@ def reader(kind: str, task: Task, s: dict[str, Any], seed: int):
   if name != 'decoder':
     c.model.name, c.data.stride = 'encoder_decoder', 1
     c.encoder = config_lib.Encoder(kind=name, layers=s['encoder_layers'])
+  if name == 'right_to_left_scan':
+    c.model.position = 'none'  # a recurrence knows the order; learnt distances would end at the trained length
   return models.of_config(config_lib.check(c), len(task.alphabet) + 1)
 
 
