@@ -1,14 +1,14 @@
 """An encoder that reads a long history in any direction, in front of a decoder that predicts what comes next.
 
-"TCS for LLMs" (Foster and Madeka, 2023): a function that is easy from right to left and hard from left to right asks for
-a reader that goes from right to left. Of a window of L tokens with stride S the encoder reads the first L - S and the
-decoder predicts the S targets of the window's block, so that every token is a target once an epoch, as for any model.
-Every node of the encoder has as its stamp the last token of the history; what else it may read is its direction's choice:
+"TCS for LLMs" (Foster and Madeka, 2023): a function that is easy from right to left and hard from left to right asks
+for a reader that goes from right to left. Of a window of L tokens with stride S the encoder reads the first L - S and
+the decoder predicts the S targets of the window's block: every token is a target once an epoch, as for any model.
+Every node of the encoder has as its stamp the last token of the history; what it reads of it is its direction's choice:
 
 bidirectional: every token of the history reads every other.
 right_to_left: attention to the token itself and those after it.
-right_to_left_scan: a gated recurrence from the last token to the first (Cho et al. 2014, arXiv:1406.1078), one such layer
-  over the embeddings. It is recomputed in chunks of about the square root of the history (Chen et al. 2016,
+right_to_left_scan: a gated recurrence from the last token to the first (Cho et al. 2014, arXiv:1406.1078), one such
+  layer over the embeddings. It is recomputed in chunks of about the square root of the history (Chen et al. 2016,
   arXiv:1604.06174), so that memory grows with that square root.
 
 `prefix` is the same rule in one stack: a decoder whose first L - S tokens read each other.
@@ -93,7 +93,8 @@ class EncoderDecoder:
     memory = Memory(jnp.zeros((1, 1, c.width), c.dtype), one, jnp.ones((1, 1, 1), bool))
     if self.kind == 'right_to_left_scan':
       embedding = 0.02 * jax.random.normal(first, (self.encoder.vocabulary, c.width), c.param_dtype)
-      encoder = {'embedding': embedding, 'scan': init_scan(jax.random.fold_in(first, 1), c.width, c.width, c.param_dtype)}
+      scan = init_scan(jax.random.fold_in(first, 1), c.width, c.width, c.param_dtype)
+      encoder = {'embedding': embedding, 'scan': scan}
     else:
       encoder = self.encoder.init(first, one, one * 0, one)['params']
     return {'params': {'encoder': encoder, 'decoder': self.decoder.init(second, one, one * 0, one,

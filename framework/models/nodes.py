@@ -75,7 +75,7 @@ def rollout_nodes(real: Nodes, starts_BxG: jax.Array, rollouts: Sequence[jax.Arr
 
 
 def resume_nodes(real: Nodes, starts_BxG: jax.Array, resume: int, tiers: int, delay: int) -> Nodes:
-  """A node a start, which stands where the token at start + delay stands. `resume` is its token, `tiers` those below."""
+  """A node a start, in the place of the token at start + delay. `resume` is its token, `tiers` those below."""
   at_BxG = starts_BxG + delay
   zero = jnp.zeros_like(starts_BxG)
   return Nodes(jnp.full_like(starts_BxG, resume), take(real.positions, at_BxG), take(real.segments, at_BxG),

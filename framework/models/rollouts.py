@@ -52,6 +52,30 @@ def keys(seed: int, tier: int, place_BxG: jax.Array, samples: int) -> jax.Array:
   return jax.vmap(jax.vmap(one))(place_BxG).reshape(place_BxG.shape[0], -1)
 
 
+def shared_part(q_BxMxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array,
+                mask_BxMxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Attention of all rollouts to keys that they share, [B, M, H, K], and its log-sum-exp, float32 [B, M, H].
+
+  The heads come before the keys, so that each step of each rollout is one plain matrix product over them: laid out as a
+  cache is, they would be transposed again at every step.
+  """
+  B, M, H, K = q_BxMxHxK.shape
+  G = k_BxGxTxK.shape[1]
+  q_BxGxQxK = (q_BxMxHxK * K**-0.5).reshape(B, M, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
+  logits_BxGxQxT = jnp.einsum('bgqk,bgtk->bgqt', q_BxGxQxK, k_BxGxTxK, preferred_element_type=jnp.float32)
+  allowed_Bx1xQxT = jnp.repeat(mask_BxMxT, H // G, axis=1)[:, None]
+  logits_BxGxQxT = jnp.where(allowed_Bx1xQxT, logits_BxGxQxT, -1e30)
+  most_BxGxQx1 = logits_BxGxQxT.max(-1, keepdims=True)
+  weights_BxGxQxT = jnp.where(allowed_Bx1xQxT, jnp.exp(logits_BxGxQxT - most_BxGxQx1), 0)
+  total_BxGxQx1 = weights_BxGxQxT.sum(-1, keepdims=True)
+  out_BxGxQxK = jnp.einsum('bgqt,bgtk->bgqk', weights_BxGxQxT.astype(v_BxGxTxK.dtype), v_BxGxTxK)
+  out_BxGxQxK = out_BxGxQxK / jnp.maximum(total_BxGxQx1, 1e-30)
+  lse_BxGxQx1 = jnp.where(total_BxGxQx1 > 0, most_BxGxQx1 + jnp.log(jnp.maximum(total_BxGxQx1, 1e-30)), -jnp.inf)
+  def back(x):
+    return x.reshape(B, G, M, H // G, -1).transpose(0, 2, 1, 3, 4).reshape(B, M, H, -1)
+  return back(out_BxGxQxK), back(lse_BxGxQx1)[..., 0]
+
+
 def merge(*parts: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Attention over all keys from attention over disjoint parts: values [B, M, H, K], log-sum-exps [B, M, H]."""
   values, logs = zip(*parts)

@@ -95,12 +95,15 @@ class Tier:
     Args:
       mask_BxNxT: for the layout stamp, which of the nodes `key` (the cache's, or the same as `query`) each one reads.
     """
-    attend = None
+    attend, name = None, self.decoder.config.attention
     if mask_BxNxT is not None and self.lower:
       def attend(q, k, v, mask, cache, layer):
         if cache is not None:
           cache, k, v = write(cache, k, v, layer)
-        return rollouts.merge(*self.parts(params, q, k, v, mask[:, 0], key, layer)).astype(q.dtype), cache
+        def part(allowed_BxNxT):
+          return dot_product_attention(q, k, v, mask=allowed_BxNxT[:, None], return_residual=True,
+                                       implementation=None if name == 'auto' else name)
+        return rollouts.merge(*self.parts(params, part, mask[:, 0], key, layer)).astype(q.dtype), cache
     x_BxNxD, cache = self.decoder.apply(
         {'params': params['decoder']}, query.tokens, query.positions, query.segments, cache=cache, keys_B=keys_B,
         added_BxLxD=self.marks(params, query), mask_BxLxT=mask_BxNxT, memory=memory, attend=attend)
@@ -115,12 +118,9 @@ class Tier:
     kinds = jnp.concatenate([jnp.zeros_like(params['kinds'][:1]), params['kinds']])
     return kinds[query.kind]
 
-  def parts(self, params: Any, q, k, v, mask_BxNxT, key: Nodes, layer) -> list[tuple[jax.Array, jax.Array]]:
-    """Attention and its log-sum-exps, apart for real tokens and for rollouts where these have a learned bias a head."""
-    name = self.decoder.config.attention
-    def part(allowed_BxNxT):
-      return dot_product_attention(q, k, v, mask=allowed_BxNxT[:, None], return_residual=True,
-                                   implementation=None if name == 'auto' else name)
+  def parts(self, params: Any, part, mask_BxNxT, key: Nodes, layer) -> list[tuple[jax.Array, jax.Array]]:
+    """Attention and its log-sum-exps by `part`, a function of the mask: apart for real tokens and for rollouts where
+    these have a learned bias a head."""
     if 'bias' not in params:
       return [part(mask_BxNxT)]
     said_Bx1xT = (key.kind > 0)[:, None]
@@ -153,8 +153,11 @@ class Tier:
                each(starts_BxG), zero, zero, zero)
     mask_BxMxN = self.mask(at, own, all_starts)
     memory = self.memory(params, at, real, all_starts, below)
+    key_NxBxGxTxK, value_NxBxGxTxK = (jnp.swapaxes(cache[name], 2, 3) for name in ('key', 'value'))
     def shared(q, layer):
-      return self.parts(params, q, cache['key'][layer], cache['value'][layer], mask_BxMxN, own, layer)
+      def part(allowed):
+        return rollouts.shared_part(q, key_NxBxGxTxK[layer], value_NxBxGxTxK[layer], allowed)
+      return self.parts(params, part, mask_BxMxN, own, layer)
     def apply(tokens_BxM, positions_BxM, local, attend):
       return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,
                                 memory=memory, attend=attend, mask_BxLxT=mask_BxMxN)

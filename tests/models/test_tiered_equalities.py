@@ -203,7 +203,7 @@ def learn(model, steps=200):
   return jax.device_get(everything(params))
 
 
-@pytest.mark.parametrize('name', ['stream', 'stamp_last'])
+@pytest.mark.parametrize('name', [pytest.param('stream', marks=pytest.mark.slow), 'stamp_last'])
 def test_uniform_noise_cannot_be_predicted(name, monkeypatch):
   monkeypatch.setattr(tiered.Tiered, 'write', echo)
   nats, _ = learn(made(**LAYOUTS[name])[0], steps=100)
