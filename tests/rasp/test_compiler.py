@@ -91,7 +91,7 @@ def agrees(sop):
 RANDOM = {'deadline': None, 'suppress_health_check': list(HealthCheck), 'database': None, 'derandomize': True}
 
 
-@settings(max_examples=40, **RANDOM)
+@settings(max_examples=30, **RANDOM)
 @given(programs.programs(3))
 def test_random_programs(sop):
   agrees(sop)
