@@ -99,6 +99,20 @@ class Compiled:
     with jax.default_matmul_precision('highest'):
       return _forward(self.module, self.params if params is None else params, tokens_BxL, segments_BxL)
 
+  def circuit(self) -> list[tuple[str, str]]:
+    """Which heads and units compute which s-op: what interpretability methods are asked to find."""
+    out, used = [], {}
+    for head in self.plan.heads if self.plan else ():
+      number = used[head.time] = used.get(head.time, -1) + 1
+      out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))
+    for t in range(1, 2 * self.report.layers, 2):
+      unit = sum(1 if emit.unsigned(c) else 2 for c in self.plan.cleared.get(t, ())) if self.plan else 0
+      for step in (s for s in (self.plan.steps if self.plan else ()) if s.time == t):
+        last = unit + 2 * len(bound.ramps(step))
+        out.append((f'layer {t // 2 + 1} units {unit + 1}-{last}', repr(step.node)))
+        unit = last
+    return out
+
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
     """The values that logits say, BOS left out."""
     logits = np.asarray(logits_BxLxV)[:, 1:]
@@ -177,6 +191,7 @@ def compile(  # pylint: disable=redefined-builtin
     other = ' or float32' if dtype != 'float32' else ''
     raise RaspError(root.source, f"'{name}' cannot be proven right to length {longest} in {dtype}: {reason}; expected "
                                  f'a shorter length{other}') from None
+  domain = encoder.analysis(root)  # may list more values than before, if a map was split
   codes = encoder.codes(root) if categorical else None
   model = emit.settings(plan, encoder, causal, dtype)
   values = dict(zip(domain.values, codes.tolist())) if categorical else {}

@@ -27,7 +27,7 @@ def settings(plan: Plan, encoder: Encoder, causal: bool, dtype: str) -> Model:
       feedforward=max([1, *units]), position='learned' if positions else 'none',
       relative_bias=max([0, *(len(h.bias) // 2 for h in plan.heads if h.bias is not None)]),
       mask='causal' if causal else 'bidirectional', attention_scale='one', norm='none', activation='relu', bias=True,
-      tied_head=False, dtype=dtype)
+      tied_head=False, dtype=dtype, attention='xla')  # the products that the proof is about
   return config_lib.check(config_lib.Config(model=model)).model
 
 
