@@ -47,7 +47,13 @@ def find(text: str) -> rasp.Program:
     raise ConfigError(f"--program is '{path}', which does not exist; expected a Python file with an @rasp.program")
   spec = importlib.util.spec_from_file_location('rasp_user_program', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except rasp.RaspError:
+    raise
+  except Exception as error:
+    raise ConfigError(f"--program is '{path}', which fails ({type(error).__name__}: {error}); expected a file that "
+                      'Python can run') from None
   found = {p.name: p for p in vars(module).values() if isinstance(p, rasp.Program)}
   if name and name not in found or len(found) != 1 and not name:
     raise ConfigError(f"--program is '{text}'; expected path.py:NAME, where NAME is one of {', '.join(found) or 'none'}"

@@ -18,6 +18,7 @@ from rasp.encode import Encoder
 from rasp.language import Program, RaspError, SOp, Value
 
 LONGEST = 64
+MOST = 5000
 CHECKED = 40  # random inputs on which an unproven "selects one value" is tried out before it is believed
 
 
@@ -174,6 +175,8 @@ def compile(  # pylint: disable=redefined-builtin
   if not vocabulary or longest < 1 or dtype not in bound.BITS:
     raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least "
                                  'one token, a length of at least 1 and float32 or bfloat16')
+  if longest > MOST:
+    raise RaspError(root.source, f'longest is {longest}; expected at most {MOST}, no proof reaches further')
   analysis = Analysis(vocabulary, longest)
   root = rewrite.rewrite(root, analysis)
   later = analysis.first_not_causal(root)

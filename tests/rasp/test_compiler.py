@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import rasp as table
 import rasp
-from rasp import bound, encode, interpreter, lint, schedule, verify
+from rasp import bound, encode, interpreter, lint, orders, schedule, verify
 from rasp.domains import Analysis
 from rasp.library import PROGRAMS, sequences
 
@@ -232,3 +232,25 @@ def test_rasp_l_asks_for_causal_selectors_and_plain_indices():
   assert any('length is known only at the end' in d for d in doubts)
   assert any('calculates with indices' in d for d in doubts) and any('reads later keys' in d for d in doubts)
   assert all('sequences.py' in d for d in doubts if 'length is known' not in d)
+
+
+def test_sorting_is_proven_to_read_one_key():
+  assert rasp.compile(sequences.sort(), 'abcd', 8).report.assumed == ()
+  assert rasp.compile(sequences.sort_by_frequency(), 'abcd', 8).report.assumed == ()
+  assert rasp.compile(sequences.sort_unique(), 'abcd', 8).report.assumed != ()  # equal keys leave ranks out
+  analysis = Analysis('abc', 6)
+  order = lambda s: orders.is_strict_order(s, analysis)
+  smaller, same = rasp.select(rasp.tokens, rasp.tokens, '<'), rasp.select(rasp.tokens, rasp.tokens, '==')
+  assert order(rasp.before) and order(smaller | same & rasp.before)
+  assert order(smaller & rasp.everything | same & ~rasp.until)
+  for wrong in (smaller, same & rasp.before, rasp.until, smaller | same & rasp.until, smaller | rasp.before,
+                smaller | rasp.select(rasp.indices, rasp.indices - 1, '==')):
+    assert not order(wrong)
+
+
+def test_a_rock_paper_scissors_order_is_no_ranking():
+  """Of any two exactly one wins, but not transitively."""
+  beats = rasp.select(rasp.tokens, rasp.tokens, lambda k, q: (k, q) in {('a', 'b'), ('b', 'c'), ('c', 'a')})
+  tied = rasp.select(rasp.tokens, rasp.tokens, '==') & rasp.before
+  assert not orders.is_strict_order(beats | tied, Analysis('abc', 6))
+  assert orders.is_strict_order(beats | tied, Analysis('ab', 6))
