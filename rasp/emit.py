@@ -8,7 +8,8 @@ import numpy as np
 from framework import config as config_lib
 from framework.config import Model
 from rasp import bound
-from rasp.encode import Encoder, Head, Reading, Step
+from rasp.encode import Encoder
+from rasp.parts import Head, Reading
 from rasp.schedule import Column, Plan
 
 BOS = 0  # the token before the first; token number v of the vocabulary is v + 1
