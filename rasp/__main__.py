@@ -2,7 +2,7 @@
 
 Commands:
   run      compile a program, run the decoder on --input, print the output sequence as the last line
-  compile  compile, verify against the interpreter, print the report; --out=FOLDER writes the decoder
+  compile  compile, verify against the interpreter, print report, circuit and RASP-L's doubts; --out=FOLDER writes it
   draw     its selectors on --input, in the terminal, or --out=FILE.svg or .png with the compiled attention beside them
   list     the library's programs
 
@@ -21,7 +21,7 @@ from absl import app, flags
 
 from framework.config import ConfigError, nearest
 import rasp
-from rasp import draw, export, interpreter, verify
+from rasp import draw, export, interpreter, lint, verify
 from rasp.library import PROGRAMS
 
 COMMANDS = ('run', 'compile', 'draw', 'list')
@@ -47,7 +47,13 @@ def find(text: str) -> rasp.Program:
     raise ConfigError(f"--program is '{path}', which does not exist; expected a Python file with an @rasp.program")
   spec = importlib.util.spec_from_file_location('rasp_user_program', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except rasp.RaspError:
+    raise
+  except Exception as error:
+    raise ConfigError(f"--program is '{path}', which fails ({type(error).__name__}: {error}); expected a file that "
+                      'Python can run') from None
   found = {p.name: p for p in vars(module).values() if isinstance(p, rasp.Program)}
   if name and name not in found or len(found) != 1 and not name:
     raise ConfigError(f"--program is '{text}'; expected path.py:NAME, where NAME is one of {', '.join(found) or 'none'}"
@@ -103,6 +109,10 @@ def main(argv) -> None:
     print(output(compiled(sequence)))
     return
   verdict = verify.verify(compiled, program.result, exhaustive=3, samples=4)
+  for where, what in compiled.circuit():
+    print(f'{where:24} {what[:90]}')
+  for doubt in lint.lint(program.result):
+    print(f'RASP-L: {doubt}')
   print(f'{verdict.inputs} inputs against the interpreter: {verdict.wrong} wrong, largest error {verdict.worst:.1e}')
   if OUT.value:
     export.save(compiled, pathlib.Path(OUT.value))

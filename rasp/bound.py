@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from rasp.encode import Head, Slot, Step
+from rasp.parts import Head, Slot, Step
 from rasp.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}

@@ -18,6 +18,7 @@ from rasp.encode import Encoder
 from rasp.language import Program, RaspError, SOp, Value
 
 LONGEST = 64
+MOST = 5000
 CHECKED = 40  # random inputs on which an unproven "selects one value" is tried out before it is believed
 
 
@@ -99,6 +100,20 @@ class Compiled:
     with jax.default_matmul_precision('highest'):
       return _forward(self.module, self.params if params is None else params, tokens_BxL, segments_BxL)
 
+  def circuit(self) -> list[tuple[str, str]]:
+    """Which heads and units compute which s-op: what interpretability methods are asked to find."""
+    out, used = [], {}
+    for head in self.plan.heads if self.plan else ():
+      number = used[head.time] = used.get(head.time, -1) + 1
+      out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))
+    for t in range(1, 2 * self.report.layers, 2):
+      unit = sum(1 if emit.unsigned(c) else 2 for c in self.plan.cleared.get(t, ())) if self.plan else 0
+      for step in (s for s in (self.plan.steps if self.plan else ()) if s.time == t):
+        last = unit + 2 * len(bound.ramps(step))
+        out.append((f'layer {t // 2 + 1} units {unit + 1}-{last}', repr(step.node)))
+        unit = last
+    return out
+
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
     """The values that logits say, BOS left out."""
     logits = np.asarray(logits_BxLxV)[:, 1:]
@@ -160,6 +175,8 @@ def compile(  # pylint: disable=redefined-builtin
   if not vocabulary or longest < 1 or dtype not in bound.BITS:
     raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least "
                                  'one token, a length of at least 1 and float32 or bfloat16')
+  if longest > MOST:
+    raise RaspError(root.source, f'longest is {longest}; expected at most {MOST}, no proof reaches further')
   analysis = Analysis(vocabulary, longest)
   root = rewrite.rewrite(root, analysis)
   later = analysis.first_not_causal(root)
@@ -177,6 +194,7 @@ def compile(  # pylint: disable=redefined-builtin
     other = ' or float32' if dtype != 'float32' else ''
     raise RaspError(root.source, f"'{name}' cannot be proven right to length {longest} in {dtype}: {reason}; expected "
                                  f'a shorter length{other}') from None
+  domain = encoder.analysis(root)  # may list more values than before, if a map was split
   codes = encoder.codes(root) if categorical else None
   model = emit.settings(plan, encoder, causal, dtype)
   values = dict(zip(domain.values, codes.tolist())) if categorical else {}

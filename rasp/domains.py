@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rasp import interpreter, language
+from rasp import interpreter, language, orders
 from rasp.language import RaspError, Selector, SOp, Value
 
 CELLS = 2**16  # the largest table of one map
@@ -328,7 +328,12 @@ class Analysis:
     if selector.kind in ('first', 'last'):
       selector = selector.args[0]
     counts = self._counts(selector)
-    return counts is not None and counts[0] >= 1
+    return counts is not None and counts[0] >= 1 or self._by_rank(selector)
+
+  def _by_rank(self, selector: Selector) -> bool:
+    """Whether index i reads the position of rank i in a strict total order: always exactly one."""
+    return selector.kind == 'leaf' and selector.op == '==' and selector.queries.kind == 'indices' and (
+        selector.keys.kind == 'width' and orders.is_strict_order(selector.keys.selector, self))
 
   def unique(self, selector: Selector) -> bool:
     """Whether no query can select two keys."""
@@ -339,6 +344,8 @@ class Analysis:
     counts = self._counts(selector)
     if counts is not None:
       return counts[1] <= 1
+    if self._by_rank(selector):
+      return True
     if selector.kind == 'leaf' and self(selector.keys).index:
       return bool((self.matrix(selector)[:, self.at_indices(selector.keys)].sum(1) <= 1).all())
     return False

@@ -8,7 +8,8 @@ import numpy as np
 from framework import config as config_lib
 from framework.config import Model
 from rasp import bound
-from rasp.encode import Encoder, Head, Reading, Step
+from rasp.encode import Encoder
+from rasp.parts import Head, Reading
 from rasp.schedule import Column, Plan
 
 BOS = 0  # the token before the first; token number v of the vocabulary is v + 1
@@ -27,7 +28,7 @@ def settings(plan: Plan, encoder: Encoder, causal: bool, dtype: str) -> Model:
       feedforward=max([1, *units]), position='learned' if positions else 'none',
       relative_bias=max([0, *(len(h.bias) // 2 for h in plan.heads if h.bias is not None)]),
       mask='causal' if causal else 'bidirectional', attention_scale='one', norm='none', activation='relu', bias=True,
-      tied_head=False, dtype=dtype)
+      tied_head=False, dtype=dtype, attention='xla')  # the products that the proof is about
   return config_lib.check(config_lib.Config(model=model)).model
 
 

@@ -8,8 +8,6 @@ constant are one column. Scores are whole numbers below 2^24, so that they carry
 """
 
 from collections.abc import Iterable
-import dataclasses
-from fractions import Fraction
 import itertools
 import math
 from typing import Any
@@ -17,146 +15,13 @@ from typing import Any
 import numpy as np
 
 from rasp import interpreter, language
-from rasp.domains import Analysis, is_everything
+from rasp.conjunctions import Leaf, conjunctions
+from rasp.domains import Analysis
 from rasp.language import RaspError, Selector, SOp
+from rasp.parts import Head, Reading, Slot, Step, Table
 
 POINTER = 100  # the most values for which a computed v^2 stays exact through its ramps
 RAW_ERROR = 2.0**-17  # what is lost to keys that are not selected
-
-
-@dataclasses.dataclass(eq=False)
-class Table:
-  """Values number 0 .. of the token, of the index, or of a step; `columns` are the features asked of it."""
-  kind: str  # token | index | step
-  size: int
-  time: int = -1  # half-layer that writes it: attention of layer l is 2 l, feed-forward 2 l + 1, the embedding -1
-  step: 'Step | None' = None
-  features: dict[bytes, 'Feature'] = dataclasses.field(default_factory=dict)
-
-  def feature(self, vector: np.ndarray) -> 'Feature':
-    vector = np.asarray(vector, np.float64)
-    return self.features.setdefault(vector.tobytes(), Feature(self, vector))
-
-
-@dataclasses.dataclass(eq=False)
-class Feature:
-  """A number for every value of a table."""
-  table: Table
-  vector: np.ndarray
-
-  @property
-  def time(self) -> int:
-    return self.table.time
-
-
-@dataclasses.dataclass(eq=False)
-class Slot:
-  """One number that a head brings, and the column it is written to. At the first token, BOS, its value is `sink`."""
-  head: 'Head'
-  value: 'Reading'
-  sink: float
-  low: float
-  high: float
-
-  @property
-  def time(self) -> int:
-    return self.head.time
-
-
-@dataclasses.dataclass
-class Reading:
-  """A linear map of features and slots."""
-  parts: dict[Any, float] = dataclasses.field(default_factory=dict)
-  const: float = 0.0
-
-  @property
-  def time(self) -> int:
-    return max((p.time for p in self.parts), default=-1)
-
-  def __add__(self, other: 'Reading') -> 'Reading':
-    parts = dict(self.parts)
-    for p, k in other.parts.items():
-      parts[p] = parts.get(p, 0.0) + k
-    return Reading({p: k for p, k in parts.items() if k}, self.const + other.const)
-
-  def __mul__(self, scale: float) -> 'Reading':
-    return Reading({p: k * scale for p, k in self.parts.items()} if scale else {}, self.const * scale)
-
-  def __rmul__(self, scale: float) -> 'Reading':
-    return self * scale
-
-
-@dataclasses.dataclass(eq=False)
-class Head:
-  """softmax(sum of query * key + bias of the distance) over BOS and the tokens, of each slot's value.
-
-  mode is count (BOS outweighs a match by e^level: the weight off BOS is nearly proportional to the number of matches),
-  sink (BOS is read where nothing matches) or total (something always matches). A match scores 0, or the same for all
-  matches of a query; anything else is lower by `gap`; BOS scores `level`.
-  """
-  node: SOp
-  mode: str
-  time: int
-  gap: int = 0
-  level: int = 0
-  margin: int = 0  # least difference of scores between what is read and what is not
-  scores: list[tuple[Reading, Reading]] = dataclasses.field(default_factory=list)
-  bias: np.ndarray | None = None  # of distances -R .. R
-  at_bos: Reading = dataclasses.field(default_factory=Reading)  # added to the level
-  slots: list[Slot] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(eq=False)
-class Step:
-  """A function of a number z, constant around each of its `levels`: value number `places[k]` at levels[k]."""
-  node: SOp
-  z: Reading
-  levels: np.ndarray
-  places: np.ndarray
-  time: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Leaf:
-  """A predicate as a matrix over the values of its queries and keys; keys and queries None: over indices."""
-  keys: SOp | None
-  queries: SOp | None
-  matrix: np.ndarray
-  source: Any = None
-
-
-def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) -> list[list[Leaf]]:
-  """A selector as disjoint conjunctions, each with one leaf a pair of keys and queries."""
-  if selector.kind == 'leaf':
-    grid = analysis.grid(selector)
-    if grid is not None:
-      return _tidy([[Leaf(None, None, grid == wanted, selector.source)]])
-    return _tidy([[Leaf(selector.keys, selector.queries, analysis.matrix(selector) == wanted, selector.source)]])
-  if selector.kind == 'not':
-    return conjunctions(selector.args[0], analysis, not wanted)
-  a, b = selector.args
-  if (selector.kind == 'and') == wanted:
-    return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
-  rest = _both(conjunctions(a, analysis, not wanted), conjunctions(b, analysis, wanted))
-  return _tidy(conjunctions(a, analysis, wanted) + rest)
-
-
-def _both(one: list[list[Leaf]], two: list[list[Leaf]]) -> list[list[Leaf]]:
-  return _tidy([a + b for a in one for b in two])
-
-
-def _tidy(terms: list[list[Leaf]]) -> list[list[Leaf]]:
-  out = []
-  for term in terms:
-    merged: dict[tuple[int, int], Leaf] = {}
-    for leaf in term:
-      at = (id(leaf.keys), id(leaf.queries))
-      m = leaf.matrix & merged[at].matrix if at in merged else leaf.matrix
-      merged[at] = dataclasses.replace(leaf, matrix=m)
-    leaves = [leaf for leaf in merged.values() if not leaf.matrix.all()]
-    if all(leaf.matrix.any() for leaf in leaves):
-      out.append(leaves)
-  return out
 
 
 class Encoder:
@@ -496,7 +361,6 @@ class Encoder:
       both = sorted(set(k.values) | set(q.values), key=language.order)
       place = {x: float(i) for i, x in enumerate(both)}
       u, v = np.array([place[x] for x in q.values]), np.array([place[x] for x in k.values])
-      m = leaf.matrix.copy()
       if None in place:  # undefined selects nothing: not even undefined
         return None
     return (u, v) if np.array_equal(leaf.matrix, u[:, None] == v[None, :]) else None

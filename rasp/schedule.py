@@ -6,13 +6,13 @@ writes it to the last one that reads it; then a feed-forward layer may overwrite
 subtract it), so that the width is the largest number of columns alive at once, not their sum.
 """
 
-from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from rasp.encode import Encoder, Feature, Head, Reading, Slot, Step, Table
+from rasp.encode import Encoder
+from rasp.parts import Head, Reading, Slot, Step
 
 
 @dataclasses.dataclass(eq=False)

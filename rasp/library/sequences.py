@@ -5,7 +5,7 @@ Sources: Weiss, Goldberg and Yahav 2021 (arXiv:2106.06981), section 4 and append
 """
 
 from rasp.language import (
-    SOp, aggregate, apply, before, default, indices, length, program, select, selector_width, tokens, until, where)
+    SOp, aggregate, before, default, indices, length, program, select, selector_width, tokens, until, where)
 
 LETTERS = 'abcd'
 
@@ -136,10 +136,6 @@ def add_position() -> SOp:
 def three_ary() -> SOp:
   """x + y - i of two number tokens (here the token itself, twice) and the index: linear as well."""
   return (tokens + tokens - indices).named('three_ary')
-
-
-def _numbers(n):
-  return tuple(range(n))
 
 
 PROGRAMS = {p.name: p for p in (

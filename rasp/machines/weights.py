@@ -25,7 +25,7 @@ class Weights:
   def __init__(self, names: Sequence[str], vocabulary: int, length: int, **settings):
     self.at = {name: d for d, name in enumerate(names)}
     defaults = {'norm': 'none', 'activation': 'relu', 'position': 'learned', 'attention_scale': 'one', 'bias': True,
-                'tied_head': False, 'width': len(names)}
+                'tied_head': False, 'width': len(names), 'attention': 'xla'}
     self.model = config_lib.check(config_lib.Config(model=Model(**defaults | settings))).model
     self.module = models.build(self.model, vocabulary, length)
     shapes = jax.eval_shape(lambda: models.init(self.module, jax.random.key(0)))

@@ -56,6 +56,12 @@ def test_one_line_for_what_the_user_can_mend(argv, message):
   assert code == 1 and len(err) == 1 and err[0].startswith('rasp: ') and message in err[0]
 
 
+def test_a_file_that_python_cannot_run_is_named(tmp_path):
+  (tmp_path / 'broken.py').write_text('import rasp\nrasp.tokenz\n')
+  code, _, err = command('run', '--program=broken.py', cwd=tmp_path)
+  assert code == 1 and len(err) == 1 and "which fails (AttributeError: module 'rasp' has no attribute" in err[0]
+
+
 def test_list_and_interpret():
   code, out, _ = command('list')
   assert code == 0 and len(out) == len(PROGRAMS)

@@ -134,6 +134,14 @@ def test_a_length_that_float32_cannot_hold_is_refused_with_the_reason():
     rasp.compile(rasp.selector_width(rasp.select(rasp.tokens, rasp.tokens, '==')), 'ab', 5000)
 
 
+def test_settings_that_make_no_decoder_are_refused():
+  with pytest.raises(rasp.RaspError, match='longest is 1000000; expected at most 5000'):
+    rasp.compile(rasp.length, 'ab', 10**6)
+  for settings in ({'vocabulary': ''}, {'vocabulary': 'a', 'longest': 0}, {'vocabulary': 'a', 'dtype': 'float16'}):
+    with pytest.raises(rasp.RaspError, match='at least one token, a length of at least 1 and float32 or bfloat16'):
+      rasp.compile(rasp.tokens, **settings)
+
+
 def test_every_library_program_says_its_idea_and_has_an_example():
   for program in PROGRAMS.values():
     assert set(program.example) <= set(program.vocabulary)

@@ -45,7 +45,7 @@ def first_logits(n, rows, scale):
   return np.asarray(logits[:, -1])
 
 
-@pytest.mark.parametrize('n', [1, 7, 1000, 10000])
+@pytest.mark.parametrize('n', [1, 7, 1000, pytest.param(10000, marks=pytest.mark.slow)])
 def test_first_with_log_length_logits(n):
   rows = (np.random.default_rng(0).random((2, n)) < 0.5).astype(int)
   rows[0, 0], rows[1, 0] = 0, 1
