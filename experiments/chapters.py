@@ -31,8 +31,8 @@ def perplexity(ladder: pathlib.Path, here: pathlib.Path) -> page.Section:
   network, counts, compressor = best['network'], best['counts'], best['compressor']
   others = min(counts['bits_per_byte'], compressor['bits_per_byte'])
   won = 'less than' if network['bits_per_byte'] < others else 'no less than'
-  words = (f"On the same {network['targets']:,} held-out tokens the decoder needs {network['bits_per_byte']:.3f} bits a "
-           f"byte, {won} the best that counts ({counts['name']}, {counts['bits_per_byte']:.3f}) and the best that "
+  words = (f"On the same {network['targets']:,} held-out tokens the decoder needs {network['bits_per_byte']:.3f} bits "
+           f"a byte, {won} the best that counts ({counts['name']}, {counts['bits_per_byte']:.3f}) and the best that "
            f"compresses ({compressor['name']}, {compressor['bits_per_byte']:.3f}).")
   table = page.Table(['predictor', 'kind', 'bits/byte', 'bits/token', 'perplexity'],
                      [[row['name'], row['kind'], row['bits_per_byte'], row['bits_per_token'],
@@ -84,8 +84,8 @@ def rasp(folder: pathlib.Path, here: pathlib.Path) -> page.Section:
   """An adder written by hand, compiled to weights and run in the decoder."""
   said = (folder / 'adder.txt').read_text(encoding='utf-8')
   return page.Section('5. RASP: what could a transformer compute?', [
-      'A program of selectors and aggregates adds two numbers; it was compiled to the weights of the same decoder, which '
-      'then read the sum and wrote the answer:',
+      'A program of selectors and aggregates adds two numbers; it was compiled to the weights of the same decoder, '
+      'which then read the sum and wrote the answer:',
       page.Text(said, folders.relative(folder / 'adder.txt', here)),
       figure(folder / 'adder.svg', 'Each step of the program, on another sum.', here)])
 

@@ -87,8 +87,8 @@ def main() -> int:
       'title': 'GEMM', 'paragraphs': [sentence],
       'tables': [{'columns': ['tile of the 3 x 3 result', 'reads', 'writes', 'bytes', 'least reads'], 'rows': lecture},
                  {'columns': ['n', 'FLOPs a byte', 'GFLOP/s', 'microseconds', 'roofline GFLOP/s'], 'rows': table}],
-      'figures': [{'file': 'roofline.svg', 'caption': 'The roofline of this machine: n x n products in float32, the '
-                                                      'roofs as measured; what fits into the caches may lie above the slope.'}]})
+      'figures': [{'file': 'roofline.svg', 'caption': 'The roofline of this machine: n x n products in float32. What '
+                   'fits into the caches may lie above the slope.'}]})
   print(sentence)
   return 0
 

@@ -20,8 +20,8 @@ TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 takes the likeliest toke
 TOP_K = flags.DEFINE_integer('top_k', 0, 'sample among the k likeliest tokens; 0: all', lower_bound=0)
 TOP_P = flags.DEFINE_float('top_p', 1.0, 'sample among the likeliest tokens of this probability together',
                            lower_bound=1e-6, upper_bound=1.0)
-SHOW_ROLLOUTS = flags.DEFINE_bool('show_rollouts', False, 'of a tiered model: also write the rollouts of the lower tiers '
-                                  'where they start, as [[tier: text]]')
+SHOW_ROLLOUTS = flags.DEFINE_bool('show_rollouts', False, 'of a tiered model: also write the rollouts of the lower '
+                                  'tiers where they start, as [[tier: text]]')
 SEED = flags.DEFINE_integer('seed', 0, 'of the sampling', lower_bound=0, upper_bound=2**32 - 1)
 STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; default: the end of the document')
 

@@ -3,10 +3,10 @@
 Example:
   python -m experiments.quickstart --workdir=runs/quickstart
 
-Perplexity: every predictor on the same text. Attention: a decoder is trained, drawn, sampled. GEMM: the roofline of this
-machine. Chinchilla: a small sweep, its law, a prediction and what came. RASP: a program compiled to weights, and the
-tiered model's word problem. Stop it at any moment with Ctrl-C; the same command goes on, and shows a finished walk at
-once. --parts leaves out what one does not want to wait for.
+Perplexity: every predictor on the same text. Attention: a decoder is trained, drawn, sampled. GEMM: the roofline of
+this machine. Chinchilla: a small sweep, its law, a prediction and what came. RASP: a program compiled to weights, and
+the tiered model's word problem. Stop it at any moment with Ctrl-C; the same command goes on, and shows a finished walk
+at once. --parts leaves out what one does not want to wait for.
 """
 
 import pathlib
@@ -34,8 +34,8 @@ def plan(root: pathlib.Path, parts: list[str]):
           Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume'), 80),
           Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=2048'), 12),
           Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 8),
-          Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'), 8,
-               run / 'sample.txt')],
+          Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'),
+               8, run / 'sample.txt')],
       'perplexity': [
           Step('the ladder of predictors', ('experiments.ladder', f'--config={CONFIG}', f'--output={ladder}',
                                             f'--runs={run}', '--orders=3,4,5,6', '--tokens=300000'), 60)],
@@ -76,8 +76,8 @@ def main() -> int:
     raise config_lib.ConfigError("--parts has 'perplexity' without 'attention', whose decoder it needs")
   strangers = [p.name for p in root.iterdir() if not p.name.startswith('.')] if root.is_dir() else []
   if strangers and not (root / '.lock').exists():
-    raise config_lib.ConfigError(f'workdir {root} is not empty and holds no walk (found {sorted(strangers)[0]}); give an '
-                                 'empty or a new folder')
+    raise config_lib.ConfigError(f'workdir {root} is not empty and holds no walk (found {sorted(strangers)[0]}); give '
+                                 'an empty or a new folder')
   from experiments import steps
   try:
     steps.walk(root, plan(root, PARTS_FLAG.value), lambda text: print(f'== {text}', flush=True))

@@ -13,7 +13,6 @@ finished cell is never run again, and a cell that was cut short resumes from its
 import importlib.util
 import os
 import pathlib
-import sys
 import threading
 
 from absl import flags, logging

@@ -147,7 +147,7 @@ def forward(arrays, mask, settings):
 def backward(arrays, mask, out, lse_BxHxQ, delta_BxHxQ, d_out, settings):
   """The gradients of arrays, all in one pass over the blocks."""
   blocks = _Blocks(arrays, mask, settings)
-  (B, Q, H, K), T = arrays.query.shape, arrays.key.shape[1]
+  Q, T = arrays.query.shape[1], arrays.key.shape[1]
   dtype = arrays.query.dtype
   d_out = blocks.split_queries(d_out)
   # exp(logits - inf) = 0 for a row that reads nothing

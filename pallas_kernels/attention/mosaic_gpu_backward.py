@@ -90,7 +90,7 @@ def query_gradient(query, key, value, d_out, lse, delta, mask, settings):
 def key_gradients(query, key, value, d_out, lse, delta, mask, settings):
   """d_key, d_value [B, T, G, K]: each query head's share first, which XLA sums."""
   config, dtype = settings.config, query.dtype
-  (B, Q, H, K), (T, G) = query.shape, key.shape[1:3]
+  (B, _, H, K), (T, G) = query.shape, key.shape[1:3]
   block_q, block_k = config.key_block_q, config.key_block_k
   c = tiles.conditions(mask, block_q, tiles.WARP_GROUPS * block_k, by_key=True)
   query, d_out = tiles.pad(query, block_q), tiles.pad(d_out, block_q)

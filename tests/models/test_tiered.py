@@ -1,6 +1,5 @@
 """The tiered rollout model: leaks and their mutants, rollouts against a naive decoder, layouts, stages and controls."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework import cross_entropy, tiered_generation, timestamps
+from framework import tiered_generation, timestamps
 from framework.models import nodes, rollouts, tiered
 
 V, L, P, R, K, B = 11, 20, 6, 4, 2, 2

@@ -1,6 +1,5 @@
 """The tiered model against itself: layouts, batches, devices, starts, warm starts, stop-gradients, and what it learns."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import pytest
 
 from framework import config as config_lib
 from framework import cross_entropy, timestamps
-from framework.models import nodes, rollouts, tiered
+from framework.models import nodes, tiered
 from framework.models.tiered import Written
 from framework.training import optimizer, partition, state, step
 from tests.models.test_tiered import B, K, L, LAYOUTS, P, R, V, jit, logits, made, text, written

@@ -25,7 +25,7 @@ def numbers(rng, digits):
   return ''.join(map(str, rng.integers(0, 10, digits))).lstrip('0') or '0'
 
 
-def test_adder_on_every_sum_of_two_digits_and_samples_of_three():
+def test_adder_on_sums_of_two_digits_and_samples_of_three():
   compiled = rasp.compile(arithmetic.adder(), arithmetic.SYMBOLS, 8)
   assert compiled.report.layers == 3
   assert not wrong_sums(compiled, itertools.product(range(0, 100, 3), range(100)))

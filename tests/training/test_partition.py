@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework.training import partition, setup, state, step
+from framework.training import partition, setup, step
 
 STEPS, B, L, V = 50, 16, 16, 31
 
