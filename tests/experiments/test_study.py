@@ -23,7 +23,7 @@ def test_every_study_says_what_it_claims():
   for name in study.names():
     module = study.study_of(name)
     assert all(len(text) > 40 for text in (module.CLAIM, module.SOURCE, module.RULE))
-    assert set(module.SCALES) == {'cpu', 'gpu', 'paper'} and all(module.parts(s) for s in module.SCALES.values())
+    assert {'cpu', 'gpu', 'paper'} <= set(module.SCALES) and all(module.parts(s) for s in module.SCALES.values())
 
 
 def test_an_unknown_study_names_the_nearest():
