@@ -8,12 +8,15 @@ An expression is a list of cells, and a cell is a dictionary {config key: value}
 
 import copy
 import dataclasses
+import importlib.util
 import itertools
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from framework import config as config_lib
 from framework.training import branch
+from scaling import lints
 
 Cells = list[dict[str, Any]]
 
@@ -74,6 +77,26 @@ class Cell:
   own_steps: int = 0  # steps that it takes itself
 
 
+def load(path: pathlib.Path) -> Sweep:
+  """The Sweep of a sweep file. Raises ConfigError."""
+  if not path.is_file():
+    around = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
+    raise config_lib.ConfigError(f'sweep file {path} does not exist{config_lib.nearest(str(path), around)}')
+  spec = importlib.util.spec_from_file_location('lemma_sweep', path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    sweep = module.get_sweep()
+  except config_lib.ConfigError:
+    raise
+  except Exception as error:  # a sweep file is anyone's code
+    raise config_lib.ConfigError(f'sweep file {path}: {type(error).__name__}: {" ".join(str(error).split())}') from None
+  if not isinstance(sweep, Sweep):
+    raise config_lib.ConfigError(f'get_sweep() of {path} returned {type(sweep).__name__}; expected an '
+                                 'experiments.cells.Sweep')
+  return sweep
+
+
 def expand(sweep: Sweep) -> list[Cell]:
   """The checked cells by name, ladders in the order in which one rung begins where the one before decays.
 
@@ -131,3 +154,11 @@ def with_costs(cells: list[Cell], vocabulary: int) -> list[Cell]:
     return dataclasses.replace(cell, own_steps=own, cost=own * c.training.batch * flops.train(
         c.model, vocabulary, c.data.window))
   return [costed(cell) for cell in cells]
+
+
+def check_steps(cells: list[Cell], allow: Iterable[str]) -> None:
+  """Raises ConfigError if the shortest cell is too short for a law, unless `allow` has 'few_steps'."""
+  short = min(cells, key=lambda cell: cell.config.training.steps)
+  if short.config.training.steps < lints.STEPS and 'few_steps' not in allow:
+    raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} "
+                                 "or more, or 'few_steps' among the sweep's `allow`")

@@ -10,7 +10,6 @@ was measured, report/ the figures, logs/ what the workers said. The same command
 finished cell is never run again, and a cell that was cut short resumes from its own checkpoints.
 """
 
-import importlib.util
 import os
 import pathlib
 import threading
@@ -32,34 +31,13 @@ CORES = flags.DEFINE_list('cores', None, 'with --cells: the cores of this proces
 ATTACHED = flags.DEFINE_bool('attached', False, 'with --cells: end when stdin ends')
 
 
-def load(path: pathlib.Path):
-  """The Sweep of a sweep file. Raises ConfigError."""
-  from experiments import cells
-  if not path.is_file():
-    around = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-    raise config_lib.ConfigError(f'sweep file {path} does not exist{config_lib.nearest(str(path), around)}')
-  spec = importlib.util.spec_from_file_location('lemma_sweep', path)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    sweep = module.get_sweep()
-  except config_lib.ConfigError:
-    raise
-  except Exception as error:  # a sweep file is anyone's code
-    raise config_lib.ConfigError(f'sweep file {path}: {type(error).__name__}: {" ".join(str(error).split())}') from None
-  if not isinstance(sweep, cells.Sweep):
-    raise config_lib.ConfigError(f'get_sweep() of {path} returned {type(sweep).__name__}; expected an '
-                                 'experiments.cells.Sweep')
-  return sweep
-
-
 def main() -> int:
   path = files.expand('--sweep', launch.required(SWEEP)).resolve()
   workdir = launch.workdir_path(WORKDIR.value or f'runs/{path.stem}')
   from experiments import cells as cells_lib
-  sweep = load(path)
+  sweep = cells_lib.load(path)
   cells = cells_lib.expand(sweep)
-  _check_steps(cells, sweep.allow)
+  cells_lib.check_steps(cells, sweep.allow)
   if CELLS.value:
     known = {cell.name: cell for cell in cells}
     for name in CELLS.value:
@@ -68,14 +46,6 @@ def main() -> int:
                                      f'{config_lib.nearest(name, known)}')
     return work([known[name] for name in CELLS.value], workdir)
   return manage(sweep, cells, path, workdir)
-
-
-def _check_steps(cells, allow) -> None:
-  from scaling import lints
-  short = min(cells, key=lambda cell: cell.config.training.steps)
-  if short.config.training.steps < lints.STEPS and 'few_steps' not in allow:
-    raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} "
-                                 "or more, or 'few_steps' among the sweep's `allow`")
 
 
 # A worker

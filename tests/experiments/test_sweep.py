@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import sweep as sweep_lib
+from experiments import cells as cells_lib
 from experiments.cells import expand, ladders
 from framework import config as config_lib
 from scaling import ledger, lints
@@ -34,7 +34,7 @@ def get_sweep():
 
 @pytest.mark.parametrize('path', SWEEPS, ids=[p.stem for p in SWEEPS])
 def test_sweep_files_have_ladders_sizes_and_steps_enough(path):
-  cells = expand(sweep_lib.load(path))
+  cells = expand(cells_lib.load(path))
   assert len({(c.config.model.width, c.config.model.layers) for c in cells}) >= lints.SIZES
   assert min(c.config.training.steps for c in cells) >= lints.STEPS
   assert max(map(len, ladders(cells))) >= 3 and all(c.config.training.devices == 1 for c in cells)
@@ -60,7 +60,7 @@ def test_malformed_sweep_files_are_refused_in_one_line(tmp_path, text, words):
   else:
     path.write_text(text)
   with pytest.raises(config_lib.ConfigError) as error:
-    sweep_lib._check_steps(expand(sweep_lib.load(path)), sweep_lib.load(path).allow)
+    cells_lib.check_steps(expand(cells_lib.load(path)), cells_lib.load(path).allow)
   assert words in str(error.value) and '\n' not in str(error.value)
 
 

@@ -6,7 +6,7 @@ import warnings
 from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import numpy as np
-import programs
+from tests.rasp import programs
 import pytest
 
 from benchmarks import rasp as table
