@@ -1,11 +1,11 @@
-"""Four simulated CPU devices for every test, and compiled programs kept between runs."""
+"""What all tests share."""
 
-import os
-import pathlib
+import jax
+import pytest
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-CACHE = pathlib.Path(__file__).parents[1] / '.cache'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'xla'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_compiled_programs():
+  """A test process keeps every program that it has compiled: gigabytes, if modules did not begin anew."""
+  yield
+  jax.clear_caches()
