@@ -17,7 +17,7 @@ import importlib.util
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from framework.config import ConfigError, nearest
 import rasp
@@ -80,6 +80,7 @@ def output(values) -> str:
 
 
 def main(argv) -> None:
+  logging.set_verbosity(logging.WARNING)  # JAX tells absl's log of every kind of device that is not there
   if len(argv) != 2 or argv[1] not in COMMANDS:
     given = ' '.join(argv[1:])
     raise ConfigError(f"command is '{given}'; expected one of {', '.join(COMMANDS)}{nearest(given, COMMANDS)}, for "
