@@ -3,7 +3,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart tour test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv clean remake
+.PHONY: quickstart tour test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv \
+  clean remake
 
 quickstart: venv  ## the main job: four formulas in minutes, resumable, and a page about them
 	$(RUN) -m experiments.quickstart --workdir=$(RUNS)/quickstart --parts=attention,perplexity,gemm,rasp,thinking
@@ -32,7 +33,7 @@ else
 	@echo 'skipped: there is no python3.12 (name one with PYTHON312=...)'
 endif
 
-test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 GB of plugins in an environment of its own
+test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 GB of plugins
 	test -x .venv-compile/bin/python || $(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compile]'
 	.venv-compile/bin/python -m pytest -m '' tests/kernels/test_compile.py tests/kernels/test_support.py \

@@ -76,7 +76,7 @@ class Tiered:
 
 @dataclasses.dataclass(slots=True)
 class Encoder:
-  """Read by model.name = encoder_decoder, whose decoder is that of the section `model` and predicts data.stride tokens."""
+  """Read by model.name = encoder_decoder; its decoder is that of the section `model` and predicts data.stride tokens."""
   kind: str = 'bidirectional'  # bidirectional | right_to_left | right_to_left_scan | prefix (one stack for both)
   layers: int = 0  # 0: model.layers; the scan has one
   width: int = 0  # 0: model.width
@@ -281,8 +281,8 @@ def check_tiered(config: Config) -> None:
                         f"{Model.__dataclass_fields__[name].default!r}")
   for width in per_tier('tiered.widths', t.widths, t.tiers, m.width):
     if width % (2 * m.heads if m.position == 'rope' else m.heads):
-      raise ConfigError(f"tiered.widths is '{t.widths}'; expected multiples of {2 * m.heads} for model.heads {m.heads}, "
-                        f'nearest to {width} is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
+      raise ConfigError(f"tiered.widths is '{t.widths}'; expected multiples of {2 * m.heads} for model.heads "
+                        f'{m.heads}, nearest to {width} is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
   per_tier('tiered.layers', t.layers, t.tiers, m.layers)
   per_tier('tiered.steps', t.steps, t.tiers, config.training.steps)
   if t.period > d.window and t.starts == 'period':
@@ -306,14 +306,14 @@ def check_encoder(config: Config) -> None:
   """Raises ConfigError for an encoder without a history, or of a width that its heads do not divide."""
   d, m, width = config.data, config.model, config.encoder.width or config.model.width
   if d.stride >= d.window:
-    raise ConfigError(f"data.stride is {d.stride}; model.name 'encoder_decoder' reads the window's tokens before it, so "
-                      f'expected less than data.window {d.window}, nearest is {d.window - 1}')
+    raise ConfigError(f"data.stride is {d.stride}; model.name 'encoder_decoder' reads the window's tokens before it, "
+                      f'so expected less than data.window {d.window}, nearest is {d.window - 1}')
   if config.evaluation.stride != d.stride:
     raise ConfigError(f"evaluation.stride is {config.evaluation.stride}; model.name 'encoder_decoder' predicts "
                       f'data.stride tokens a window: expected {d.stride}')
   if width % (2 * m.heads):
-    raise ConfigError(f'encoder.width is {width}; expected a multiple of {2 * m.heads} for model.heads {m.heads}, nearest '
-                      f'is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
+    raise ConfigError(f'encoder.width is {width}; expected a multiple of {2 * m.heads} for model.heads {m.heads}, '
+                      f'nearest is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
 
 
 def check(config: Config) -> Config:

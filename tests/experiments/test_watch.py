@@ -14,7 +14,8 @@ from tests.experiments.test_report import make_run
 
 
 @pytest.mark.parametrize('values,shown', [
-    ([], ''), ([1.0], '▁'), ([2, 2, 2], '▁▁▁'), ([8, 1], '█▁'), ([0, 1, 2, 3, 4, 5, 6, 7], '▁▂▃▄▅▆▇█')])
+    ([], ''), ([1.0], '▁'), ([2, 2, 2], '▁▁▁'), ([8, 1], '█▁'),
+    ([0, 1, 2, 3, 4, 5, 6, 7], '▁▂▃▄▅▆▇█')])
 def test_sparkline(values, shown):
   assert view.sparkline(values) == shown
 
