@@ -47,6 +47,7 @@ Examples:
   python -m scaling plan --runs=runs --budget=1e18 --N=5e8
   python -m scaling plan --runs=runs --budget=200 --unit=dollars --flops_per_second=4e14 --dollars_per_hour=2.5
   python -m scaling plan --runs=repeat.csv --law=repeated --budget=1e21 --unique=1e9
+  python -m scaling plan --runs=experts.csv --law=experts --budget=1e20 --K=16
   python -m scaling plan --runs=runs --target_loss=2.1 --prefill=2e12 --decode=1e11
 """,
     'design': """python -m scaling design: the next runs to buy, the most information on N_opt(C) per FLOP first.
@@ -73,10 +74,10 @@ FLAGS_OF = {
     'fitting': ('law', 'loss', 'delta', 'penalty', 'fix'),
     'fit': ('bootstrap', 'kind', 'simulations', 'level', 'compute_target', 'posterior', 'report',
             'positions'),
-    'predict': ('N', 'D', 'U', 'level', 'simulations', 'ledger', 'name'),
+    'predict': ('N', 'D', 'U', 'K', 'level', 'simulations', 'ledger', 'name'),
     'plan': ('budget', 'unit', 'flops_per_second', 'dollars_per_hour', 'prefill_flops_per_second',
-             'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level', 'N'),
-    'design': ('compute_target', 'budget', 'unique', 'seed_noise', 'misfit', 'most'),
+             'decode_flops_per_second', 'unique', 'target_loss', 'prefill', 'decode', 'level', 'N', 'K'),
+    'design': ('compute_target', 'budget', 'unique', 'K', 'seed_noise', 'misfit', 'most'),
     'compare': ('laws', 'reach', 'compute_target', 'ledger', 'name', 'measured'),
 }
 
@@ -106,6 +107,7 @@ flags.DEFINE_integer('positions', 0, 'also a law for each of so many groups of p
 flags.DEFINE_float('N', 0.0, 'parameters of the run to predict; plan: of a run to compare with the best')
 flags.DEFINE_float('D', 0.0, 'tokens of the run to predict')
 flags.DEFINE_float('U', 0.0, 'unique tokens of the run to predict; 0: all of D')
+flags.DEFINE_float('K', 1.0, 'experts of the run; a law of experts counts its active parameters')
 flags.DEFINE_string('ledger', '', 'append-only file of predictions')
 flags.DEFINE_string('name', '', 'name of a ledger entry')
 flags.DEFINE_float('measured', 0.0, 'measured loss of the ledger entry, nats per token')
@@ -163,6 +165,18 @@ def _law(name=''):
   return law(name or FLAGS.law, math.log(FLAGS.vocabulary) if FLAGS.vocabulary else None)
 
 
+def _experts(law):
+  """--K, or None for a law without experts."""
+  from scaling.table import TableError
+  if FLAGS.K < 1:
+    raise TableError(f'--K={FLAGS.K:g}: expected a number of experts from 1 up')
+  if 'k' not in law.columns:
+    if FLAGS.K != 1:
+      raise TableError(f'--K={FLAGS.K:g}: law {law.name} knows no experts; fit --law=experts')
+    return None
+  return FLAGS.K
+
+
 def _fitted():
   from scaling.fit import fit
   from scaling.table import TableError, parse_assignments
@@ -211,7 +225,7 @@ def run_predict() -> int:
   if FLAGS.ledger and not FLAGS.name:
     raise TableError('--ledger needs --name, the name of the prediction')
   result, findings = _fitted()
-  quantity = uncertainty.loss_at(result.law, FLAGS.N, FLAGS.D, FLAGS.U or None)
+  quantity = uncertainty.loss_at(result.law, FLAGS.N, FLAGS.D, FLAGS.U or None, _experts(result.law))
   interval = uncertainty.profile(result, quantity, FLAGS.level, new_run=True)
   mean = uncertainty.profile(result, quantity, FLAGS.level)
   if FLAGS.simulations:
@@ -254,7 +268,7 @@ def run_plan() -> int:
         interval = uncertainty.profile(result, uncertainty.parameter(result.law, name), FLAGS.level)
         print(report.parameter_row(interval, result.errors[name]))
   else:
-    best = plan.compute_optimal(result, C)
+    best = plan.compute_optimal(result, C, _experts(result.law))
   print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs\n'
         f'loss {best.loss:.5g} nats per token\nnearly as good: N from {best.near[0]:.3g} to {best.near[1]:.3g}')
   if rates.flops_per_second:
@@ -262,10 +276,11 @@ def run_plan() -> int:
     price = f', {seconds / 3600 * rates.dollars_per_hour:.4g} dollars' if rates.dollars_per_hour else ''
     print(f'training {seconds:.4g} seconds{price}')
   if not FLAGS.target_loss and not FLAGS.unique:
-    for quantity in (uncertainty.n_opt(result.law, C), uncertainty.best_loss(result.law, C)):
+    for quantity in (uncertainty.n_opt(result.law, C, _experts(result.law)),
+                     uncertainty.best_loss(result.law, C, _experts(result.law))):
       print(uncertainty.profile(result, quantity, FLAGS.level))
     if FLAGS.N:
-      lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, FLAGS.N)
+      lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, FLAGS.N, _experts(result.law))
       low, middle, high = np.nanquantile(lost, [(1 - FLAGS.level) / 2, 0.5, (1 + FLAGS.level) / 2])
       print(f'N {FLAGS.N:.4g} instead loses {middle:.3g} nats per token, {100 * FLAGS.level:g} % of bootstraps '
             f'[{low:.3g}, {high:.3g}]')
@@ -278,12 +293,12 @@ def run_design() -> int:
   from scaling import plan
   result, _ = _fitted()
   bought = plan.next_runs(result, _target(result.observations), FLAGS.budget, seed_noise=FLAGS.seed_noise,
-                          misfit=FLAGS.misfit, unique=FLAGS.unique)
+                          misfit=FLAGS.misfit, unique=FLAGS.unique, K=_experts(result.law) or 1.0)
   target = 'the loss of the best run' if 'u' in result.law.columns else 'N_opt'
-  print(f'{"N":>10s} {"D":>10s} {"epochs":>6s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln {target} at '
+  print(f'{"N":>10s} {"D":>10s} {"epochs":>6s} {"experts":>7s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln {target} at '
         f'{_target(result.observations):.3g} FLOPs')
   for item in bought[:FLAGS.most]:
-    print(f'{item.N:10.4g} {item.D:10.4g} {item.D / item.U:6.3g} {item.repeat:6d} {item.cost:10.3g}   '
+    print(f'{item.N:10.4g} {item.D:10.4g} {item.D / item.U:6.3g} {item.K:7g} {item.repeat:6d} {item.cost:10.3g}   '
           f'{item.sd_before:.4f} -> {item.sd_after:.4f}')
   if len(bought) > FLAGS.most:
     print(f'and {len(bought) - FLAGS.most} more, to {bought[-1].sd_after:.4f}')

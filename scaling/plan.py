@@ -184,16 +184,18 @@ class Purchase:
   sd_before: float
   sd_after: float
   U: float  # unique tokens
+  K: float = 1.0  # experts
 
 
 @np.errstate(all='ignore')
 def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, quantity: Quantity | None = None,
               seed_noise: float = 0.0, misfit: float = 0.002, largest: float = 0.5, unique: float = 0.0,
-              epochs=(1, 2, 4, 8, 16, 32)) -> list[Purchase]:
+              epochs=(1, 2, 4, 8, 16, 32), K: float = 1.0) -> list[Purchase]:
   """Greedy purchases: each time the run that cuts the variance of ln N_opt(C) most per FLOP, until the budget is spent.
 
   A law of repeated data wants to know the loss of its best run when `unique` tokens exist, and is offered every cell at
-  every number of `epochs` that no more tokens than these need.
+  every number of `epochs` that no more tokens than these need. A law of experts wants to know N_opt of K experts, and
+  is offered every cell at one expert, at K and at the numbers that were run; all cost 6 N D of their active parameters.
 
   A cell's ln loss has variance seed_noise^2 / repeats + (misfit * decades below C)^2: repeats stop once the seeds'
   part is below the other, and small runs never become proof about a large one. seed_noise 0: the residual rms.
@@ -201,9 +203,9 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   two over the fitted range and one step beyond).
   """
   o, law = result.observations, result.law
-  repeats_data = 'u' in law.columns
-  if set(law.columns) - {'u'} != {'n', 'd'}:
-    raise TableError(f'law {law.name}: next runs are proposed for laws of N, D and repeated data alone')
+  repeats_data, has_experts = 'u' in law.columns, 'k' in law.columns
+  if set(law.columns) - {'u', 'k'} != {'n', 'd'}:
+    raise TableError(f'law {law.name}: next runs are proposed for laws of N, D, repeated data and experts alone')
   if repeats_data and not unique > 0:
     raise TableError(f'law {law.name}: next runs need the number of unique tokens that exist (--unique)')
   for name, value in (('budget', budget), ('C', C)):
@@ -212,16 +214,18 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   if quantity is None and repeats_data:
     best = with_repetition(result, C, unique)
     quantity = loss_at(law, best.N, best.D, min(unique, best.D))
-  quantity = quantity or n_opt(law, C)
+  quantity = quantity or n_opt(law, C, K if has_experts else None)
   noise = seed_noise or result.rms
   doubling = lambda v: v.min() * 2.0 ** np.arange(0, np.ceil(np.log2(v.max() / v.min())) + 2)
   sizes = doubling(o.N) if sizes is None else np.asarray(sizes, float)
   tokens = doubling(o.D) if tokens is None else np.asarray(tokens, float)
-  grid_n, grid_d, grid_e = (g.ravel() for g in np.meshgrid(sizes, tokens, epochs if repeats_data else (1,),
-                                                           indexing='ij'))
+  seen_k = o.K if has_experts else np.ones(len(o))
+  grid_n, grid_d, grid_e, grid_k = (g.ravel() for g in np.meshgrid(
+      sizes, tokens, epochs if repeats_data else (1,), np.unique([1.0, K, *seen_k]) if has_experts else (1.0,),
+      indexing='ij'))
   if repeats_data:
     exist = grid_d / grid_e <= unique
-    grid_n, grid_d, grid_e = grid_n[exist], grid_d[exist], grid_e[exist]
+    grid_n, grid_d, grid_e, grid_k = grid_n[exist], grid_d[exist], grid_e[exist], grid_k[exist]
   grid_u, seen_u = grid_d / grid_e, o.D if o.U is None else o.U
   cost = 6.0 * grid_n * grid_d
   affordable = cost <= largest * budget
@@ -230,20 +234,21 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
                      f'{largest:g} of it')
   free = np.array([i for i, name in enumerate(law.parameters) if name not in result.fixed])
 
-  def rows(n, d, u):
-    return law.jacobian(result.theta[None], {'n': np.log(n), 'd': np.log(d), 'u': np.log(u)})[0][:, free]
+  def rows(n, d, u, k):
+    x = {'n': np.log(n), 'd': np.log(d), 'u': np.log(u), 'k': np.log(k)}
+    return law.jacobian(result.theta[None], x)[0][:, free]
 
   def floor(n, d):
     return misfit * np.maximum(np.log10(C / (6.0 * n * d)), 0.25)
 
   # coordinates in which the runs' rows are orthogonal
-  centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D, seen_u), mode='r'))
-  known = rows(o.N, o.D, seen_u) @ centre
+  centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D, seen_u, seen_k), mode='r'))
+  known = rows(o.N, o.D, seen_u, seen_k) @ centre
   information = (known.T / (noise ** 2 + floor(o.N, o.D) ** 2)) @ known
   if not np.linalg.cond(information) < 1e12:
     raise TableError(f'the {len(o)} runs do not determine the law {law.name}; no next run can be valued by it')
   gradient = quantity.gradient(result.theta[None])[0][free] @ centre
-  offered, repeats = rows(grid_n, grid_d, grid_u) @ centre, np.zeros(len(grid_n), int)
+  offered, repeats = rows(grid_n, grid_d, grid_u, grid_k) @ centre, np.zeros(len(grid_n), int)
   bound = floor(grid_n, grid_d) ** 2
   bought, left = [], budget
   while True:
@@ -262,4 +267,5 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
     repeats[i] += 1
     left -= cost[i]
     bought.append(Purchase(float(grid_n[i]), float(grid_d[i]), int(repeats[i]), float(cost[i]), before ** 0.5,
-                           float(gradient @ np.linalg.inv(information) @ gradient) ** 0.5, float(grid_u[i])))
+                           float(gradient @ np.linalg.inv(information) @ gradient) ** 0.5, float(grid_u[i]),
+                           float(grid_k[i])))

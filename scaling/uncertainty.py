@@ -48,8 +48,8 @@ def parameter(law: Law, name: str) -> Quantity:
   return Quantity(name, lambda theta: theta[..., i], name in law.logs)
 
 
-def _at(law: Law, theta, n, d):
-  x = {'n': np.asarray(n)[..., None], 'd': np.asarray(d)[..., None]}
+def _at(law: Law, theta, n, d, K=None):
+  x = {'n': np.asarray(n)[..., None], 'd': np.asarray(d)[..., None], 'k': np.log([K or 1.0])}
   return law.log_loss(theta, x, np)[..., 0]
 
 
@@ -60,19 +60,19 @@ def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | Non
   return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: law.log_loss(theta, x, np)[..., 0], True)
 
 
-def n_opt(law: Law, C: float) -> Quantity:
-  """Compute-optimal parameters at C FLOPs."""
-  return Quantity(f'N_opt at C={C:.3g}', lambda theta: allocation(law, theta, C)[0], True)
+def n_opt(law: Law, C: float, K: float | None = None) -> Quantity:
+  """Compute-optimal (active) parameters at C FLOPs, with K experts."""
+  return Quantity(f'N_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[0], True)
 
 
-def d_opt(law: Law, C: float) -> Quantity:
-  """Compute-optimal tokens at C FLOPs."""
-  return Quantity(f'D_opt at C={C:.3g}', lambda theta: allocation(law, theta, C)[1], True)
+def d_opt(law: Law, C: float, K: float | None = None) -> Quantity:
+  """Compute-optimal tokens at C FLOPs, with K experts."""
+  return Quantity(f'D_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[1], True)
 
 
-def best_loss(law: Law, C: float) -> Quantity:
-  """Loss in nats per token at the compute optimum of C FLOPs."""
-  return Quantity(f'loss at C={C:.3g}', lambda theta: _at(law, theta, *allocation(law, theta, C)), True)
+def best_loss(law: Law, C: float, K: float | None = None) -> Quantity:
+  """Loss in nats per token at the compute optimum of C FLOPs, with K experts."""
+  return Quantity(f'loss at C={C:.3g}', lambda theta: _at(law, theta, *allocation(law, theta, C, K=K), K), True)
 
 
 def share(law: Law) -> Quantity:
@@ -84,12 +84,12 @@ def share(law: Law) -> Quantity:
 
 
 @np.errstate(all='ignore')
-def regret(law: Law, thetas, C: float, N: float) -> np.ndarray:
+def regret(law: Law, thetas, C: float, N: float, K: float | None = None) -> np.ndarray:
   """Loss lost, in nats per token, by training N parameters and not N_opt on C FLOPs, for each theta."""
   thetas = np.atleast_2d(thetas)
   chosen = np.full(len(thetas), np.log(N))
-  here = _at(law, thetas, chosen, np.log(C / 6.0) - chosen)
-  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C)))
+  here = _at(law, thetas, chosen, np.log(C / 6.0) - chosen, K)
+  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C, K=K), K))
 
 
 def _state(result: Fit):

@@ -74,6 +74,8 @@ def test_predict_compare_plan_design_and_report(tmp_path, known):
   assert done.returncode == 0 and re.search(r'^N \S+ parameters$', done.stdout, re.M), done.stderr
   done = run('design', *runs, '--budget=1e13', '--seed_noise=0.003')
   assert done.returncode == 0 and '->' in done.stdout, done.stderr
+  done = run('design', *runs, '--budget=1e13', '--K=8')
+  assert done.returncode == 2 and 'knows no experts' in done.stderr
   done = run('fit', *runs, f'--report={tmp_path / "report"}', '--simulations=0', '--bootstrap=100')
   assert done.returncode == 0, done.stderr
   page = (tmp_path / 'report' / 'index.html').read_text()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from scaling import approaches, laws, ledger, lints, plan, rollout, table
+from scaling import approaches, laws, ledger, lints, plan, rollout, table, uncertainty
 from scaling.fit import fit
 from scaling.objective import Loss
 from scaling.table import Observations, TableError
@@ -143,8 +143,35 @@ def test_next_runs_of_repeated_data_buy_repetition():
   assert (np.diff(sd) < 0).all() and sd[-1] < 0.7 * sd[0]
   with pytest.raises(TableError, match='--unique'):
     plan.next_runs(result, 1e21, 1e21)
-  with pytest.raises(TableError, match='repeated data alone'):
-    plan.next_runs(dataclasses.replace(result, law=laws.experts(laws.additive())), 1e21, 1e21)
+
+
+def test_next_runs_of_experts_buy_experts():
+  """N_opt of 16 experts is known by runs of several numbers of experts, not by dense runs alone."""
+  law = laws.experts(laws.additive())
+  theta = law.coordinates({'E': 1.7, 'A': 400.0, 'B': 1500.0, 'alpha': 0.34, 'beta': 0.36, 's': 0.4, 't': -0.01})
+  n, d, k = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 3e10, 4), [1.0, 4.0],
+                                            indexing='ij'))
+  x = {'n': np.log(n), 'd': np.log(d), 'k': np.log(k)}
+  noise = 0.003 * np.random.default_rng(0).normal(size=len(n))
+  result = fit(Observations.of(n, d, np.exp(law.log_loss(theta, x, np) + noise), K=k), law, starts=theta)
+  bought = plan.next_runs(result, 1e21, 1e21, seed_noise=0.003, K=16)
+  assert sum(p.cost for p in bought) <= 1e21 and {p.K for p in bought} <= {1.0, 4.0, 16.0}
+  share = lambda runs: sum(p.cost for p in runs if p.K == 1) / sum(p.cost for p in runs)
+  assert any(p.K == 16 for p in bought)
+  assert share(bought) < share(plan.next_runs(result, 1e21, 1e21, seed_noise=0.003, K=1))
+  first = plan.next_runs(result, 1e21, 1e21, seed_noise=0.003, misfit=1e-12, K=16)[0]
+  jac = law.jacobian(result.theta[None], result.observations.x)[0]
+  slope = uncertainty.n_opt(law, 1e21, K=16).gradient(result.theta[None])[0]
+  spread = np.linalg.solve(np.linalg.qr(jac, mode='r').T, slope)  # jac.T @ jac itself is too badly conditioned
+  assert first.sd_before == pytest.approx(0.003 * np.linalg.norm(spread), rel=1e-3)
+  sd = [bought[0].sd_before] + [p.sd_after for p in bought]
+  assert (np.diff(sd) < 0).all() and sd[-1] < 0.7 * sd[0]
+  dense, sparse = (plan.compute_optimal(result, 1e21, K=K) for K in (1, 16))
+  assert sparse.loss < dense.loss and sparse.N < dense.N
+  here = uncertainty.best_loss(law, 1e21, K=16)
+  assert float(here.show(here.value(result.theta[None]))[0]) == pytest.approx(sparse.loss)
+  assert uncertainty.regret(law, result.theta, 1e21, sparse.N, K=16)[0] == pytest.approx(0, abs=1e-9)
+  assert uncertainty.regret(law, result.theta, 1e21, dense.N, K=16)[0] > 0
 
 
 @pytest.mark.parametrize('alpha, beta, bias', [(0.34, 0.28, -0.029), (0.465, 0.155, -0.139)])
