@@ -9,7 +9,6 @@ stride is reported beside it. Results are appended to evaluations.jsonl; the los
 loss_by_position.svg.
 """
 
-import json
 import sys
 
 from absl import flags
@@ -53,8 +52,8 @@ def main() -> int:
         progress=lambda batches, s=stride: tqdm.tqdm(batches, desc=f'stride {s}', leave=False,
                                                      disable=not sys.stderr.isatty()))
     results.append({'step': trained.step, 'split': SPLIT.value} | result)
-  rows = files.read_rows(workdir / 'evaluations.jsonl') + results
-  files.write_atomically(workdir / 'evaluations.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+  files.read_rows(workdir / 'evaluations.jsonl')  # a damaged file is refused, not added to
+  files.append_rows(workdir / 'evaluations.jsonl', results)
   draw.loss_by_position(results, workdir / 'loss_by_position.svg')
 
   print(f"step {trained.step}, {SPLIT.value}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")

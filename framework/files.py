@@ -4,10 +4,15 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from framework.config import ConfigError
+
+try:
+  import fcntl
+except ImportError:  # not a POSIX system: rows of two processes at the same moment may mix
+  fcntl = None
 
 
 def expand(key: str, text: str) -> pathlib.Path:
@@ -61,6 +66,25 @@ def write_new(path: pathlib.Path, data: bytes) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """A JSON file of one value, atomically."""
   write_atomically(path, json.dumps(value, indent=2) + '\n')
+
+
+def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Adds rows to a JSON-lines file, all or none of them, also when other processes add theirs at the same moment."""
+  left = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+  with naming(path), open(path, 'a+b', buffering=0) as file:
+    if fcntl:
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.seek(0)
+    end = file.read().rfind(b'\n') + 1
+    file.truncate(end)  # what a kill cut short is no row
+    try:
+      while left:
+        left = left[file.write(left):]
+      os.fsync(file.fileno())
+    except OSError:
+      file.truncate(end)
+      raise
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
