@@ -1,5 +1,6 @@
 """Processes that run the ladders of a sweep, here or under Slurm, and the one line that shows how far they all are."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -22,14 +23,29 @@ NOTE = 30.0  # seconds between lines where there is no terminal
 Ladder = list[Cell]
 
 
+def gpus() -> list[str]:
+  """The GPUs that JAX would use here, as CUDA_VISIBLE_DEVICES names them."""
+  if os.environ.get('JAX_PLATFORMS', 'cuda') not in ('', 'cuda', 'gpu') or not any(
+      importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
+    return []
+  names = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if names is None:
+    return sorted((path.name[6:] for path in pathlib.Path('/dev').glob('nvidia[0-9]*')), key=int)
+  return [name for name in names.split(',') if name not in ('', '-1')]
+
+
 class Local:
-  """At most `slots` processes at a time, each on cores of its own; they end when this process ends, however it ends."""
+  """At most `slots` processes at a time, each on cores of its own; they end when this process ends, however it ends.
+
+  Where there are GPUs each process has one, shared with others only if there are more processes than GPUs.
+  """
 
   def __init__(self, slots: int, threads: int):
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
     if threads > len(cores):
       raise config_lib.ConfigError(f'--threads is {threads}; expected at most the {len(cores)} cores of this machine')
-    self.slots = slots or len(cores) // threads
+    self._gpus = gpus()
+    self.slots = slots or min(len(cores) // threads, len(self._gpus) or len(cores))
     groups = [cores[i:i + threads] for i in range(0, len(cores) - threads + 1, threads)]
     self._groups = [groups[slot % len(groups)] for slot in range(self.slots)]
     self._free = list(range(self.slots))
@@ -42,12 +58,19 @@ class Local:
     """Starts `python words`; the log is appended to. The open pipe to its stdin tells the worker that we live."""
     slot = self._free.pop(0)
     pinned = ['--attached', f"--cores={','.join(map(str, self._groups[slot]))}"]
-    environment = os.environ | {'OMP_NUM_THREADS': str(len(self._groups[slot]))}
+    environment = os.environ | {'OMP_NUM_THREADS': str(len(self._groups[slot]))} | self._gpu(slot)
     with open(log, 'ab') as file:
       job = subprocess.Popen([sys.executable, *words, *pinned], stdin=subprocess.PIPE, stdout=file, stderr=file,
                              cwd=ROOT, env=environment)
     self._taken[job.pid] = slot
     return job
+
+  def _gpu(self, slot: int) -> dict[str, str]:
+    if not self._gpus:
+      return {}
+    sharing = -(-self.slots // len(self._gpus))
+    memory = {} if sharing == 1 else {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / sharing:.3f}'}
+    return {'CUDA_VISIBLE_DEVICES': self._gpus[slot % len(self._gpus)]} | memory
 
   def poll(self, job: subprocess.Popen) -> int | None:
     """The exit code of a job, None while it runs."""

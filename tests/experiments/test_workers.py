@@ -153,6 +153,22 @@ def test_workers_are_pinned_and_end_with_their_launcher(tmp_path):
     time.sleep(0.05)
 
 
+@pytest.mark.parametrize('slots,seen', [(0, ['3', '5']), (2, ['3', '5']), (3, ['3 0.450', '5 0.450', '3 0.450'])])
+def test_workers_share_gpus_only_if_they_must(monkeypatch, tmp_path, slots, seen):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setattr(workers.importlib.util, 'find_spec', lambda name: name == 'jax_cuda13_plugin')
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(8), raising=False)
+  launcher = workers.Local(slots, 1)
+  show = 'import os; print(*(os.environ[k] for k in ("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION") ' \
+         'if k in os.environ))'
+  jobs = [launcher.start(['-c', show], tmp_path / str(n)) for n in range(launcher.slots)]
+  assert not any(job.wait(60) for job in jobs)
+  assert [(tmp_path / str(n)).read_text().strip() for n in range(launcher.slots)] == seen
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert workers.gpus() == []
+
+
 def test_slurm_without_submitit_is_one_clear_line(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'submitit', None)
   with pytest.raises(ConfigError, match=r'needs submitit; install the extra: pip install .lemma\[slurm\]'):
