@@ -54,9 +54,13 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
 
 
 def parameter_row(interval: Interval, error: float) -> str:
-  """'alpha 0.3473 ± 0.0146   90 % [...]'; a parameter with an open end has a bound and no value."""
+  """'alpha 0.3473 ± 0.0146   90 % [...]'; a parameter with an open end has a bound and no value.
+
+  A spread of a thousand estimates is some resamples' without any bound: ± inf.
+  """
   if not np.isfinite([interval.low, interval.high]).all() or interval.low == 0:
     return f'{interval.name} {_bounded(interval)}'
+  error = error if error < 1e3 * abs(interval.estimate) else np.inf
   return f'{interval.name} {interval.estimate:.5g} ± {error:.3g}   {_bounded(interval)}'
 
 
