@@ -64,8 +64,10 @@ def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -
   result = choose(o, law)
   C = 10.0 * float(o.C.max())
   about = report.doubt(result, C, fit_scale=True)
-  page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings)
-  return '\n'.join([report.summary(result, about, findings), *_known_truth(result, about.errors, data)]), page
+  truth = _known_truth(result, about.errors, data)
+  page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings, f'Sweep {folder.resolve().name}',
+                     [*compared(folder), *truth])
+  return '\n'.join([report.summary(result, about, findings), *truth]), page
 
 
 def _known_truth(result: Fit, errors: dict[str, float], data: Data) -> list[str]:

@@ -152,17 +152,50 @@ def positions_text(runs: Runs, counting: Counting, groups: int = 0) -> str:
   return '\n'.join(lines)
 
 
+def headline(result: Fit, about: Doubt, C: float) -> str:
+  """What the fit says, in a sentence."""
+  o, law = result.observations, result.law
+  if not result.accepted:
+    return f'The fit of the {law.name} law to {len(o)} runs was not accepted: {result.notes[-1]}.'
+  known = {i.name.split(' at ')[0]: i for i in about.intervals}
+  fitted = f'The {law.name} law of {len(o)} runs, to {100 * result.rms:.2g} % of their loss,'
+  if 'loss' not in known:
+    return f'{fitted} has parameters but no closed optimum.'
+  best = {name: known[name] for name in ('N_opt', 'D_opt', 'loss')}
+  if not all(np.isfinite([i.low, i.high]).all() and i.low > 0 for i in best.values()):
+    return f'{fitted} does not know what to train for {C:.3g} FLOPs: its optimum there has no bound.'
+  N, D, loss = (f'{i.estimate:.3g} [{i.low:.3g}, {i.high:.3g}]' for i in best.values())
+  return (f'{fitted} advises {N} parameters and {D} tokens for {C:.3g} FLOPs, {C / o.C.max():.3g} times the largest '
+          f'run, and expects a loss of {loss} nats per token there ({100 * best["loss"].level:g} % intervals).')
+
+
+CAPTIONS = {
+    'envelope': 'Loss of every run against its compute, the least so far, and the law at its optimum.',
+    'isoflop': 'Runs of equal compute against their size, with the slices of the law and their minima.',
+    'contours': 'The loss that the law gives to each compute and size, the runs, and the efficient frontier.',
+    'optimum': 'The size to train for each compute: the law, the band of its bootstrap, and the other approaches.',
+    'rollout': 'Error of each law on the runs beyond the compute that it was fitted to.',
+    'residuals': 'What the law leaves over, run by run.',
+}
+STYLE = """:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;max-width:58em;margin:2em auto;padding:0 1em}
+pre{overflow-x:auto;font-size:12px}figure{margin:1.5em 0}figcaption{font-size:13px}
+img{max-width:100%;background:#fff;border-radius:4px}.lead{font-size:17px}"""
+
+
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
-         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'),
-         findings: Sequence[Finding] = ()) -> pathlib.Path:
-  """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path."""
+         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'), findings: Sequence[Finding] = (),
+         title: str = '', facts: Sequence[str] = ()) -> pathlib.Path:
+  """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path.
+
+  title: of the page, the table's source if none. facts: lines that stand after the first sentence.
+  """
   folder = pathlib.Path(folder)
   texts, charts = [('Fit', summary(result, about, findings))], {}
-  closed = set(result.law.columns) == {'n', 'd'}
   found, left = side_by_side(o, loss)
   texts.append(('Approaches', approaches_text(found, left, C)))
   charts['envelope'], charts['isoflop'] = plot.envelope(o, result), plot.isoflops(o, result)
-  if closed:
+  if set(result.law.columns) == {'n', 'd'}:
     charts['contours'] = plot.contours(o, result)
     charts['optimum'] = plot.optimum_band(o, result, about.draws, others=found[:3])
   try:
@@ -172,16 +205,19 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   except ValueError as error:
     texts.append(('Choice of law', f'left out: {error}'))
   charts['residuals'] = plot.residuals(result)
-  body = []
-  for title, text in texts:
-    body.append(f'<h2>{html.escape(title)}</h2>\n<pre>{html.escape(text)}</pre>')
+  body = [f'<h1>{html.escape(title or o.source)}</h1>',
+          f'<p class="lead">{html.escape(headline(result, about, C))}</p>',
+          *(f'<p>{html.escape(fact)}</p>' for fact in facts), '<h2>Figures</h2>']
   for name, chart in charts.items():
+    if not chart.rows:  # no budget has enough sizes for a slice: the text below says so
+      continue
     plot.save(chart, folder / name)
-    body.append(f'<figure><img src="{name}.svg" alt="{name}"><figcaption>{name}: <a href="{name}.csv">data</a>, '
-                f'<a href="{name}.png">PNG</a></figcaption></figure>')
+    body.append(f'<figure><img src="{name}.svg" alt="{name}"><figcaption>{CAPTIONS[name]} '
+                f'<a href="{name}.csv">Data</a>, <a href="{name}.png">PNG</a></figcaption></figure>')
+  body += [f'<h2>{html.escape(name)}</h2>\n<pre>{html.escape(text)}</pre>' for name, text in texts]
   path = folder / 'index.html'
-  path.write_text('<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Scaling report</title>\n'
-                  '<style>body{font:15px sans-serif;max-width:62em;margin:2em auto}pre{overflow-x:auto}'
-                  'img{max-width:100%}</style>\n' + f'<h1>{html.escape(o.source)}</h1>\n' + '\n'.join(body) +
-                  '\n</html>\n')
+  path.write_text('<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
+                  '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+                  f'<title>{html.escape(title or o.source)}</title>\n<style>{STYLE}</style>\n' +
+                  '\n'.join(body) + '\n</html>\n')
   return path

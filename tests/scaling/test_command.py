@@ -5,6 +5,7 @@ table; a command whose help has no example.
 """
 
 import csv
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from scaling import laws, plot, rollout, uncertainty
+from scaling import laws, plot, report, rollout, uncertainty
 from scaling.fit import fit
 from scaling.objective import Loss
 
@@ -82,6 +83,23 @@ def test_predict_compare_plan_design_and_report(tmp_path, known):
   for name in re.findall(r'src="(\w+)\.svg"', page):
     assert all((tmp_path / 'report' / f'{name}.{kind}').stat().st_size > 10 for kind in ('png', 'svg', 'csv'))
   assert page.count('<figure>') >= 5
+  assert page.index('advises') < page.index('<figure>') and 'expects a loss of' in page
+
+
+def test_the_first_sentence_of_a_page(known):
+  _, _, _, exact = known
+  o = dataclasses.replace(exact, loss=exact.loss * np.exp(np.random.default_rng(0).normal(0, 0.004, len(exact))))
+  result = fit(o, loss=Loss('squares'))
+  C = 10 * float(o.C.max())
+  about = report.doubt(result, C, draws=50, simulations=0)
+  N, D = result.optimum(C)
+  assert f'advises {float(N):.3g} [' in report.headline(result, about, C)
+  assert f'parameters and {float(D):.3g} [' in report.headline(result, about, C)
+  unsure = dataclasses.replace(result, agreeing=1, notes=('1 of 8 starts',))
+  assert 'was not accepted: 1 of 8 starts' in report.headline(unsure, about, C)
+  open_end = dataclasses.replace(about, intervals=tuple(
+      dataclasses.replace(i, high=np.inf) if i.name.startswith('N_opt') else i for i in about.intervals))
+  assert 'does not know what to train' in report.headline(result, open_end, C)
 
 
 def test_the_table_behind_a_figure(tmp_path, known):
