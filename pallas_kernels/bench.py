@@ -15,23 +15,28 @@ from pallas_kernels import attention, matmul
 from pallas_kernels.runtime import device, targets, timing, tune
 
 FLAGS = flags.FLAGS
+WRONG = 0.05  # a larger error, relative to the largest entry, is that of no dtype's rounding
 HELP = """Times matrix products and attention, every implementation that can run here, in one call.
 
 A row: seconds, TFLOP/s, per cent of the vendor's library in the same run (cuBLAS by XLA; cuDNN where it is there, else
-XLA's own attention), the roofline's floor in seconds where the device is known, the largest error relative to float32.
-Backward counts 2.5 times the forward FLOPs, a causal mask half of them.
+XLA's own attention), the roofline's floor in seconds where the device is known, the largest difference from XLA (of
+attention: in blocks), relative to the largest entry. Backward counts 2.5 times the forward FLOPs, a causal mask half of
+them.
 
 Examples:
   python -m pallas_kernels.bench
   python -m pallas_kernels.bench --only=attention --json=bench.json
-  python -m pallas_kernels.bench --tune        # first finds the best tiles of Triton and Mosaic GPU for these shapes
+  python -m pallas_kernels.bench --tune   # first finds the best tiles of Triton and Mosaic GPU for these shapes
+
+--tune also remembers the fastest implementation of each shape (of attention: forward and backward together), which
+calls of that shape on this device take from then on where they name none.
 """
 
 
 def define_flags() -> None:
   flags.DEFINE_enum('only', '', ['', 'matmul', 'attention'], 'One operation; empty: both.')
   flags.DEFINE_string('json', '', 'File that the rows are written to, with device and versions.')
-  flags.DEFINE_bool('tune', False, 'Times the candidate tiles first and remembers the best for this device.')
+  flags.DEFINE_bool('tune', False, 'Times the candidate tiles first; remembers the fastest.')
   flags.DEFINE_integer('length', 0, 'Attention: one length in place of the list.', lower_bound=0)
 
 
@@ -114,17 +119,6 @@ def attention_rows(on_cpu: bool, length: int):
       yield f'attention forward and backward {dtype} {n} x {width}', both, inputs, 3.5 * flops, 2.5 * size, key
 
 
-def vendor(name: str):
-  """(its name, function -> the vendor's function) for a row."""
-  if name.startswith('matmul'):
-    return 'xla', None
-  def cudnn(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation='cudnn')
-  if 'backward' in name:
-    return 'cudnn', lambda *x: jax.grad(lambda *y: cudnn(*y).astype(jnp.float32).sum(), (0, 1, 2))(*x)
-  return 'cudnn', cudnn
-
-
 def error_of(f, truth, inputs) -> float:
   """Largest difference, relative to the largest entry of the truth."""
   def widest(a, b):
@@ -135,34 +129,30 @@ def error_of(f, truth, inputs) -> float:
 
 def measure(name, make, inputs, flops, size, key, implementations, roof, tuned):
   """The rows of one case."""
-  ways = {i: make(i) for i in implementations}
-  label, theirs = vendor(name)
-  if theirs is not None and device.platform() == 'gpu':
-    ways[label] = theirs
-  truth = None
+  operation = name.split()[0]
+  truth = jax.jit(make({'matmul': 'xla', 'attention': 'xla_chunked'}[operation]))(*inputs[0])
   rows = []
-  for implementation, f in ways.items():
-    row = {'case': name, 'implementation': implementation}
+  for implementation in implementations:
+    f, row = make(implementation), {'case': name, 'implementation': implementation}
     try:
-      if tuned and key and candidates(name.split()[0], implementation):
+      if tuned and key and candidates(operation, implementation):
         tune.tune(key.format(implementation), lambda c, i=implementation: make(i, c), inputs,
-                  unspilled(lambda c, i=implementation: make(i, c), inputs[0],
-                            candidates(name.split()[0], implementation)))
+                  unspilled(lambda c, i=implementation: make(i, c), inputs[0], candidates(operation, implementation)))
       seconds = timing.seconds(f, inputs)
-      truth = jax.jit(make('xla'))(*inputs[0]) if truth is None and name.startswith('matmul') else truth
-      row |= {'seconds': seconds, 'tflops': flops / seconds / 1e12, 'gbytes': size / seconds / 1e9}
-      if truth is not None:
-        row['error'] = error_of(f, truth, inputs[0])
+      row |= {'seconds': seconds, 'tflops': flops / seconds / 1e12, 'gbytes': size / seconds / 1e9,
+              'error': error_of(f, truth, inputs[0])}
     except Exception as error:  # what one cannot do is a line of the table, not the end of the run
       row['why'] = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
     if roof is not None:
       row['floor_seconds'] = max(flops / roof.flops, size / roof.bandwidth)
     rows.append(row)
-  base = next((r for r in rows if r['implementation'] == label and 'seconds' in r), None) or next(
-      (r for r in rows if r['implementation'] == 'xla' and 'seconds' in r), None)
+  timed = {r['implementation']: r['seconds'] for r in rows if r.get('error', np.inf) < WRONG}
+  base = next((i for i in ('cudnn', 'xla') if i in timed), None)
   for row in rows:
     if base and 'seconds' in row:
-      row['percent_of_' + base['implementation']] = 100 * base['seconds'] / row['seconds']
+      row['percent_of_' + base] = 100 * timed[base] / row['seconds']
+  if tuned and key and timed:
+    tune.record(key.format('fastest'), {'implementation': min(timed, key=timed.get), 'seconds': timed})
   return rows
 
 
@@ -181,8 +171,8 @@ def main(_) -> None:
   roof = roofline_of(device.kind())
   print(f'{device.kind()}, jax {jax.__version__}', flush=True)
   # Interpreters say nothing about speed, so a CPU runs XLA alone.
-  here = {'cpu': ('xla', 'xla_chunked'), 'gpu': ('xla', 'xla_chunked', 'triton', 'mosaic_gpu', 'pallas_triton'),
-          'tpu': ('xla', 'xla_chunked', 'mosaic_tpu')}[device.platform()]
+  here = {'cpu': ('xla', 'xla_chunked'), 'tpu': ('xla', 'xla_chunked', 'mosaic_tpu'),
+          'gpu': ('cudnn', 'xla', 'xla_chunked', 'triton', 'mosaic_gpu', 'pallas_triton')}[device.platform()]
   cases = []
   if FLAGS.only != 'attention':
     cases += [(c, [i for i in here if i in matmul.IMPLEMENTATIONS]) for c in matmul_rows(on_cpu)]

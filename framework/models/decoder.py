@@ -18,7 +18,7 @@ from framework import timestamps
 from framework.config import Model
 from framework.models import norm
 from pallas_kernels import attention
-from pallas_kernels.attention import dot_product_attention
+from pallas_kernels.attention import sharded_attention
 
 Cache = dict[str, jax.Array]
 
@@ -143,8 +143,8 @@ class CrossAttention(nn.Module):
     if c.position == 'rope':
       q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
       k_BxMxGxK = rotate(k_BxMxGxK, memory.positions_BxM, c.rope_base)
-    a_BxLxHxK = dot_product_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=memory.mask_BxLxM[:, None],
-                                      implementation=None if c.attention == 'auto' else c.attention)
+    a_BxLxHxK = sharded_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=memory.mask_BxLxM[:, None],
+                                  implementation=None if c.attention == 'auto' else c.attention)
     gate = self.param('scale', nn.initializers.constant(memory.gate), (), c.param_dtype)
     return gate.astype(c.dtype) * Linear(c, (H, K), (D,), (2 * c.layers) ** -0.5, name='out')(a_BxLxHxK)
 
@@ -196,10 +196,10 @@ class Block(nn.Module):
         table_HxR = self.param('relative_bias', nn.initializers.zeros, (H, 2 * R + 1), c.param_dtype)
         bias_1xHxQxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(distance_QxT, -R, R) + R]
       def weigh(value_BxTxGxK):
-        return dot_product_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias_1xHxQxT,
-                                     **(rule or {'mask': mask_Bx1xQxT}),
-                                     scale=1.0 if c.attention_scale == 'one' else None,
-                                     implementation=None if c.attention == 'auto' else c.attention)
+        return sharded_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias=bias_1xHxQxT,
+                                 **(rule or {'mask': mask_Bx1xQxT}),
+                                 scale=1.0 if c.attention_scale == 'one' else None,
+                                 implementation=None if c.attention == 'auto' else c.attention)
       if self.is_mutable_collection('intermediates'):
         self.sow('intermediates', 'attention', attention_weights(weigh, k_BxTxGxK))
       a_BxLxHxK = weigh(v_BxTxGxK)

@@ -2,7 +2,8 @@
 
 pmap: the parameters are replicated and every device runs the step on its rows, with an explicit sum of gradients.
   jax.pmap itself is jit(shard_map) since JAX 0.8; this is that form, whose arrays need no device axis.
-mesh: one program over named axes; XLA finds the communication from the shardings.
+mesh: one program over named axes; XLA finds the communication from the shardings. It is traced in the mesh's context,
+  from which attention kernels, that XLA cannot split, learn how to be split.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,13 @@ def sum_over_data(tree: Any) -> Any:
 def spread(step: Callable, mesh: Mesh, kind: str) -> Callable:
   """Compiles step(state, batch) -> (state, metrics) over `mesh`; the state's buffers are reused."""
   if kind == 'pmap':
-    step = jax.shard_map(step, mesh=mesh, in_specs=(P(), P('data')), out_specs=(P(), P()), check_vma=False)
+    traced = jax.shard_map(step, mesh=mesh, in_specs=(P(), P('data')), out_specs=(P(), P()), check_vma=False)
+  else:
+    def traced(state, batch):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return step(state, batch)
   whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-  return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+  return jax.jit(traced, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.runtime import device
+from pallas_kernels.runtime import device, tune
 
 IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.attention.reference',
     'xla_chunked': 'pallas_kernels.attention.chunked',
+    'cudnn': 'pallas_kernels.attention.cudnn',
     'triton': 'pallas_kernels.attention.triton',
     'mosaic_tpu': 'pallas_kernels.attention.mosaic_tpu',
     'mosaic_gpu': 'pallas_kernels.attention.mosaic_gpu',
 }
-# The first that can honour a request is taken.
-BEST = {'cpu': ('xla',), 'gpu': ('mosaic_gpu', 'triton', 'xla_chunked', 'xla'),
-        'tpu': ('mosaic_tpu', 'xla_chunked', 'xla')}
+# The first that can honour a request is taken, where tuning on the device has not found a faster one for the shape:
+# the vendor's. Logits of more than LARGE bytes are made in blocks.
+BEST = {'cpu': ('xla',), 'gpu': ('cudnn', 'xla'), 'tpu': ('xla',)}
+LARGE = 1 << 30
 
 
 def dot_product_attention(
@@ -51,7 +53,8 @@ def dot_product_attention(
     local_window_size: w or (left, right): query i reads keys i - left .. i + right.
     logits_soft_cap: c, the logits become c * tanh(logits / c).
     alpha: the weights are alpha-entmax in place of softmax: a number > 1, or an array [] or [H], which has a gradient.
-    implementation: a key of IMPLEMENTATIONS, or several in order of preference; None: the best for the device.
+    implementation: a key of IMPLEMENTATIONS, or several in order of preference; None: what was measured to be the
+      fastest for the shape on this device (python -m pallas_kernels.bench --tune), else the vendor's.
     config: of the implementation, which has to be named; None: its own choice for the shape and device.
     return_residual: also returns the log-sum-exp of the logits, float32 [B, Q, H].
 
@@ -80,9 +83,18 @@ def dot_product_attention(
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   call = dict(scale=scale, soft_cap=logits_soft_cap, alpha=alpha, config=config, return_residual=return_residual)
   out, residual_BxHxQ = device.first_able(
-      'attention', IMPLEMENTATIONS, BEST, implementation, config,
+      'attention', IMPLEMENTATIONS, () if implementation else _best(query, key), implementation, config,
       lambda module: importlib.import_module(module).attend(query, key, value, bias, one, **call))
   return (out, residual_BxHxQ.swapaxes(1, 2)) if return_residual else out
+
+
+def _best(query, key):
+  """Names in the order in which they are tried."""
+  (B, Q, H, K), (T, G) = query.shape, key.shape[1:3]
+  names = (*tune.fastest('attention', query.dtype, Q, T, H, G, K), *BEST[device.platform()])
+  if 4 * B * H * Q * T > LARGE:
+    names = tuple(other for name in names for other in (('xla_chunked', 'xla') if name == 'xla' else (name,)))
+  return dict.fromkeys(names)
 
 
 def reads_dense_mask(implementation: str | None) -> bool:

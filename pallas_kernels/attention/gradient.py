@@ -57,3 +57,9 @@ def _attend_backward(forward, backward, settings, residuals, gradients):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def sum_to(d_bias_BxHxQxT: jax.Array, bias: jax.Array) -> jax.Array:
+  """The gradient of a bias, summed over the axes on which it broadcasts."""
+  summed = tuple(axis for axis in range(3) if bias.shape[axis] == 1)
+  return d_bias_BxHxQxT.sum(summed, keepdims=True).astype(bias.dtype)

@@ -1,4 +1,4 @@
-"""Attention in Pallas for TPUs, every mask, both directions (Dao 2023, arXiv:2307.08691). Interpreted on a CPU.
+"""Attention in Pallas for TPUs: every mask, bias, both directions (Dao 2023, arXiv:2307.08691). Interpreted on a CPU.
 
 The last axis of the grid walks the blocks that a mask leaves, whose numbers are prefetched scalars: a block that is
 skipped is neither loaded nor visited.
@@ -31,7 +31,7 @@ class Config:
 
 def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, return_residual):
   """See reference.attend."""
-  for name, given in (('bias', bias is not None), ('alpha (entmax)', alpha is not None),
+  for name, given in (('alpha (entmax), whose threshold takes several passes over the keys', alpha is not None),
                       (str(query.dtype), query.dtype not in (jnp.float32, jnp.bfloat16))):
     if given:
       raise NotImplementedError(f'attention implementation mosaic_tpu has no {name}; xla has')
@@ -39,7 +39,7 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
   if config.block_k % LANES or config.block_q % LANES:
     raise NotImplementedError(f'attention implementation mosaic_tpu has blocks of multiples of {LANES}; got {config}')
   settings = gradient.Settings(scale, soft_cap, False, config)
-  return gradient.attend(forward, backward, settings, gradient.Arrays(query, key, value, None, None), mask)
+  return gradient.attend(forward, backward, settings, gradient.Arrays(query, key, value, bias, None), mask)
 
 
 def _fit(block: int, length: int) -> int:
@@ -50,17 +50,18 @@ class _Call:
   """The grid, index maps and mask operands of one pass: `outer` blocks, each of which visits blocks of the other side.
 
   Grid: (B, heads, outer blocks, heads of a group x steps); by_key, the outer blocks are of keys and a key head visits
-  the blocks of all its query heads.
+  the blocks of all its query heads. `every`: the blocks that a mask skips have their turn too, after all others.
   """
 
-  def __init__(self, query_shape, key_shape, mask: Mask, settings, by_key: bool):
+  def __init__(self, query_shape, key_shape, mask: Mask, bias, settings, by_key: bool = False, every: bool = False):
     (self.B, self.H, self.Q, self.K), (_, self.G, self.T, _) = query_shape, key_shape
-    self.M, self.by_key, self.mask, self.settings = self.H // self.G, by_key, mask, settings
+    self.M, self.by_key, self.every = self.H // self.G, by_key, every
+    self.mask, self.bias, self.settings = mask, bias, settings
     self.block_q, self.block_k = _fit(settings.config.block_q, self.Q), _fit(settings.config.block_k, self.T)
     order, full, visible = mask.schedule(self.block_q, self.block_k, by_key=by_key)
     self.rows, self.heads, outer, inner = order.shape
     # Where the mask is known, no more steps than the fullest block has.
-    self.steps = inner if isinstance(visible, jax.Array) else max(1, int(visible.max()))
+    self.steps = inner if every or isinstance(visible, jax.Array) else max(1, int(visible.max()))
     self.prefetched = [x.reshape(-1, *x.shape[3:]) for x in (order, full, visible)]
     self.grid = (self.B, self.G, outer, self.M * self.steps) if by_key else (self.B, self.H, outer, self.steps)
     self.outer = outer
@@ -76,7 +77,7 @@ class _Call:
   def other(self, b, h, n, s, order, full, visible):
     """The number of the block that a step visits; beyond the last it stays, so that nothing is loaded."""
     e, step = self.entry(b, self.head(h, s), n), s % self.steps
-    return order[e, jnp.clip(step, 0, jnp.maximum(visible[e] - 1, 0))]
+    return order[e, step if self.every else jnp.clip(step, 0, jnp.maximum(visible[e] - 1, 0))]
 
   def kind(self, b, h, n, s, full, visible):
     """(whether the step visits a block, whether this block needs no mask)."""
@@ -90,14 +91,23 @@ class _Call:
     return (head, other, h, n) if self.by_key else (head, n, head // self.M, other)
 
   def spec(self, side: str, width: int):
-    """Of something [B, H, Q, width] ('query') or [B, G, T, width] ('key')."""
+    """Of something [B, H, Q, width] ('query'), [B, G, T, width] ('key') or [B, H, Q, T] ('both')."""
+    if side == 'both':
+      return self.tile_spec(self.B, self.H, self.Q)
     def index(b, h, n, s, *prefetched):
       qh, q, kh, k = self.blocks(b, h, n, s, *prefetched)
       return (b, qh, q, 0) if side == 'query' else (b, kh, k, 0)
     return pl.BlockSpec((1, 1, self.block_q if side == 'query' else self.block_k, width), index)
 
+  def tile_spec(self, B: int, H: int, Q: int):
+    """Of something [B, H, Q, T], where B, H and Q may be 1."""
+    def index(b, h, n, s, *prefetched):
+      qh, q, _, k = self.blocks(b, h, n, s, *prefetched)
+      return b if B > 1 else 0, qh if H > 1 else 0, q if Q > 1 else 0, k
+    return pl.BlockSpec((1, 1, self.block_q if Q > 1 else 1, self.block_k), index)
+
   def mask_operands(self):
-    """(arrays, specs) of the conditions: start, end, tau, segment, dense, as far as there are such."""
+    """(arrays, specs) of the conditions: start, end, tau, segment, dense, and of the bias, as far as there are such."""
     mask, arrays, specs = self.mask, [], []
     def add(x, side):  # queries run down the sublanes, keys along the lanes
       rows = x.shape[0] > 1
@@ -113,12 +123,10 @@ class _Call:
         add(pair[0], 'query')
         add(pair[1], 'key')
     dense = mask.dense_BxHxQxT
-    if dense is not None:
-      arrays.append(jnp.asarray(dense).astype(jnp.int8))
-      def index(b, h, n, s, *prefetched):
-        qh, q, _, k = self.blocks(b, h, n, s, *prefetched)
-        return b if dense.shape[0] > 1 else 0, qh if dense.shape[1] > 1 else 0, q, k
-      specs.append(pl.BlockSpec((1, 1, self.block_q, self.block_k), index))
+    for x in (None if dense is None else jnp.asarray(dense).astype(jnp.int8), self.bias):
+      if x is not None:
+        arrays.append(x)
+        specs.append(self.tile_spec(*x.shape[:3]))
     return arrays, specs
 
   def seen(self, refs, column):
@@ -160,10 +168,12 @@ class _Call:
         interpret=device.platform() == 'cpu', name=f'attention_{kernel.__name__.strip("_")}',
     )(*self.prefetched, *masks, *inputs)
 
-  def logits(self, q, k):
-    """(soft_cap(scale * q k^T), its derivative by its argument or None), float32 [block_q, block_k]."""
+  def logits(self, q, k, masks, row):
+    """(soft_cap(scale * q k^T + bias), its derivative by its argument or None), float32 [block_q, block_k]."""
     s = self.settings
     x = _dot(q, k, (1, 1)) * s.scale
+    if self.bias is not None:
+      x = x + self.clean(masks[-1][0, 0].astype(jnp.float32), row, self.Q)
     if s.soft_cap is None:
       return x, None
     tanh = jnp.tanh(x / s.soft_cap)
@@ -185,7 +195,7 @@ def _dot(a, b, contracted):
 
 def _forward(call, step, kind, corner, masks, inputs, outputs, scratch):
   (query, key, value), (out, lse), (acc, maximum, total) = inputs, outputs, scratch
-  column = corner[1]
+  row, column = corner
 
   @pl.when(step == 0)
   def _():
@@ -194,7 +204,7 @@ def _forward(call, step, kind, corner, masks, inputs, outputs, scratch):
     total[...] = jnp.zeros_like(total)
 
   def visit(masked):
-    x, _ = call.logits(query[0, 0], key[0, 0])
+    x, _ = call.logits(query[0, 0], key[0, 0], masks, row)
     if masked:
       seen = call.seen(masks, column)
       x = jnp.where(seen, x, NOTHING)
@@ -223,9 +233,10 @@ def _either(kind, visit):
   pl.when(visited & ~full)(functools.partial(visit, True))
 
 
-def _weights(call, masked, masks, column, query, key, value, d_out, lse, delta):
-  """(p, gradient of scale * query key^T), [block_q, block_k]."""
-  x, d_cap = call.logits(query, key)
+def _weights(call, masked, masks, corner, query, key, value, d_out, lse, delta):
+  """(p, gradient of scale * query key^T + bias), [block_q, block_k]."""
+  row, column = corner
+  x, d_cap = call.logits(query, key, masks, row)
   p = jnp.exp(x - lse)
   d_x = p * (_dot(d_out, value, (1, 1)) - delta)
   if d_cap is not None:
@@ -237,28 +248,36 @@ def _weights(call, masked, masks, column, query, key, value, d_out, lse, delta):
 
 
 def _backward_query(call, step, kind, corner, masks, inputs, outputs, scratch):
+  """Outputs: d_query and, with a bias, its gradient, which needs a value in skipped blocks too."""
   query, key, value, d_out, lse, delta = (ref[0, 0] for ref in inputs)
-  [acc], column = scratch, corner[1]
+  [acc], (d_query, *d_bias) = scratch, outputs
 
   @pl.when(step == 0)
   def _():
     acc[...] = jnp.zeros_like(acc)
 
   def visit(masked):
-    keys = call.clean(key, column, call.T) if masked else key
-    _, d_x = _weights(call, masked, masks, column, query, keys, value, d_out, lse, delta)
+    keys = call.clean(key, corner[1], call.T) if masked else key
+    _, d_x = _weights(call, masked, masks, corner, query, keys, value, d_out, lse, delta)
     acc[...] += _dot(d_x.astype(keys.dtype), keys, (1, 0))
+    for ref in d_bias:
+      ref[0, 0] = d_x
   _either(kind, visit)
+
+  @pl.when(~kind[0])
+  def _():
+    for ref in d_bias:
+      ref[...] = jnp.zeros_like(ref)
 
   @pl.when(step == call.grid[3] - 1)
   def _():
-    outputs[0][0, 0] = (acc[...] * call.settings.scale).astype(outputs[0].dtype)
+    d_query[0, 0] = (acc[...] * call.settings.scale).astype(d_query.dtype)
 
 
 def _backward_key(call, step, kind, corner, masks, inputs, outputs, scratch):
   query, key, value, d_out, lse, delta = (ref[0, 0] for ref in inputs)
   sum_k, sum_v = scratch
-  row, column = corner
+  row, _ = corner
 
   @pl.when(step == 0)
   def _():
@@ -266,7 +285,7 @@ def _backward_key(call, step, kind, corner, masks, inputs, outputs, scratch):
 
   def visit(masked):
     q, g = call.clean(query, row, call.Q), call.clean(d_out, row, call.Q)
-    p, d_x = _weights(call, masked, masks, column, q, key, value, g, call.clean(lse, row, call.Q),
+    p, d_x = _weights(call, masked, masks, corner, q, key, value, g, call.clean(lse, row, call.Q),
                       call.clean(delta, row, call.Q))
     sum_v[...] += _dot(p.astype(g.dtype), g, (0, 0))
     sum_k[...] += _dot(d_x.astype(q.dtype), q, (0, 0))
@@ -285,9 +304,9 @@ def _by_head(x):
 
 def forward(arrays, mask, settings):
   """(out [B, Q, H, K], log-sum-exp [B, H, Q])."""
-  def one(rows, mask):
-    query, key, value = map(_by_head, rows)
-    call = _Call(query.shape, key.shape, mask, settings, by_key=False)
+  def one(rows, shared):
+    (query, key, value), (mask, bias) = map(_by_head, rows), shared
+    call = _Call(query.shape, key.shape, mask, bias, settings)
     B, H, Q, K = query.shape
     out, lse = call.run(
         _forward, (query, key, value), ('query', 'key', 'key'),
@@ -295,29 +314,32 @@ def forward(arrays, mask, settings):
         ('query', 'query'), [pltpu.VMEM((call.block_q, n), jnp.float32) for n in (K, 1, 1)],
         4 * B * H * Q * call.T * K)
     return _by_head(out), lse[..., 0]
-  return over_batch(one)(arrays[:3], mask)
+  return over_batch(one)(arrays[:3], (mask, arrays.bias))
 
 
 def backward(arrays, mask, out, lse_BxHxQ, delta_BxHxQ, d_out, settings):
   """Gradients of `arrays`."""
-  def one(rows, mask):
-    query, key, value, lse, delta, d_out = rows
+  def one(rows, shared):
+    (query, key, value, lse, delta, d_out), (mask, bias) = rows, shared
     query, key, value, d_out = map(_by_head, (query, key, value, d_out))
     # exp(logits - inf) = 0 for a query that reads nothing
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None]
-    B, H, Q, K = query.shape
+    (B, H, Q, K), T = query.shape, key.shape[2]
     inputs = query, key, value, d_out, lse, delta[..., None]
     sides = 'query', 'key', 'key', 'query', 'query', 'query'
     def like(x):
       return jax.ShapeDtypeStruct(x.shape, x.dtype)
-    call = _Call(query.shape, key.shape, mask, settings, by_key=False)
-    flops = 2 * B * H * Q * call.T * K
-    [d_query] = call.run(_backward_query, inputs, sides, (like(query),), ('query',),
-                         [pltpu.VMEM((call.block_q, K), jnp.float32)], 3 * flops)
-    call = _Call(query.shape, key.shape, mask, settings, by_key=True)
+    call = _Call(query.shape, key.shape, mask, bias, settings, every=bias is not None)
+    flops = 2 * B * H * Q * T * K
+    outputs, out_sides = [like(query)], ['query']
+    if bias is not None:
+      outputs, out_sides = [*outputs, jax.ShapeDtypeStruct((B, H, Q, T), jnp.float32)], [*out_sides, 'both']
+    d_query, *d_bias = call.run(_backward_query, inputs, sides, outputs, out_sides,
+                                [pltpu.VMEM((call.block_q, K), jnp.float32)], 3 * flops)
+    call = _Call(query.shape, key.shape, mask, bias, settings, by_key=True)
     d_key, d_value = call.run(_backward_key, inputs, sides, (like(key), like(value)), ('key', 'key'),
                               [pltpu.VMEM((call.block_k, K), jnp.float32)] * 2, 4 * flops)
-    return _by_head(d_query), _by_head(d_key), _by_head(d_value)
+    return _by_head(d_query), _by_head(d_key), _by_head(d_value), d_bias
   del out
-  gradients = over_batch(one)((*arrays[:3], lse_BxHxQ, delta_BxHxQ, d_out), mask)
-  return gradient.Arrays(*gradients, None, None)
+  *gradients, d_bias = over_batch(one)((*arrays[:3], lse_BxHxQ, delta_BxHxQ, d_out), (mask, arrays.bias))
+  return gradient.Arrays(*gradients, gradient.sum_to(d_bias[0], arrays.bias) if d_bias else None, None)

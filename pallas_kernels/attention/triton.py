@@ -87,14 +87,8 @@ def backward(arrays, mask, out, residual, delta_BxHxQ, d_out, settings):
   rows = (*arrays[:3], residual, delta_BxHxQ, d_out)
   gradients = over_batch(one)(rows, (mask, arrays.bias, _one_row(arrays.alpha)))
   return gradients._replace(
-      bias=None if arrays.bias is None else sum_to(gradients.bias, arrays.bias),
+      bias=None if arrays.bias is None else gradient.sum_to(gradients.bias, arrays.bias),
       alpha=None if arrays.alpha is None else gradients.alpha.sum((0, 2)))
-
-
-def sum_to(d_bias_BxHxQxT, bias):
-  """The gradient of a bias, summed over the axes on which it broadcasts."""
-  summed = tuple(axis for axis in range(3) if bias.shape[axis] == 1)
-  return d_bias_BxHxQxT.sum(summed, keepdims=True).astype(bias.dtype)
 
 
 def _one_row(x):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.matmul.epilogue import ACTIVATIONS, Operands, Settings
-from pallas_kernels.runtime import device
+from pallas_kernels.runtime import device, tune
 
 IMPLEMENTATIONS = {
     'xla': 'pallas_kernels.matmul.reference',
@@ -19,8 +19,8 @@ IMPLEMENTATIONS = {
     'mosaic_gpu': 'pallas_kernels.matmul.mosaic_gpu',
     'pallas_triton': 'pallas_kernels.matmul.pallas_triton',  # deprecated
 }
-# The first that can honour a request is taken. XLA calls the vendor's library, to which ours are unmeasured.
-BEST = {'cpu': ('xla',), 'gpu': ('xla',), 'tpu': ('xla',)}
+# Taken where tuning on the device has not found a faster one for the shape: XLA calls the vendor's library.
+BEST = ('xla',)
 
 DEFAULT_OUT = {jnp.dtype(x): jnp.dtype(y) for x, y in (
     ('float32', 'float32'), ('bfloat16', 'bfloat16'), ('float16', 'float16'), (jnp.float8_e4m3fn, 'bfloat16'),
@@ -50,7 +50,8 @@ def matmul(
     out_dtype: None: that of `a`; bfloat16 for float8, int32 for int8.
     precision: of float32 operands: 'float32', or 'tf32', which keeps 10 bits of each factor's mantissa.
     block_mask: bool [R, S]: `a` counts as 0 in the blocks [M / R, K / S] where it is false, and these are not read.
-    implementation: a key of IMPLEMENTATIONS, or several in order of preference; None: the best for the device.
+    implementation: a key of IMPLEMENTATIONS, or several in order of preference; None: what was measured to be the
+      fastest for the shape on this device (python -m pallas_kernels.bench --tune), else XLA.
     config: of the implementation, which has to be named; None: its own choice for the shape and device.
 
   Returns:
@@ -73,8 +74,12 @@ def matmul(
       None if c is None or beta == 0 else jnp.asarray(c).reshape(L, rows, N),
       None if bias is None else jnp.asarray(bias)[None],
       scale(a_scale, (L, rows)), scale(b_scale, (-1, N)))
+  best = BEST
+  if implementation is None:
+    name = 'tf32' if precision == 'tf32' else a.dtype
+    best = dict.fromkeys((*tune.fastest('matmul', name, rows, N, K), *BEST))
   out = device.first_able(
-      'matmul', IMPLEMENTATIONS, BEST, implementation, config,
+      'matmul', IMPLEMENTATIONS, best, implementation, config,
       lambda module: importlib.import_module(module).matmul(operands, block_mask, settings))
   return out.reshape(*batch, M, N)
 

@@ -29,15 +29,15 @@ def processors() -> int:
 
 
 def first_able(
-    operation: str, implementations: Mapping[str, str], best: Mapping[str, Sequence[str]],
-    wanted: str | Sequence[str] | None, config: Any, call: Callable[[str], Any],
+    operation: str, implementations: Mapping[str, str], best: Sequence[str], wanted: str | Sequence[str] | None,
+    config: Any, call: Callable[[str], Any],
 ) -> Any:
   """`call(module)` of the first implementation that does not raise NotImplementedError.
 
   Args:
     operation: what it is, for messages.
     implementations: name -> module.
-    best: platform -> names, taken where `wanted` is None.
+    best: names, taken in this order where `wanted` is None.
     wanted: a name, or several in order.
     config: belongs to one implementation, which then has to be named.
 
@@ -45,7 +45,7 @@ def first_able(
     ValueError: a name that does not exist, or a config without one name.
     NotImplementedError: none can; the message says why, one reason a name.
   """
-  names = best[platform()] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+  names = tuple(best) if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
   if config is not None and (wanted is None or len(names) != 1):
     raise ValueError(f'config is {config}; expected the one implementation that it belongs to to be named')
   for name in names:

@@ -21,10 +21,13 @@ def tiled(columns: int, dtype: Any) -> tuple:
   return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
 
 
-def load(ref: Any, layout: Any) -> jax.Array:
-  """All of a reference, spread over a warp group's registers. Until jax 0.11 the index was an argument of its own."""
+def load(ref: Any, layout: Any, optimized: bool = True) -> jax.Array:
+  """All of a reference, spread over a warp group's registers. Until jax 0.11 the index was an argument of its own.
+
+  `optimized`: refuse to compile where shared memory's banks would conflict; False for global memory.
+  """
   index = ((),) if 'idx' in inspect.signature(plgpu.load).parameters else ()
-  return plgpu.load(ref, *index, layout=layout)
+  return plgpu.load(ref, *index, layout=layout, optimized=optimized)
 
 
 def _sigmoid(x):

@@ -1,4 +1,4 @@
-"""The best configuration of a kernel for a shape, measured once and remembered in a JSON a device.
+"""The best configuration of a kernel, and the fastest implementation, for a shape: measured once, in a JSON a device.
 
 Candidates that the compiler's report shows to spill, or that ask for too much shared memory, are never timed.
 """
@@ -33,6 +33,27 @@ def remembered(kernel: str, kind: type, file: pathlib.Path | None = None) -> Any
     return kind(**found)
   except (OSError, ValueError, KeyError, TypeError):
     return None
+
+
+def fastest(operation: str, dtype: Any, *shape: int, file: pathlib.Path | None = None) -> tuple[str, ...]:
+  """The name of the implementation that was measured to be the fastest for the shape on this device; () if none was."""
+  try:
+    return (str(json.loads((file or path()).read_text())[key(operation, 'fastest', dtype, *shape)]['implementation']),)
+  except (OSError, ValueError, KeyError, TypeError):
+    return ()
+
+
+def record(kernel: str, entry: dict[str, Any], file: pathlib.Path | None = None) -> None:
+  """Stores `entry` under `kernel`, from `key`, and keeps the rest of the file."""
+  file = file or path()
+  file.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    table = json.loads(file.read_text())
+  except (OSError, ValueError):
+    table = {}
+  temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
+  temporary.write_text(json.dumps(table | {kernel: entry}, indent=1, sort_keys=True) + '\n')
+  os.replace(temporary, file)
 
 
 def prune(f: Callable[[Any], Callable], arguments: Sequence[Any], configs: Iterable[Any], target: str) -> list[Any]:
@@ -73,13 +94,5 @@ def tune(kernel: str, f: Callable[[Any], Callable], inputs: Sequence[Sequence[An
     raise RuntimeError(f'no config of {kernel} runs: {"; ".join(errors) or "none was given"}')
   best = min(times, key=times.get)
   winner = {'config': dataclasses.asdict(best), 'seconds': times[best]}
-  file = file or path()
-  file.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    table = json.loads(file.read_text())
-  except (OSError, ValueError):
-    table = {}
-  temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
-  temporary.write_text(json.dumps(table | {kernel: winner}, indent=1, sort_keys=True) + '\n')
-  os.replace(temporary, file)
+  record(kernel, winner, file)
   return winner

@@ -4,7 +4,6 @@
 version of jax, triton or the plugins changes. Needs the plugins (make test-compile) and minutes.
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -30,21 +29,23 @@ def shaped(*shape, dtype='bfloat16'):
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def gemm(name, implementation='triton', size=4096, **arguments):
+def gemm(name, implementation='triton', size=4096, arrays=(), **arguments):
+  """`arrays`: names of those that go into the epilogue."""
   dtype = 'float32' if name == 'tf32' else name
   x = shaped(size, size, dtype=dtype)
-  f = functools.partial(matmul, implementation=implementation, precision='tf32' if name == 'tf32' else 'float32',
-                        **arguments)
-  return f, (x, x)
+  def f(a, b, given):
+    return matmul(a, b, implementation=implementation, precision='tf32' if name == 'tf32' else 'float32', **given,
+                  **arguments)
+  return f, (x, x, {n: shaped(size, size) if n == 'c' else shaped(size, dtype='float32') for n in arrays})
 
 
-def attention(dtype='bfloat16', width=128, implementation='triton', gradient=True, **arguments):
+def attention(dtype='bfloat16', width=128, implementation='triton', bias=False, **arguments):
+  """Forward and backward."""
   q, k = shaped(1, 2048, 8, width, dtype=dtype), shaped(1, 2048, 2, width, dtype=dtype)
-  def out(q, k, v):
-    return dot_product_attention(q, k, v, implementation=implementation, **arguments)
-  def d(q, k, v):
-    return jax.grad(lambda *x: out(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
-  return (d if gradient else out), (q, k, k)
+  arrays = (q, k, k, *([shaped(1, 8, 2048, 2048, dtype='float32')] if bias else []))
+  def out(*x):
+    return dot_product_attention(*x, implementation=implementation, **arguments).astype(jnp.float32).sum()
+  return jax.grad(out, tuple(range(len(arrays)))), arrays
 
 
 def gpu_cases():
@@ -65,6 +66,10 @@ def gpu_cases():
   for dtype, instruction in (('bfloat16', 'HGMMA'), ('float16', 'HGMMA'), ('tf32', 'HGMMA'),
                              ('float8_e4m3fn', 'QGMMA'), ('float8_e5m2', 'QGMMA')):
     out['h100', f'matmul mosaic_gpu {dtype}'] = *gemm(dtype, 'mosaic_gpu'), instruction
+  out['h100', 'matmul mosaic_gpu bfloat16 everything'] = *gemm(
+      'bfloat16', 'mosaic_gpu', arrays=('c', 'bias', 'a_scale', 'b_scale'), beta=0.5, activation='gelu'), 'HGMMA'
+  out['h100', 'matmul mosaic_gpu float8_e4m3fn scales'] = *gemm(
+      'float8_e4m3fn', 'mosaic_gpu', arrays=('a_scale', 'b_scale', 'bias')), 'QGMMA'
   for width in (64, 128):
     out['h100', f'attention mosaic_gpu bfloat16 {width} causal'] = *attention(
         width=width, implementation='mosaic_gpu', is_causal=True), 'HGMMA'
@@ -82,6 +87,8 @@ def tpu_cases():
       out[target, f'matmul mosaic_tpu {dtype}'] = gemm(dtype, 'mosaic_tpu')
     for dtype in ('bfloat16', 'float32'):
       out[target, f'attention mosaic_tpu {dtype} 128 causal'] = attention(dtype, 128, 'mosaic_tpu', is_causal=True)
+    out[target, 'attention mosaic_tpu bfloat16 128 bias'] = attention(
+        implementation='mosaic_tpu', is_causal=True, bias=True)
     out[target, 'attention mosaic_tpu bfloat16 64 stamps'] = attention(
         width=64, implementation='mosaic_tpu', stamps=jnp.arange(2048), logits_soft_cap=30.0)
   return out

@@ -192,6 +192,13 @@ def test_over_a_mesh_it_is_the_same():
     whole = attend(*arrays, **arguments)
     split = jax.jit(lambda *x, a=arguments: sharded_attention(*x, mesh=mesh, heads='model', **a))(*arrays)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-6), split, whole)
+  def in_context(*x):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return sharded_attention(*x, heads='model', is_causal=True, implementation='xla_chunked')
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  np.testing.assert_allclose(jax.jit(in_context, in_shardings=(whole,) * 3)(*arrays), attend(*arrays, is_causal=True),
+                             atol=3e-6)
+  np.testing.assert_allclose(sharded_attention(*arrays), attend(*arrays), atol=3e-6)  # no mesh, one device
   with pytest.raises(ValueError, match="heads is 'modl'; expected one of the mesh's axes, data, model"):
     sharded_attention(*arrays, mesh=mesh, heads='modl')
   with pytest.raises(ValueError, match='2 rows, 4 query heads and 2 key heads; expected multiples of 4, 1 and 1'):

@@ -83,17 +83,18 @@ def test_too_much_tpu_memory_is_refused():
     report.compile_report(f, *arguments, target='v5e')
 
 
+@pytest.mark.parametrize('kind', ['pmap', 'mesh'])
 @pytest.mark.parametrize('target, shape, implementation, module', [
     ('h100', (8,), 'triton', 'jax_triton'), ('h100', (8,), 'mosaic_gpu', 'triton'),
     ('v5e:4x4', (16,), 'mosaic_tpu', 'libtpu')])
-def test_a_sharded_decoder_step_gathers_nothing(target, shape, implementation, module):
+def test_a_sharded_decoder_step_gathers_nothing(target, shape, implementation, module, kind):
   need(target.split(':')[0], module)
-  hlo = step_hlo(target, shape, implementation)
+  hlo = step_hlo(target, shape, implementation, kind)
   assert any(name in hlo for name in ('triton_kernel_call', 'tpu_custom_call', 'mosaic_gpu'))
   assert 'all-reduce' in hlo and 'all-gather' not in hlo
 
 
-def step_hlo(target, shape, implementation):
+def step_hlo(target, shape, implementation, kind):
   """The compiled training step of a decoder, data-parallel over the mesh."""
   from framework import config as config_lib
   from framework import models
@@ -109,10 +110,10 @@ def step_hlo(target, shape, implementation):
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
   def sgd(params, batch):
     loss, gradients = jax.value_and_grad(lambda p: jax.tree.leaves(step.sum_loss(module, p, batch, None))[0])(params)
-    total, gradients = partition.sum_over_data((loss, gradients))
+    total, gradients = partition.sum_over_data((loss, gradients)) if kind == 'pmap' else (loss, gradients)
     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), total
   with targets.tracing(target):
-    return partition.spread(sgd, mesh, 'pmap').lower(params, batch).compile().as_text()
+    return partition.spread(sgd, mesh, kind).lower(params, batch).compile().as_text()
 
 
 def test_attention_over_a_mesh_gathers_nothing_and_a_bare_kernel_does():

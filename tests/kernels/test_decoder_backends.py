@@ -7,7 +7,9 @@ import pytest
 
 from framework import config as config_lib
 from framework import models
-from framework.training import step
+from framework.models import decoder
+from framework.training import partition, step
+from pallas_kernels.attention import dot_product_attention
 
 STEPS, WINDOW = 3, 24
 
@@ -61,6 +63,26 @@ def test_losses_are_those_of_xla_with_mosaic_gpu():
   with mosaic_gpu.interpreter():
     ours = losses('mosaic_gpu', 'bfloat16', 128)
   np.testing.assert_allclose(ours, truth, rtol=2e-2)
+
+
+@pytest.mark.parametrize('kind', ['pmap', 'mesh', 'a bare kernel'])
+def test_a_step_over_a_mesh_gathers_no_activations(kind, monkeypatch):
+  """XLA gathers what goes into a loop that it cannot split, as it does with a kernel, unless shard_map splits it."""
+  if kind == 'a bare kernel':
+    monkeypatch.setattr(decoder, 'sharded_attention', dot_product_attention)
+  config = config_lib.check(config_lib.Config(model=config_lib.Model(
+      layers=1, width=32, heads=2, attention='mosaic_tpu')))
+  module, mesh = models.build(config.model, 17, WINDOW), partition.make_mesh(jax.devices()[:2])
+  params = jax.eval_shape(lambda: models.init(module, jax.random.key(0)))
+  rows = jax.ShapeDtypeStruct((4, WINDOW), jnp.int32)
+  batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
+  batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+  def sgd(params, batch):
+    loss, gradients = jax.value_and_grad(lambda p: jax.tree.leaves(step.sum_loss(module, p, batch, None))[0])(params)
+    total = partition.sum_over_data((loss, gradients)) if kind == 'pmap' else (loss, gradients)
+    return jax.tree.map(lambda p, g: p - g, params, total[1]), total[0]
+  hlo = partition.spread(sgd, mesh, 'pmap' if kind == 'pmap' else 'mesh').lower(params, batch).compile().as_text()
+  assert 'all-reduce' in hlo and ('all-gather' in hlo) == (kind == 'a bare kernel')
 
 
 def test_a_backend_that_is_not_installed_is_refused_in_one_line(monkeypatch):

@@ -55,13 +55,13 @@ def test_ungrouped_float16():
 
 
 @interpreted
-@pytest.mark.parametrize('dtype, arguments', [
-    ('bfloat16', {}), ('float16', {'alpha': 0.5, 'activation': 'relu'}), ('tf32', {'activation': 'gelu'}),
-    ('float8_e4m3fn', {'activation': 'silu'}), ('float8_e5m2', {})])
-def test_matmul_equals_the_reference(dtype, arguments):
+@pytest.mark.parametrize('dtype, extra', [
+    ('bfloat16', 'plain'), ('float16', 'bias relu'), ('tf32', 'bias gelu'), ('float8_e4m3fn', 'scales'),
+    ('float8_e5m2', 'silu'), ('bfloat16', 'everything'), ('float16', 'alpha beta')])
+def test_matmul_equals_the_reference(dtype, extra):
   from pallas_kernels.matmul.mosaic_gpu import Config
   a, b, more = cases.matrices(dtype, 130, 70, 70)
-  arguments = arguments | more | {'out_dtype': jnp.float32}
+  arguments = cases.matmul_extras(130, 70, 70)[extra] | more | {'out_dtype': jnp.float32}
   block_k = 64 // a.dtype.itemsize
   ours = run(lambda a, b: matmul(a, b, implementation='mosaic_gpu', config=Config(64, 64, block_k, 2, 1), **arguments),
              a, b)
@@ -74,10 +74,14 @@ def test_matmul_equals_the_reference(dtype, arguments):
 def test_batches_and_gradient_of_matmul():
   from pallas_kernels.matmul.mosaic_gpu import Config
   a, b, _ = cases.matrices('bfloat16', 64, 64, 64, batch=(2,))
+  rng = np.random.default_rng(1)
+  c, bias, a_scale = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 64, 64), (64,), (2, 64)))
   def gradients(implementation, config):
-    def loss(a, b):
-      return jnp.sin(matmul(a, b, out_dtype=jnp.float32, implementation=implementation, config=config) / 8).sum()
-    return jax.grad(loss, (0, 1))(a, b)
+    def loss(a, b, c, bias):
+      out = matmul(a, b, c, beta=3, bias=bias, a_scale=a_scale, out_dtype=jnp.float32, implementation=implementation,
+                   config=config)
+      return jnp.sin(out / 8).sum()
+    return jax.grad(loss, (0, 1, 2, 3))(a, b, c, bias)
   ours = run(gradients, 'mosaic_gpu', Config(64, 64, 64, 2, 1))
   truth = jax.tree.map(lambda x: x.astype(jnp.float32), gradients('xla', None))
   for x, y in zip(ours, truth):
@@ -90,7 +94,7 @@ def test_a_store_that_nobody_waits_for_is_seen(monkeypatch):
   from jax.experimental.pallas import mosaic_gpu as plgpu
   monkeypatch.setattr(plgpu, 'wait_smem_to_gmem', lambda *_, **__: None)
   with pytest.raises(Exception, match='RACE DETECTED'):
-    test_matmul_equals_the_reference('bfloat16', {})
+    test_matmul_equals_the_reference('bfloat16', 'plain')
 
 
 @interpreted

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import attention
 from pallas_kernels.matmul import matmul
 from pallas_kernels.runtime import device, report, targets, timing, tune
 from tests.kernels import cases
@@ -52,6 +54,40 @@ def test_what_spills_or_does_not_compile_is_never_timed(monkeypatch):
 def test_a_file_a_device(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert tune.path('NVIDIA H100 80GB HBM3') == tmp_path / 'lemma' / 'kernels' / 'nvidia_h100_80gb_hbm3.json'
+
+
+def test_the_vendors_is_taken_until_tuning_has_found_a_faster_one(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  taken = []
+  def first_able(operation, implementations, best, *_):
+    taken.append(tuple(best))
+    raise NotImplementedError
+  monkeypatch.setattr(device, 'first_able', first_able)
+  def of(target, f, *shapes):
+    with targets.tracing(target), pytest.raises(NotImplementedError):
+      jax.eval_shape(f, *(jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes))
+    return taken.pop()
+  attend, short, long = attention.dot_product_attention, [(1, 64, 4, 64)] * 3, [(1, 16384, 2, 64)] * 3
+  assert of('h100', attend, *short) == ('cudnn', 'xla')
+  assert of('h100', attend, *long) == ('cudnn', 'xla_chunked', 'xla')
+  assert of('v5e', attend, *short) == of('h100', matmul, (8, 16), (16, 4)) == ('xla',)
+  with targets.tracing('h100'):
+    tune.record(tune.key('attention', 'fastest', 'bfloat16', 64, 64, 4, 4, 64), {'implementation': 'triton'})
+    tune.record(tune.key('matmul', 'fastest', 'bfloat16', 8, 4, 16), {'implementation': 'mosaic_gpu'})
+  assert of('h100', attend, *short) == ('triton', 'cudnn', 'xla')
+  assert of('h100', matmul, (8, 16), (16, 4)) == ('mosaic_gpu', 'xla')
+  assert of('h100', attend, *long) == ('cudnn', 'xla_chunked', 'xla')  # another shape
+  assert of('a100', attend, *short) == ('cudnn', 'xla')  # another device
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({'bias': np.zeros((1, 1, 8, 8))}, 'has no bias'), ({'logits_soft_cap': 3.0}, 'no soft cap'),
+    ({'alpha': 1.5}, 'no alpha'), ({'local_window_size': 3}, 'no mask but causal'),
+    ({'stamps': np.arange(8)}, 'no mask'), ({'return_residual': True}, 'no log-sum-exp'), ({}, 'needs an NVIDIA GPU')])
+def test_what_cudnn_cannot_honour_is_said(arguments, message):
+  x = jnp.zeros((1, 8, 1, 64), jnp.bfloat16)
+  with pytest.raises(NotImplementedError, match=message):
+    attention.dot_product_attention(x, x, x, implementation='cudnn', **arguments)
 
 
 def test_time_grows_with_the_work():
