@@ -11,6 +11,7 @@ import sys
 
 os.environ['TRITON_INTERPRET'] = '0'  # these are compiled
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # several processes compile; none runs anything
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
