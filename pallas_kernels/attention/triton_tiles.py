@@ -145,6 +145,8 @@ def launch(
       TAU_K_ROWS=rows(tau_k), SEGMENT_Q_ROWS=rows(segment_q), SEGMENT_K_ROWS=rows(segment_k), DENSE_ROWS=rows(dense),
       DENSE_HEADS=rows(dense, 1), BIAS_ROWS=rows(bias), BIAS_HEADS=rows(bias, 1), BIAS_QUERIES=rows(bias, 2),
       ORDER_ROWS=order.shape[0], ORDER_HEADS=order.shape[1], BLOCK_Q=block_q, BLOCK_K=block_k)
+  if not triton_call.INTERPRETED:  # Triton 3.6 does not make constants of the fields of one itself
+    C = Constants(*(tl.constexpr(getattr(C, f.name)) for f in dataclasses.fields(C)))
   return triton_call.call(
       kernel, *first, order, full, visible, *(nothing if x is None else x for x in masks),
       grid=(math.ceil(T / block_k), G, B) if by_key else (math.ceil(Q / block_q), H, B), out=out, warps=warps,

@@ -83,6 +83,15 @@ def test_too_much_tpu_memory_is_refused():
     report.compile_report(f, *arguments, target='v5e')
 
 
+@pytest.mark.parametrize('arguments', [{}, {'is_causal': True}, {'is_causal': True, 'local_window_size': (127, 0)}])
+def test_cudnn_is_taken_where_nothing_is_measured(arguments, monkeypatch, tmp_path):
+  need('h100')
+  pytest.importorskip('nvidia.cudnn', reason='nvidia-cudnn-cu13 is not installed')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  f, arrays = compiled.attention(implementation=None, **arguments)
+  assert report.compile_report(f, *arrays, target='h100').custom_calls == {'__cudnn$fmhaSoftmax': 1, '__cudnn$fmhaSoftmaxBackward': 1}
+
+
 @pytest.mark.parametrize('kind', ['pmap', 'mesh'])
 @pytest.mark.parametrize('target, shape, implementation, module', [
     ('h100', (8,), 'triton', 'jax_triton'), ('h100', (8,), 'mosaic_gpu', 'triton'),
