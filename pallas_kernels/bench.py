@@ -19,13 +19,14 @@ WRONG = 0.05  # a larger error, relative to the largest entry, is that of no dty
 HELP = """Times matrix products and attention, every implementation that can run here, in one call.
 
 A row: seconds, TFLOP/s, per cent of the vendor's library in the same run (cuBLAS by XLA; cuDNN where it is there, else
-XLA's own attention), the roofline's floor in seconds where the device is known, the largest difference from XLA (of
-attention: in blocks), relative to the largest entry. Backward counts 2.5 times the forward FLOPs, a causal mask half of
-them.
+XLA's own attention), the roofline's floor in seconds where the device is known, the memory that it needs beside inputs
+and outputs, the largest difference from XLA (of attention: in blocks), relative to the largest entry. Backward counts
+2.5 times the forward FLOPs, a causal mask half of them.
 
 Examples:
   python -m pallas_kernels.bench
   python -m pallas_kernels.bench --only=attention --json=bench.json
+  python -m pallas_kernels.bench --tune --only=attention --length=1024 --heads=12 --width=64   # of your model
   python -m pallas_kernels.bench --tune   # first finds the best tiles of Triton and Mosaic GPU for these shapes
 
 --tune also remembers the fastest implementation of each shape (of attention: forward and backward together), which
@@ -38,6 +39,9 @@ def define_flags() -> None:
   flags.DEFINE_string('json', '', 'File that the rows are written to, with device and versions.')
   flags.DEFINE_bool('tune', False, 'Times the candidate tiles first; remembers the fastest.')
   flags.DEFINE_integer('length', 0, 'Attention: one length in place of the list.', lower_bound=0)
+  flags.DEFINE_integer('width', 0, 'Attention: one width of a head in place of the list.', lower_bound=0)
+  flags.DEFINE_integer('heads', 0, 'Attention: query heads; 0: 2048 / width, on a CPU 2.', lower_bound=0)
+  flags.DEFINE_integer('kv_heads', 0, 'Attention: key heads; 0: as many as heads.', lower_bound=0)
 
 
 def roofline_of(kind: str) -> targets.Gpu | None:
@@ -101,20 +105,26 @@ def matmul_rows(on_cpu: bool):
          pairs, 2 * n**3 * float(mask.mean()), 3 * n * n * 2, '')
 
 
-def attention_rows(on_cpu: bool, length: int):
-  lengths = (length,) if length else (8192,) if on_cpu else (4096, 8192, 16384)
-  for n in lengths:
-    for width in (64,) if on_cpu else (64, 128):
+def attention_rows(on_cpu: bool):
+  """The same for attention; causal."""
+  f = FLAGS
+  for n in (f.length,) if f.length else (8192,) if on_cpu else (4096, 8192, 16384):
+    for width in (f.width,) if f.width else (64,) if on_cpu else (64, 128):
       B, H, dtype = (1, 2, 'float32') if on_cpu else (max(1, 16384 // n), 2048 // width, 'bfloat16')
-      inputs = [tuple(normal((B, n, H, width), dtype, 3 * i + j) for j in range(3)) for i in range(2)]
-      flops, size = 2 * B * H * n * n * width, 4 * B * n * H * width * jnp.dtype(dtype).itemsize
+      H = f.heads or H
+      G = f.kv_heads or H
+      if H % G:
+        raise app.UsageError(f'--kv_heads is {G}; expected a divisor of the {H} query heads')
+      inputs = [tuple(normal((B, n, heads, width), dtype, 3 * i + j) for j, heads in enumerate((H, G, G)))
+                for i in range(2)]
+      flops, size = 2 * B * H * n * n * width, 2 * B * n * (H + G) * width * jnp.dtype(dtype).itemsize
       def forward(implementation, config=None):
         return lambda q, k, v: attention.dot_product_attention(
             q, k, v, is_causal=True, implementation=implementation, config=config)
       def both(implementation, config=None, forward=forward):
         loss = lambda *x: forward(implementation, config)(*x).astype(jnp.float32).sum()
         return lambda *x: jax.grad(loss, (0, 1, 2))(*x)
-      key = tune.key('attention', '{}', dtype, n, n, H, H, width)
+      key = tune.key('attention', '{}', dtype, n, n, H, G, width)
       yield f'attention forward {dtype} {n} x {width}', forward, inputs, flops, size, key
       yield f'attention forward and backward {dtype} {n} x {width}', both, inputs, 3.5 * flops, 2.5 * size, key
 
@@ -138,7 +148,9 @@ def measure(name, make, inputs, flops, size, key, implementations, roof, tuned):
       if tuned and key and candidates(operation, implementation):
         tune.tune(key.format(implementation), lambda c, i=implementation: make(i, c), inputs,
                   unspilled(lambda c, i=implementation: make(i, c), inputs[0], candidates(operation, implementation)))
+      memory = jax.jit(f).lower(*inputs[0]).compile().memory_analysis()
       seconds = timing.seconds(f, inputs)
+      row |= {'scratch_bytes': memory.temp_size_in_bytes} if memory else {}
       row |= {'seconds': seconds, 'tflops': flops / seconds / 1e12, 'gbytes': size / seconds / 1e9,
               'error': error_of(f, truth, inputs[0])}
     except Exception as error:  # what one cannot do is a line of the table, not the end of the run
@@ -161,9 +173,9 @@ def line_of(row) -> str:
     return f"  {row['implementation']:12s} {row['why']}"
   share = next((f'{v:6.0f} % of {k[11:]}' for k, v in row.items() if k.startswith('percent_of_')), '')
   floor = f"  floor {row['floor_seconds'] * 1e3:.3f} ms" if 'floor_seconds' in row else ''
-  error = f"  error {row['error']:.1e}" if 'error' in row else ''
+  scratch = f"  scratch {row['scratch_bytes'] / 1e6:.1f} MB" if 'scratch_bytes' in row else ''
   return (f"  {row['implementation']:12s} {row['seconds'] * 1e3:10.3f} ms {row['tflops']:9.3f} TFLOP/s "
-          f"{row['gbytes']:8.1f} GB/s {share}{floor}{error}")
+          f"{row['gbytes']:8.1f} GB/s {share}{floor}{scratch}  error {row['error']:.1e}")
 
 
 def main(_) -> None:
@@ -177,7 +189,7 @@ def main(_) -> None:
   if FLAGS.only != 'attention':
     cases += [(c, [i for i in here if i in matmul.IMPLEMENTATIONS]) for c in matmul_rows(on_cpu)]
   if FLAGS.only != 'matmul':
-    cases += [(c, [i for i in here if i in attention.IMPLEMENTATIONS]) for c in attention_rows(on_cpu, FLAGS.length)]
+    cases += [(c, [i for i in here if i in attention.IMPLEMENTATIONS]) for c in attention_rows(on_cpu)]
   rows, start = [], time.monotonic()
   for number, (case, implementations) in enumerate(cases):
     spent = time.monotonic() - start
