@@ -20,7 +20,7 @@ IMPLEMENTATIONS = {
     'mosaic_gpu': 'pallas_kernels.attention.mosaic_gpu',
 }
 # The first that can honour a request is taken, where tuning on the device has not found a faster one for the shape:
-# the vendor's. Logits of more than LARGE bytes are made in blocks.
+# the vendor's. Logits of more than LARGE bytes are made in blocks by XLA.
 BEST = {'cpu': ('xla',), 'gpu': ('cudnn', 'xla'), 'tpu': ('xla',)}
 LARGE = 1 << 30
 
@@ -91,15 +91,14 @@ def dot_product_attention(
 def _best(query, key):
   """Names in the order in which they are tried."""
   (B, Q, H, K), (T, G) = query.shape, key.shape[1:3]
-  names = (*tune.fastest('attention', query.dtype, Q, T, H, G, K), *BEST[device.platform()])
-  if 4 * B * H * Q * T > LARGE:
-    names = tuple(other for name in names for other in (('xla_chunked', 'xla') if name == 'xla' else (name,)))
-  return dict.fromkeys(names)
+  measured = tune.fastest('attention', IMPLEMENTATIONS, query.dtype, Q, T, H, G, K)
+  *first, last = BEST[device.platform()]
+  return tuple(dict.fromkeys((*measured, *first, *(['xla_chunked'] if 4 * B * H * Q * T > LARGE else []), last)))
 
 
 def reads_dense_mask(implementation: str | None) -> bool:
   """Whether the implementation makes a dense mask anyway, so that one that is made once can serve many calls."""
-  return (implementation or BEST[device.platform()][0]) == 'xla'
+  return implementation == 'xla' or (implementation is None and device.platform() == 'cpu')
 
 
 def make_mask(

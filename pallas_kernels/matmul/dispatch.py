@@ -77,7 +77,7 @@ def matmul(
   best = BEST
   if implementation is None:
     name = 'tf32' if precision == 'tf32' else a.dtype
-    best = dict.fromkeys((*tune.fastest('matmul', name, rows, N, K), *BEST))
+    best = tuple(dict.fromkeys((*tune.fastest('matmul', IMPLEMENTATIONS, name, rows, N, K), *BEST)))
   out = device.first_able(
       'matmul', IMPLEMENTATIONS, best, implementation, config,
       lambda module: importlib.import_module(module).matmul(operands, block_mask, settings))

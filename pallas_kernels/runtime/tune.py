@@ -35,12 +35,13 @@ def remembered(kernel: str, kind: type, file: pathlib.Path | None = None) -> Any
     return None
 
 
-def fastest(operation: str, dtype: Any, *shape: int, file: pathlib.Path | None = None) -> tuple[str, ...]:
-  """The name of the implementation that was measured to be the fastest for the shape on this device; () if none was."""
+def fastest(operation: str, implementations: Iterable[str], dtype: Any, *shape: int) -> tuple[str, ...]:
+  """That of the implementations which was measured to be the fastest for the shape on this device; () if none was."""
   try:
-    return (str(json.loads((file or path()).read_text())[key(operation, 'fastest', dtype, *shape)]['implementation']),)
+    found = json.loads(path().read_text())[key(operation, 'fastest', dtype, *shape)]['implementation']
   except (OSError, ValueError, KeyError, TypeError):
     return ()
+  return (found,) if found in implementations else ()
 
 
 def record(kernel: str, entry: dict[str, Any], file: pathlib.Path | None = None) -> None:

@@ -78,6 +78,11 @@ def test_the_vendors_is_taken_until_tuning_has_found_a_faster_one(monkeypatch, t
   assert of('h100', matmul, (8, 16), (16, 4)) == ('mosaic_gpu', 'xla')
   assert of('h100', attend, *long) == ('cudnn', 'xla_chunked', 'xla')  # another shape
   assert of('a100', attend, *short) == ('cudnn', 'xla')  # another device
+  with targets.tracing('h100'):
+    tune.record(tune.key('attention', 'fastest', 'bfloat16', 64, 64, 4, 4, 64), {'implementation': 'of yesterday'})
+    tune.record(tune.key('attention', 'fastest', 'bfloat16', 16384, 16384, 2, 2, 64), {'implementation': 'xla'})
+  assert of('h100', attend, *short) == ('cudnn', 'xla')
+  assert of('h100', attend, *long) == ('xla', 'cudnn', 'xla_chunked')
 
 
 @pytest.mark.parametrize('arguments, message', [
