@@ -94,7 +94,7 @@ def test_the_word_problem_runs_and_changes_only_the_top():
   assert len(losses) == 2 and losses[1] < losses[0] and shown[-1][:2] == (100, 100)
   jax.tree.map(np.testing.assert_array_equal, params['tier_1'], bottom['tier_1'])
   found = fit.answers(top, params, tiered_word_problem.test_rows(task, s, 0), task.hard)
-  assert found['answers'] == 32 and 0 <= found['accuracy'] <= 1
+  assert found['answers'] == 16 and 0 <= found['accuracy'] <= 1
   oracle = tiered_word_problem.with_content(top, task, s, 0, 'oracle')
   assert oracle.settings.content == 'oracle' and oracle.tiers[0].decoder == top.tiers[0].decoder
 

@@ -1,5 +1,6 @@
 """The tiered model against itself: layouts, batches, devices, starts, warm starts, stop-gradients, and what it learns."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from framework import config as config_lib
-from framework import cross_entropy, timestamps
+from framework import cross_entropy, evaluation, timestamps
 from framework.models import nodes, tiered
 from framework.models.tiered import Written
 from framework.training import optimizer, partition, state, step
@@ -140,6 +141,22 @@ def test_the_gradient_test_sees_a_path_through_hidden_states(monkeypatch):
   monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
   found = gradient(model, params, text())
   assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found['tier_1']))
+
+
+def test_the_mean_of_draws_is_taken_over_probabilities():
+  """Beside the code length of one draw stands that of the mean of several: shorter, and the seeds' own."""
+  model, params = made()
+  mesh = partition.make_mesh(jax.devices()[:1])
+  batch = partition.split_rows(text(), mesh)
+  found = evaluation.compile_nats(model, mesh, draws=3)(params, batch)
+  @jit
+  def nats(params, batch, seed):
+    one = dataclasses.replace(model, seed=seed)
+    return cross_entropy.token_nats(one.hidden(params, batch), one.head(params), batch['targets'])
+  each = np.stack([nats(params, batch, seed) for seed in range(3)])
+  np.testing.assert_allclose(found, -np.log(np.exp(-each).mean(0)), rtol=1e-4, atol=1e-5)
+  assert found.mean() < each.mean() - 1e-3  # and so it is not the mean of the lengths
+  np.testing.assert_allclose(evaluation.compile_nats(model, mesh)(params, batch), each[0], rtol=1e-4, atol=1e-5)
 
 
 def train_step(devices):
