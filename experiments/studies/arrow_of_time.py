@@ -23,7 +23,7 @@ RULE = ('Held-out bits a byte of the same decoder, same steps: in every seed bac
 
 DEVICES = 0  # one a core
 SCALES = {
-    'cpu': dict(layers=3, width=128, heads=4, window=128, batch=32, steps=900, learning_rate=3e-3, evaluated=2048,
+    'cpu': dict(layers=2, width=128, heads=4, window=128, batch=16, steps=1000, learning_rate=3e-3, evaluated=2048,
                 tokenizer='bytes'),
     'gpu': dict(layers=8, width=512, heads=8, window=512, batch=64, steps=20000, learning_rate=1e-3, evaluated=0,
                 tokenizer='bpe'),
