@@ -113,7 +113,7 @@ def write(
       def each(x):  # the rollouts as rows of a batch
         return x.reshape(B * M, -1, *x.shape[-2:])
       own = dot_product_attention(each(q), each(local['key'][layer]), each(local['value'][layer]), mask=own_1x1x1xR,
-                                  return_residual=True)
+                                  return_residual=True, implementation=None if c.attention == 'auto' else c.attention)
       own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
       return merge(*shared(q, layer), own).astype(q.dtype), local
 

@@ -1,8 +1,9 @@
 """Path-star graphs: from a centre d arms of m nodes each; told the end of one arm, say the way there.
 
-  end u v u v .. c g = v_1 v_2 .. v_m
+  end uv uv .. g = c v_1 v_2 .. v_m
 
-The edges come in random order, then the centre c, the goal g and the path. Each next node after the first is one lookup
+Each edge uv is one symbol, so that who knows u needs one look to find v. The edges come in random order, then the goal g
+and the path from the centre c. Each next node after the first is one lookup
 among the edges, but the first takes the whole arm backwards, from the goal: a decoder trained with the right path before
 its eyes learns the lookups, and guesses the first node for ever (Bachmann and Nagarajan 2024, arXiv:2403.06963). A
 reader of its own rollouts may see which arm they end at: with K of them its accuracy is `with_rollouts(K)` at best.
@@ -17,7 +18,7 @@ from framework.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """arms: d; length: m, nodes of an arm after the centre; nodes: names to draw from, 0 for as many as a graph has."""
+  """arms: d; nodes_of_arm: m; nodes: names to draw from, 0 for as many as a graph has."""
   arms: int = 5
   nodes_of_arm: int = 3
   nodes: int = 0
@@ -26,11 +27,11 @@ class Task:
     for name, low, high in (('arms', 2, 1000), ('nodes_of_arm', 1, 1000)):
       if not low <= getattr(self, name) <= high:
         raise ConfigError(f'data.task has {name}={getattr(self, name)}; expected {low} to {high}')
-    if self.nodes and not self.nodes_of_graph <= self.nodes <= 4096:
+    if self.nodes and not self.nodes_of_graph <= self.nodes <= 128:
       raise ConfigError(f'data.task has nodes={self.nodes}; expected {self.nodes_of_graph}, the nodes of a graph, to '
-                        '4096, or 0')
-    if self.nodes_of_graph > 4096:
-      raise ConfigError(f'data.task has arms={self.arms} of {self.nodes_of_arm} nodes; expected at most 4096 nodes')
+                        '128, or 0')
+    if self.nodes_of_graph > 128:
+      raise ConfigError(f'data.task has arms={self.arms} of {self.nodes_of_arm} nodes; expected at most 128 nodes')
 
   @property
   def nodes_of_graph(self) -> int:
@@ -42,7 +43,11 @@ class Task:
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + self.names))) + '='
+    return ''.join(map(chr, range(0x4E00, 0x4E00 + self.names * (1 + self.names)))) + '='
+
+  def edge(self, u, v):
+    """The symbol of the edge from u to v."""
+    return self.names * (1 + u) + v
 
   @property
   def end(self) -> int:
@@ -59,8 +64,8 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of '=' in a block: what comes after it is the task."""
-    return 2 * self.edges + 3
+    """The place of the centre after '=': what comes after it is the task."""
+    return self.edges + 3
 
   @property
   def hard(self) -> int:
@@ -102,11 +107,10 @@ class Task:
     goal = xp.minimum((u_n[-1] * d).astype(int), d - 1)  # float32 may round a product up to d
     arms_DxM = names[1:].reshape(d, m)
     from_DxM = xp.concatenate([xp.broadcast_to(names[0], (d, 1)), arms_DxM[:, :-1]], axis=1)
-    edges_Ex2 = xp.stack([from_DxM, arms_DxM], axis=-1).reshape(-1, 2)
-    edges_Ex2 = edges_Ex2[xp.argsort(u_n[self.names:-1])]
+    edges_E = self.edge(from_DxM, arms_DxM).reshape(-1)[xp.argsort(u_n[self.names:-1])]
     path = arms_DxM[goal]
-    return xp.concatenate([xp.asarray([self.end]), edges_Ex2.reshape(-1), names[:1], path[-1:],
-                           xp.asarray([self.equals]), path])
+    return xp.concatenate([xp.asarray([self.end]), edges_E, path[-1:], xp.asarray([self.equals]),
+                           names[:1], path])
 
   def block(self, rng: np.random.Generator) -> np.ndarray:
     return self.spell(rng.random(self.draws))

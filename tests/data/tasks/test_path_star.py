@@ -12,8 +12,9 @@ from framework.data.tasks.path_star import Task
 
 def way(task, block):
   """The way from the centre to the goal, found backwards among the edges; asserts that the graph is a path-star."""
-  edges = [tuple(block[1 + 2 * i:3 + 2 * i]) for i in range(task.edges)]
-  centre, goal = block[1 + 2 * task.edges:3 + 2 * task.edges]
+  edges = [divmod(x - task.names, task.names) for x in block[1:1 + task.edges]]
+  goal, equals, centre = block[1 + task.edges:4 + task.edges]
+  assert equals == task.equals and task.alphabet[equals] == '='
   before = {v: u for u, v in edges}
   assert len(before) == task.edges and centre not in before
   leaving = [u for u, _ in edges]
@@ -31,10 +32,11 @@ def test_blocks_are_true(arms, nodes_of_arm, nodes):
   for _ in range(200):
     block = list(map(int, task.block(rng)))
     assert len(block) == task.length and block[0] == task.end == len(task.alphabet)
-    assert block[task.start] == task.equals and max(block[1:task.start]) < task.names
+    assert task.start == task.edges + 3 and min(block[1:1 + task.edges]) >= task.names
     path = way(task, block)
     assert block[task.start + 1:] == path and len(path) == nodes_of_arm and block[task.hard] == path[0]
-    leaving = [block[2 + 2 * i] for i in range(task.edges) if block[1 + 2 * i] == block[1 + 2 * task.edges]]
+    leaving = [(x - task.names) % task.names for x in block[1:1 + task.edges]
+               if (x - task.names) // task.names == block[task.start]]
     firsts.append(leaving.index(path[0]))  # which of the centre's edges, in the order told
     goals.append(path[-1])
   assert len(set(goals)) == task.names
@@ -70,6 +72,6 @@ def test_with_rollouts_is_what_drawing_them_gives(arms, samples, expected):
 
 def test_refusals():
   for text, words in (('arms=1', 'arms=1; expected 2'), ('nodes=10', 'nodes=10; expected 16'),
-                      ('arms=900,nodes_of_arm=9', 'at most 4096')):
+                      ('arms=900,nodes_of_arm=9', 'at most 128')):
     with pytest.raises(ConfigError, match=words):
       stream.task_of(f'path_star:{text}')
