@@ -34,7 +34,7 @@ RULE = ('Held-out bits a byte at the evaluation stride L/8, in every seed: (1) a
 
 DEVICES = 0  # one a core
 SCALES = {
-    'cpu': dict(window=128, strides=(128, 115, 64, 32, 13), layers=2, width=64, heads=4, windows=16, steps=200,
+    'cpu': dict(window=128, strides=(128, 115, 64, 32, 13), layers=2, width=64, heads=4, windows=16, steps=150,
                 learning_rate=3e-3, evaluated=2048, gradients=256, tokenizer='bytes'),
     'gpu': dict(window=512, strides=(512, 460, 256, 128, 51), layers=6, width=384, heads=6, windows=64, steps=10000,
                 learning_rate=1e-3, evaluated=0, gradients=1024, tokenizer='bpe'),

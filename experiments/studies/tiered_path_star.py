@@ -46,7 +46,7 @@ def settings(s: dict[str, Any], seed: int, samples: int = 1, content: str = 'own
   return config_lib.check(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
-      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm, samples=samples,
+      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm, samples=samples, layout='stamp',
                                content=content, rollout_dropout=0.0)))
 
 
