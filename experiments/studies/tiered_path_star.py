@@ -27,7 +27,7 @@ RULE = ('Accuracy on the first step among d arms, in every seed: each reader of 
 
 CONTROLS = ('filler', 'shuffled')
 SCALES = {
-    'cpu': dict(arms=4, nodes_of_arm=4, width=64, layers=2, heads=4, batch=64, first=1200, second=1000, tests=32,
+    'cpu': dict(arms=3, nodes_of_arm=3, width=64, layers=2, heads=4, batch=32, first=1200, second=800, tests=64,
                 samples=(1, 2, 4)),
     'gpu': dict(arms=5, nodes_of_arm=5, width=256, layers=4, heads=8, batch=256, first=20000, second=10000, tests=128,
                 samples=(1, 2, 4, 8)),
@@ -41,12 +41,12 @@ def task_of(s: dict[str, Any]) -> Task:
 
 
 def settings(s: dict[str, Any], seed: int, samples: int = 1, content: str = 'own') -> config_lib.Config:
-  """Two tiers; a rollout is a walk along a whole arm."""
+  """Two tiers; a rollout is a walk along a whole arm. The goal's own node reads the rollouts."""
   task = task_of(s)
   return config_lib.check(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
-      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm, samples=samples, layout='stamp',
+      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm + 1, samples=samples, layout='stamp',
                                content=content, rollout_dropout=0.0)))
 
 
@@ -71,7 +71,7 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
                             settings=optimizer(s['first']), show=show, what=f'seed {seed}, tier 1')
   out: dict[str, Any] = {'arms': s['arms'], 'decoder': fit.answers(bottom, below, tests, task.hard), 'loss_curves': {'tier 1': losses}}
   # The gate of everything else: does tier 1 walk along edges?
-  out['steps'] = [fit.answers(bottom, below, tests, task.hard + n)['accuracy'] for n in range(1, task.nodes_of_arm)]
+  out['steps'] = [fit.answers(bottom, below, tests, task.hard + n)['accuracy'] for n in range(1, task.nodes_of_arm + 1)]
   readers = [('own', K) for K in s['samples']] + [(content, s['samples'][-1]) for content in CONTROLS]
   for content, samples in readers:
     name = f'rollouts {samples}' if content == 'own' else content

@@ -1,12 +1,15 @@
 """Path-star graphs: from a centre d arms of m nodes each; told the end of one arm, say the way there.
 
-  end uv uv .. g = c v_1 v_2 .. v_m
+  end uv uv .. = g v_1 v_2 .. v_m s
 
 Each edge uv is one symbol, so that who knows u needs one look to find v. The edges come in random order, then the goal g
-and the path from the centre c. Each next node after the first is one lookup
-among the edges, but the first takes the whole arm backwards, from the goal: a decoder trained with the right path before
-its eyes learns the lookups, and guesses the first node for ever (Bachmann and Nagarajan 2024, arXiv:2403.06963). A
-reader of its own rollouts may see which arm they end at: with K of them its accuracy is `with_rollouts(K)` at best.
+and the path to it from the centre, which is always node 0; the last symbol s is the pair of v_m and v_1, the walk in
+short.
+
+Each next node after the first is one look among the edges, but the first takes the whole arm backwards, from the goal: a
+decoder trained with the right path before its eyes learns to look, and guesses the first node for ever (Bachmann and
+Nagarajan 2024, arXiv:2403.06963). A reader of walks may see which of them ends at the goal, and finds its first node by
+the very look that finds the next one, in s: with K walks its accuracy is `with_rollouts(K)` at best.
 """
 
 import dataclasses
@@ -45,8 +48,8 @@ class Task:
   def alphabet(self) -> str:
     return ''.join(map(chr, range(0x4E00, 0x4E00 + self.names * (1 + self.names)))) + '='
 
-  def edge(self, u, v):
-    """The symbol of the edge from u to v."""
+  def pair(self, u, v):
+    """The symbol of the pair u, v."""
     return self.names * (1 + u) + v
 
   @property
@@ -64,8 +67,8 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of the centre after '=': what comes after it is the task."""
-    return self.edges + 3
+    """The place of the goal after '=': what comes after it is the task."""
+    return self.edges + 2
 
   @property
   def hard(self) -> int:
@@ -74,7 +77,7 @@ class Task:
 
   @property
   def length(self) -> int:
-    return self.start + 1 + self.nodes_of_arm
+    return self.start + 2 + self.nodes_of_arm
 
   @property
   def chance(self) -> float:
@@ -98,19 +101,19 @@ class Task:
   @property
   def draws(self) -> int:
     """Uniform numbers that a block is a function of."""
-    return self.names + self.edges + 1
+    return self.names + self.edges
 
   def spell(self, u_n, xp=np):
     """The block, int [length], of uniform numbers in [0, 1); `xp` is numpy or jax.numpy."""
     d, m = self.arms, self.nodes_of_arm
-    names = xp.argsort(u_n[:self.names])[:self.nodes_of_graph]  # names[0] is the centre
+    names = 1 + xp.argsort(u_n[:self.names - 1])[:d * m]
     goal = xp.minimum((u_n[-1] * d).astype(int), d - 1)  # float32 may round a product up to d
-    arms_DxM = names[1:].reshape(d, m)
-    from_DxM = xp.concatenate([xp.broadcast_to(names[0], (d, 1)), arms_DxM[:, :-1]], axis=1)
-    edges_E = self.edge(from_DxM, arms_DxM).reshape(-1)[xp.argsort(u_n[self.names:-1])]
+    arms_DxM = names.reshape(d, m)
+    from_DxM = xp.concatenate([xp.zeros_like(arms_DxM[:, :1]), arms_DxM[:, :-1]], axis=1)
+    edges_E = self.pair(from_DxM, arms_DxM).reshape(-1)[xp.argsort(u_n[self.names - 1:-1])]
     path = arms_DxM[goal]
-    return xp.concatenate([xp.asarray([self.end]), edges_E, path[-1:], xp.asarray([self.equals]),
-                           names[:1], path])
+    return xp.concatenate([xp.asarray([self.end]), edges_E, xp.asarray([self.equals]), path[-1:], path,
+                           self.pair(path[-1:], path[0])])
 
   def block(self, rng: np.random.Generator) -> np.ndarray:
     return self.spell(rng.random(self.draws))

@@ -13,7 +13,8 @@ from framework.data.tasks.path_star import Task
 def way(task, block):
   """The way from the centre to the goal, found backwards among the edges; asserts that the graph is a path-star."""
   edges = [divmod(x - task.names, task.names) for x in block[1:1 + task.edges]]
-  goal, equals, centre = block[1 + task.edges:4 + task.edges]
+  equals, goal = block[1 + task.edges:3 + task.edges]
+  centre = 0
   assert equals == task.equals and task.alphabet[equals] == '='
   before = {v: u for u, v in edges}
   assert len(before) == task.edges and centre not in before
@@ -32,22 +33,23 @@ def test_blocks_are_true(arms, nodes_of_arm, nodes):
   for _ in range(200):
     block = list(map(int, task.block(rng)))
     assert len(block) == task.length and block[0] == task.end == len(task.alphabet)
-    assert task.start == task.edges + 3 and min(block[1:1 + task.edges]) >= task.names
+    assert task.start == task.edges + 2 and min(block[1:1 + task.edges]) >= task.names
     path = way(task, block)
-    assert block[task.start + 1:] == path and len(path) == nodes_of_arm and block[task.hard] == path[0]
+    assert block[task.start + 1:-1] == path and block[-1] == task.names * (1 + path[-1]) + path[0]
+    assert len(path) == nodes_of_arm and block[task.hard] == path[0]
     leaving = [(x - task.names) % task.names for x in block[1:1 + task.edges]
-               if (x - task.names) // task.names == block[task.start]]
+               if (x - task.names) // task.names == 0]
     firsts.append(leaving.index(path[0]))  # which of the centre's edges, in the order told
     goals.append(path[-1])
-  assert len(set(goals)) == task.names
+  assert len(set(goals)) == task.names - 1
   assert np.bincount(firsts, minlength=arms).min() > 200 * task.chance / 2  # no order tells the arm
 
 
 def test_the_check_sees_a_wrong_path():
   task = Task()
   block = list(map(int, task.block(np.random.default_rng(1))))
-  other = block[:-3] + block[-2:] + block[-3:-2]
-  assert way(task, block) == block[-3:] and way(task, other) != other[-3:]
+  other = block[:-4] + block[-3:-1] + block[-4:-3]
+  assert way(task, block) == block[-4:-1] and way(task, other) != other[-3:]
 
 
 def test_jax_and_numpy_spell_alike():
