@@ -27,7 +27,7 @@ RULE = ('Accuracy on the first step among d arms, in every seed: each reader of 
 
 CONTROLS = ('filler', 'shuffled')
 SCALES = {
-    'cpu': dict(arms=3, nodes_of_arm=3, width=64, layers=2, heads=4, batch=32, first=1200, second=800, tests=64,
+    'cpu': dict(arms=3, nodes_of_arm=3, width=64, layers=2, heads=4, batch=32, first=1200, second=2000, tests=64,
                 samples=(1, 2, 4)),
     'gpu': dict(arms=5, nodes_of_arm=5, width=256, layers=4, heads=8, batch=256, first=20000, second=10000, tests=128,
                 samples=(1, 2, 4, 8)),
