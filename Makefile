@@ -36,8 +36,8 @@ endif
 test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 GB of plugins
 	test -x .venv-compile/bin/python || $(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compile]'
-	.venv-compile/bin/python -m pytest -m '' tests/kernels/test_compile.py tests/kernels/test_support.py \
-	  tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
+	.venv-compile/bin/python -m pytest -m '' tests/kernels/test_compile.py tests/kernels/test_compile_tiered.py \
+	  tests/kernels/test_support.py tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
 
 bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare

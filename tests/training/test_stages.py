@@ -83,11 +83,11 @@ def arrays(folder, step):
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def check_the_same(one, other, tiers):
+def check_the_same(one, other, tiers, steps=STEPS):
   for tier in range(1, tiers + 1):
     a, b = one / f'tier_{tier}', other / f'tier_{tier}'
     assert (a / 'metrics.jsonl').read_bytes() == (b / 'metrics.jsonl').read_bytes()
-    found, expected = arrays(a, STEPS[tier]), arrays(b, STEPS[tier])
+    found, expected = arrays(a, steps[tier]), arrays(b, steps[tier])
     assert found.keys() == expected.keys()
     for name, array in expected.items():
       np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -226,3 +226,22 @@ def test_three_tiers_killed_in_every_stage_end_the_same(text, tmp_path):
   whole = killed_in_every_stage(text, tmp_path, 3)
   shown = launch('generate', f'--workdir={whole}', '--prompt=ab cd', '--tokens=30', '--show_rollouts')
   assert shown.stdout.count('[[1: ') == shown.stdout.count('[[2: ') >= 2, shown.stderr
+
+
+@pytest.mark.slow
+def test_the_shipped_config_killed_in_both_stages_ends_the_same(tmp_path):
+  """At its own size, on the standard library's sources."""
+  def start(workdir):
+    return subprocess.Popen([sys.executable, '-m', 'experiments.train', '--config=experiments/configs/tiered_text.py',
+                             f'--workdir={workdir}', '--resume'], cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  process = start(whole)
+  assert process.communicate(timeout=3600) and process.returncode == 0
+  for tier in (1, 2):
+    assert kill_after(start(killed), killed, tier, 150), f'tier {tier} was over before the kill'
+  process = start(killed)
+  assert process.communicate(timeout=3600) and process.returncode == 0
+  check_the_same(killed, whole, 2, {1: 300, 2: 500})
+  shown = launch('generate', f'--workdir={whole}', '--prompt=def main(', '--tokens=200', '--show_rollouts')
+  assert shown.stdout.startswith('def main(') and shown.stdout.count('[[1: ') >= 2, shown.stderr
