@@ -6,8 +6,8 @@ Example:
 
 A stride below the window gives every token at least window - stride tokens of context, at a higher cost; the run's own
 stride is reported beside it. Of a tiered run, whose loss is that of one draw of its rollouts, the loss of the mean
-probability over several draws is reported beside that. Results are appended to evaluations.jsonl; the losses by position
-are drawn in loss_by_position.svg.
+probability over several draws is reported beside that. Results are appended to evaluations.jsonl; the losses by
+position are drawn in loss_by_position.svg.
 """
 
 import itertools

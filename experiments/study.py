@@ -95,7 +95,8 @@ def main() -> int:
     results.setdefault(part, {})[seed] = saved['numbers']
   found = study.verdict(results)
   verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
-             **found, 'figure': study.figure.__doc__, 'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
+             **found, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
+             'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
   draw.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(found, indent=1))

@@ -72,8 +72,8 @@ class Tiered:
   rollout_dropout: float = 0.15  # share of starts whose rollouts a tier in training does not see
   warm_start: bool = True  # a tier of the size of the tier below begins as a copy of it
   memorisation: float = 0.01  # greatest excess of rollouts' accuracy on training text over held-out text
-  cached: bool = False  # rollouts of the training text are written to disk before a tier is trained, and read from there
-  folds: int = 0  # cross-fitting: each of so many folds of the documents has rollouts by tiers not trained on it; 0: none
+  cached: bool = False  # rollouts of the training text are written to disk before a tier is trained
+  folds: int = 0  # cross-fitting: a fold of the documents has rollouts by tiers that were not trained on it; 0: none
 
 
 @dataclasses.dataclass(slots=True)
@@ -311,8 +311,8 @@ def check_tiered(config: Config) -> None:
   if t.folds == 1:
     raise ConfigError('tiered.folds is 1, which leaves nothing to train on; expected 0 or at least 2')
   if t.folds and t.starts == 'entropy':
-    raise ConfigError(f"tiered.folds is {t.folds}; with tiered.starts 'entropy' every fold's tier has starts of its own: "
-                      'expected 0')
+    raise ConfigError(f"tiered.folds is {t.folds}; with tiered.starts 'entropy' every fold's tier has starts of its "
+                      'own: expected 0')
   if t.cached:
     for key, value, wanted in (('tiered.read', t.read, 'tokens'), ('data.random_phase', d.random_phase, False),
                                ('data.task', d.task, '')):

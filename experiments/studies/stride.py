@@ -1,6 +1,6 @@
 """How many tokens should a window predict? Statistical batch is not computational batch.
 
-A window of L tokens costs the same whether all of its targets are scored or the last S. Fewer targets a window have more
+A window of L tokens costs the same whether all of its targets are scored or the last S. Fewer targets have more
 context each and come from more places of the text, but cost L / S times as much each. The same decoder is trained with
 strides from L to L/10 in two ways: with as many predicted tokens, in all and a step, which costs L / S times the FLOPs;
 and with as many windows, in all and a step, which costs the same FLOPs and predicts S / L times the tokens. All are
@@ -28,9 +28,9 @@ from framework.training import setup
 CLAIM = ('With as many predicted tokens a stride of half the window learns more than a stride of the window; at equal '
          'FLOPs the window or nine tenths of it is best; targets of a shorter block are less alike.')
 SOURCE = 'Foster and Madeka 2023, "TCS for LLMs" (window L, stride S; PaLM with L=2000, S=1800)'
-RULE = ('Held-out bits a byte at the evaluation stride L/8, in every seed: (1) at equal predicted tokens S = L/2 is below '
-        'S = L; (2) at equal FLOPs the least is at S = L or .9 L, and S = L/4 is above S = L; (3) independent predictions '
-        'a target are more at S = L/10 than at S = L. Supported if all three hold.')
+RULE = ('Held-out bits a byte at the evaluation stride L/8, in every seed: (1) at equal predicted tokens S = L/2 is '
+        'below S = L; (2) at equal FLOPs the least is at S = L or .9 L, and S = L/4 is above S = L; (3) independent '
+        'predictions a target are more at S = L/10 than at S = L. Supported if all three hold.')
 
 DEVICES = 0  # one a core
 SCALES = {

@@ -20,10 +20,10 @@ from framework.models import tiered
 
 CLAIM = ('A decoder guesses the first step on a path-star graph; a reader of K of its rollouts takes the right one as '
          'often as K random walks allow.')
-SOURCE = ('Foster and Madeka 2023, "TCS for LLMs"; Bachmann and Nagarajan 2024, "The pitfalls of next-token prediction", '
-          'arXiv:2403.06963')
-RULE = ('Accuracy on the first step among d arms, in every seed: each reader of K rollouts at least the formula less .05; '
-        'the decoder alone, filler and shuffled rollouts each at most 1/d + .05. Otherwise not supported.')
+SOURCE = ('Foster and Madeka 2023, "TCS for LLMs"; Bachmann and Nagarajan 2024, "The pitfalls of next-token '
+          'prediction", arXiv:2403.06963')
+RULE = ('Accuracy on the first step among d arms, in every seed: each reader of K rollouts at least the formula less '
+        '.05; the decoder alone, filler and shuffled rollouts each at most 1/d + .05. Otherwise not supported.')
 
 CONTROLS = ('filler', 'shuffled')
 SCALES = {
@@ -31,8 +31,8 @@ SCALES = {
                 samples=(1, 2, 4)),
     'gpu': dict(arms=5, nodes_of_arm=5, width=256, layers=4, heads=8, batch=256, first=20000, second=10000, tests=128,
                 samples=(1, 2, 4, 8)),
-    'paper': dict(arms=10, nodes_of_arm=5, width=384, layers=6, heads=6, batch=512, first=50000, second=25000, tests=128,
-                  samples=(1, 2, 4, 8, 16)),
+    'paper': dict(arms=10, nodes_of_arm=5, width=384, layers=6, heads=6, batch=512, first=50000, second=25000,
+                  tests=128, samples=(1, 2, 4, 8, 16)),
 }
 
 
@@ -46,14 +46,14 @@ def settings(s: dict[str, Any], seed: int, samples: int = 1, content: str = 'own
   return config_lib.check(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
-      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm + 1, samples=samples, layout='stamp',
-                               content=content, rollout_dropout=0.0)))
+      tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm + 1, samples=samples,
+                               layout='stamp', content=content, rollout_dropout=0.0)))
 
 
 def optimizer(steps: int) -> config_lib.Optimizer:
   """Muon: with AdamW the looks from node to node take several times as many steps to be learnt."""
-  return config_lib.Optimizer(name='muon', learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=min(200, steps // 10),
-                              weight_decay=0.01)
+  return config_lib.Optimizer(name='muon', learning_rate=1e-2, final_learning_rate=1e-3,
+                              warmup_steps=min(200, steps // 10), weight_decay=0.01)
 
 
 def parts(s: dict[str, Any]) -> list[str]:
@@ -69,7 +69,8 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
   bottom = tiered.build(settings(s, seed), vocabulary, tiers=1)
   below, losses = fit.train(bottom, lambda key, n: fit.rows(task, key, s['batch'], n), steps=s['first'], seed=seed,
                             settings=optimizer(s['first']), show=show, what=f'seed {seed}, tier 1')
-  out: dict[str, Any] = {'arms': s['arms'], 'decoder': fit.answers(bottom, below, tests, task.hard), 'loss_curves': {'tier 1': losses}}
+  out: dict[str, Any] = {'arms': s['arms'], 'decoder': fit.answers(bottom, below, tests, task.hard),
+                         'loss_curves': {'tier 1': losses}}
   # The gate of everything else: does tier 1 walk along edges?
   out['steps'] = [fit.answers(bottom, below, tests, task.hard + n)['accuracy'] for n in range(1, task.nodes_of_arm + 1)]
   readers = [('own', K) for K in s['samples']] + [(content, s['samples'][-1]) for content in CONTROLS]
@@ -102,7 +103,8 @@ def figure(results: dict[str, dict[int, Any]], axes) -> None:
   """Accuracy on the first step by the number of rollouts, a point a seed, and the formula."""
   runs = list(results['walks'].values())
   samples = [int(name.split()[1]) for name in runs[0] if name.startswith('rollouts ')]
-  axes.plot([0, *samples], [Task(runs[0]['arms']).with_rollouts(K) for K in [0, *samples]], color='grey', label='formula')
+  formula = [Task(runs[0]['arms']).with_rollouts(K) for K in [0, *samples]]
+  axes.plot([0, *samples], formula, color='grey', label='formula')
   for run in runs:
     axes.plot([0, *samples], [run['decoder']['accuracy'], *(run[f'rollouts {K}']['accuracy'] for K in samples)], 'o',
               color='C0')

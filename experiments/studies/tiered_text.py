@@ -30,8 +30,8 @@ from framework.training import setup
 CLAIM = ('On ordinary text a tiered model predicts better than a decoder with as many training tokens, training FLOPs, '
          'inference FLOPs or parameters, and better than itself without the content of its rollouts.')
 SOURCE = 'Foster and Madeka 2023, "TCS for LLMs"; Xu et al. 2020, arXiv:2002.10689 (a rollout adds computation alone)'
-RULE = ('Held-out bits a byte: against each of the six others, the 95 % interval of the difference in the mean over seeds '
-        '(paired bootstrap of documents) lies below zero. Supported if all six do; otherwise not supported.')
+RULE = ('Held-out bits a byte: against each of the six others, the 95 % interval of the difference in the mean over '
+        'seeds (paired bootstrap of documents) lies below zero. Supported if all six do; otherwise not supported.')
 
 DEVICES = 0  # one a core
 SCALES = {
@@ -133,8 +133,8 @@ def scored(trained: setup.Trained, corpus: corpus_lib.Corpus, s: dict[str, Any],
   places = jax.jit(lambda batch: starter.starts(None, batch))
   params = jax.device_put(trained.params, jax.devices()[0])
   by_document, by_distance = (np.zeros((2, n)) for n in (len(split.starts), s['period'] + 1))
-  for batch in windows.evaluation_batches(split, corpus.tokenizer.end, window=s['window'], stride=s['window'], packed=True,
-                                          batch=64, limit=s['evaluated']):
+  for batch in windows.evaluation_batches(split, corpus.tokenizer.end, window=s['window'], stride=s['window'],
+                                          packed=True, batch=64, limit=s['evaluated']):
     weights_BxL = batch['weights'].astype(float)
     both = np.stack([np.asarray(nats(params, batch), float) * weights_BxL, weights_BxL])
     at_BxL = batch['start'].astype(np.int64)[:, None] + np.arange(s['window'])  # of the inputs, in the split

@@ -92,7 +92,7 @@ def indices(windows: int, batch: int, seed: int, step: int, rows: slice = slice(
 
 
 def phases(windows: int, batch: int, seed: int, step: int, stride: int, rows: slice = slice(None)) -> np.ndarray:
-  """int64 [rows]: the phase of the epoch that each of these rows of global batch `step` belongs to, uniform in [0, S)."""
+  """int64 [rows]: the phase, uniform in [0, S), of the epoch that each of these rows of global batch `step` is in."""
   epochs = [(step * batch + row) // windows for row in range(batch)[rows]]
   drawn = {epoch: np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(stride) for epoch in set(epochs)}
   return np.array([drawn[epoch] for epoch in epochs], np.int64)
@@ -157,7 +157,8 @@ def loader(split: Split, end: int, *, window: int, stride: int, packed: bool, ba
   def make(number: int) -> list[Batch]:
     steps = range(number * group, (number + 1) * group)
     picked = skip(np.concatenate([indices(windows, batch, seed, step, rows) for step in steps]), left_out)
-    phase_B = np.concatenate([phases(windows, batch, seed, step, stride, rows) for step in steps]) if random_phase else 0
+    drawn = [phases(windows, batch, seed, step, stride, rows) for step in steps if random_phase]
+    phase_B = np.concatenate(drawn) if random_phase else 0
     arrays = _arrays(split, end, picked, window, stride, packed, phase_B=phase_B, scored=scored, unscored=unscored)
     if more:
       arrays |= more(picked)

@@ -3,9 +3,9 @@
 Tier n is trained in the folder tier_<n> of the run, as the top of a model of n tiers; those below it are frozen and
 write its rollouts as it goes, or beforehand to disk (`tiered.cached`, framework.training.written).
 
-What a tier has learnt by heart it reproduces on its own training text and not on other text; a tier above would learn to
-copy it (stacking: Wolpert 1992, section 2). So the accuracy of the rollouts that it would be trained on is compared with
-theirs on held-out text, and the tier is refused if they differ too much. Cross-fitting is the cure: with `tiered.folds` F
+What a tier has learnt by heart it reproduces on its own training text and not on other text; a tier above would learn
+to copy it (stacking: Wolpert 1992, section 2). So the accuracy of the rollouts that it would be trained on is compared
+with theirs on held-out text, and the tier is refused if they differ too much. Cross-fitting is the cure: with F folds
 every tier but the top is trained F times more, in tier_<n>/fold_<f>, each time without a fold of the documents, whose
 rollouts it then writes. Where the model is used, the tier that was trained on all of the text writes.
 """
@@ -109,7 +109,8 @@ def train_one(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pat
                f' without fold {c.data.left_out} of {c.data.folds}' if c.data.folds else '', c.training.steps)
   begin = more = None
   if tier > 1:
-    made, below = setup.set_up(stage(config, tier), corpus.tokenizer.size), setup.load(setup.stage_folder(workdir, tier - 1))
+    made = setup.set_up(stage(config, tier), corpus.tokenizer.size)
+    below = setup.load(setup.stage_folder(workdir, tier - 1))
     if c.tiered.cached:
       more = written.prepare(stage(config, tier), corpus, made.module, writers(config, workdir, tier, below.params),
                              setup.stage_folder(workdir, tier) / 'rollouts')

@@ -1,8 +1,9 @@
 """Rollouts of a training text on disk: written once before a tier is trained, read in every epoch.
 
 rollouts.bin holds a record a window, in order: its starts, int32 [G], and the rollouts of the U tiers below, uint16
-[U, G, K, R] (uint32 above 65536 tokens). rollouts.json says what decided them: the parameters' SHA-256, the settings, the
-text. A file of other rollouts is refused. Records are appended, so that a write that was cut off goes on where it was.
+[U, G, K, R] (uint32 above 65536 tokens). rollouts.json says what decided them: the parameters' SHA-256, the settings,
+the text. A file of other rollouts is refused. Records are appended, so that a write that was cut off goes on where it
+was.
 
 Under cross-fitting (`tiered.folds`) a rollout is written by the parameters that were not trained on its document.
 """
@@ -28,8 +29,8 @@ from framework.tiered_generation import most_starts
 from framework.training import partition
 
 FORMAT = 1
-DECIDE = ('period', 'rollout', 'samples', 'starts', 'most_starts', 'random_phase', 'trigger', 'entropy', 'delay', 'layout',
-          'both_ways', 'across', 'last', 'temperature', 'top_k')
+DECIDE = ('period', 'rollout', 'samples', 'starts', 'most_starts', 'random_phase', 'trigger', 'entropy', 'delay',
+          'layout', 'both_ways', 'across', 'last', 'temperature', 'top_k')
 SAY_EVERY = 10.0  # seconds
 
 
@@ -37,7 +38,8 @@ def digest(params: Any) -> str:
   """SHA-256 of the names and bytes of all arrays."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
-    sha.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode() + np.ascontiguousarray(leaf).tobytes())
+    sha.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'.encode())
+    sha.update(leaf.tobytes())
   return sha.hexdigest()
 
 

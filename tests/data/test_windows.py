@@ -259,7 +259,8 @@ def test_phases_are_those_of_epochs(split):
   by_epoch = [set(places[e * total:(e + 1) * total]) for e in range(len(places) // total)]
   assert len(by_epoch) > 3 and all(len(seen) == 1 for seen in by_epoch) and len(set.union(*by_epoch)) > 2
   assert (0 <= places).all() and (places < 12).all()
-  np.testing.assert_array_equal(windows.phases(total, 7, 3, 9, 12, slice(2, 4)), windows.phases(total, 7, 3, 9, 12)[2:4])
+  some, ninth = (windows.phases(total, 7, 3, 9, 12, rows) for rows in (slice(2, 4), slice(None)))
+  np.testing.assert_array_equal(some, ninth[2:4])
   whole = take(split, 3 * total // 6, random_phase=True)
   epoch = np.concatenate([batch['targets'][batch['weights'] > 0] for batch in whole[:total // 6]])
   assert len(epoch) >= (total - 6) * 11  # the first and the last window of the epoch may be short

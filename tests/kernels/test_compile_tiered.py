@@ -34,7 +34,8 @@ def compiled(target, kind, layout='stream', **settings):
   rows = jax.ShapeDtypeStruct((B, L), jnp.int32)
   one = jax.ShapeDtypeStruct((B,), jnp.int32)
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')} | {
-      'weights': jax.ShapeDtypeStruct((B, L), jnp.float32), 'rows': one, 'start': jax.ShapeDtypeStruct((B,), jnp.uint32)}
+      'weights': jax.ShapeDtypeStruct((B, L), jnp.float32), 'rows': one,
+      'start': jax.ShapeDtypeStruct((B,), jnp.uint32)}
   mesh = targets.mesh(target, (8,), ('data',))
   with targets.tracing(target):
     return partition.spread(pure, mesh, kind).lower(jax.eval_shape(first), batch).compile().as_text()

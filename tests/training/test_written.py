@@ -96,7 +96,8 @@ def test_other_rollouts_are_refused(corpus, tmp_path):
   prepare(corpus, tmp_path, [params(0)])
   one = copy.copy(params(0)['tier_1'])
   one['decoder'] = one['decoder'] | {'embedding': one['decoder']['embedding'].at[3, 1].add(1e-6)}
-  changes = [({}, [params(0) | {'tier_1': one}], corpus, 'params'), ({'temperature': 0.5}, [params(0)], corpus, 'temperature'),
+  changes = [({}, [params(0) | {'tier_1': one}], corpus, 'params'),
+             ({'temperature': 0.5}, [params(0)], corpus, 'temperature'),
              ({'samples': 2}, [params(0)], corpus, 'samples'),
              ({}, [params(0)], dataclasses.replace(corpus, digest='other'), 'corpus'),
              ({}, [params(0)] * 2, corpus, 'folds')]
@@ -143,7 +144,7 @@ def test_no_document_is_both_trained_on_and_continued(corpus, tmp_path):
 
 def test_the_fold_test_sees_folds_cut_one_window_late(corpus, tmp_path, monkeypatch):
   right = windows.folds
-  monkeypatch.setattr(windows, 'folds', lambda split, parts: right(split, parts) + np.array([0] + [20] * (parts - 1) + [0]))
+  monkeypatch.setattr(windows, 'folds', lambda split, parts: right(split, parts) + np.array([0, 20, 0]))
   boundary = int(right(corpus.train, 2)[1])
   assert not all(zero if place < boundary else one for place, (zero, one) in writers_of(corpus, tmp_path))
 

@@ -3,7 +3,7 @@
   end a_1 .. a_n + b_1 .. b_n = s_0 s_1 .. s_n ; w_n .. w_1 s_0
 
 a_1 and s_0 are the most significant; each step of the working w_i is the digit and the carry that leaves it, one symbol
-of 2 x base. s_0 is a carry that may come from far: the first `chain` digit pairs add up to base - 1 and hand on whatever
+of 2 x base. s_0 is a carry that may come from far: the first `chain` digit pairs add up to base - 1 and hand on what
 reaches them, so that it is decided by the digits after them.
 """
 

@@ -4,8 +4,8 @@
 
 h_0 = x_L; h_{i+1} is the symbol after the latest earlier place of h_i. A hop looks left of where the last one read; the
 symbol '-' says that there is no such place, and stays. One hop is an induction head's; k hops take a transformer about
-log2 k layers, since two hops compose to one of twice the length (Sanford et al. 2024, arXiv:2402.09268). Here the answer
-comes first and the hops after it: told in that order each is a single hop.
+log2 k layers, since two hops compose to one of twice the length (Sanford et al. 2024, arXiv:2402.09268). Here the
+answer comes first and the hops after it: told in that order each is a single hop.
 """
 
 import dataclasses

@@ -2,12 +2,12 @@
 
   end uv uv .. = g v_1 v_2 .. v_m s
 
-Each edge uv is one symbol, so that who knows u needs one look to find v. The edges come in random order, then the goal g
-and the path to it from the centre, which is always node 0; the last symbol s is the pair of v_m and v_1, the walk in
+Each edge uv is one symbol, so that who knows u needs one look to find v. The edges come in random order, then the goal
+g and the path to it from the centre, which is always node 0; the last symbol s is the pair of v_m and v_1, the walk in
 short.
 
-Each next node after the first is one look among the edges, but the first takes the whole arm backwards, from the goal: a
-decoder trained with the right path before its eyes learns to look, and guesses the first node for ever (Bachmann and
+Each next node after the first is one look among the edges, but the first takes the whole arm backwards, from the goal:
+a decoder trained with the right path before its eyes learns to look, and guesses the first node for ever (Bachmann and
 Nagarajan 2024, arXiv:2403.06963). A reader of walks may see which of them ends at the goal, and finds its first node by
 the very look that finds the next one, in s: with K walks its accuracy is `with_rollouts(K)` at best.
 """
