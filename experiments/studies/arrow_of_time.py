@@ -2,7 +2,8 @@
 
 By the chain rule a text has the same entropy in both directions, so that the best predictor has the same loss. A
 learner need not: what is easy to compute one way may be hard the other way ("TCS for LLMs"; Papadopoulos et al. 2024).
-The same decoder is trained on documents as they are and on the same documents turned round, byte by byte, with all else equal.
+The same decoder is trained on documents as they are and on the same documents turned round, byte by byte, with all else
+equal.
 """
 
 import dataclasses
