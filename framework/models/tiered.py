@@ -153,10 +153,10 @@ class Tier:
                each(starts_BxG), zero, zero, zero)
     mask_BxMxN = self.mask(at, own, all_starts)
     memory = self.memory(params, at, real, all_starts, below)
-    key_NxBxGxTxK, value_NxBxGxTxK = (jnp.swapaxes(cache[name], 2, 3) for name in ('key', 'value'))
+    keys, values = (rollouts.by_layer(c, jnp.swapaxes(cache[name], 2, 3)) for name in ('key', 'value'))
     def shared(q, layer):
       def part(allowed):
-        return rollouts.shared_part(q, key_NxBxGxTxK[layer], value_NxBxGxTxK[layer], allowed)
+        return rollouts.shared_part(q, keys[layer], values[layer], allowed)
       return self.parts(params, part, mask_BxMxN, own, layer)
     def apply(tokens_BxM, positions_BxM, local, attend):
       return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,
