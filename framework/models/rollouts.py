@@ -80,7 +80,8 @@ def by_layer(c: Model, x_NxA: jax.Array) -> list[jax.Array] | jax.Array:
   return list(x_NxA) if not c.scan and c.loops == 1 and c.remat == 'none' else x_NxA
 
 
-def put(x: list[jax.Array] | jax.Array, layer, place: jax.Array, new_MxGx1xK: jax.Array) -> list[jax.Array] | jax.Array:
+def put(x: list[jax.Array] | jax.Array, layer, place: jax.Array,
+        new_MxGx1xK: jax.Array) -> list[jax.Array] | jax.Array:
   """What `by_layer` gave, [M, G, R, K] a layer, with one more token at `place` of `layer`."""
   if isinstance(x, list):
     return [jax.lax.dynamic_update_slice(one, new_MxGx1xK, (0, 0, place, 0)) if n == layer else one
@@ -121,7 +122,8 @@ def write(
     def attend(q, k, v, _, local, layer):
       def each(x):  # the rollouts as rows of a batch
         return x.reshape(B * M, 1, *x.shape[-2:])
-      local = {name: put(local[name], layer, number, each(new).swapaxes(1, 2)) for name, new in (('key', k), ('value', v))}
+      local = {name: put(local[name], layer, number, each(new).swapaxes(1, 2))
+               for name, new in (('key', k), ('value', v))}
       own = shared_part(each(q), local['key'][layer], local['value'][layer], own_1x1xR)
       own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
       return merge(*shared(q, layer), own).astype(q.dtype), local
