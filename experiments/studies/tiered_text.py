@@ -25,6 +25,7 @@ from framework import models as models_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import tiered
+from framework.training import run as run_lib
 from framework.training import setup
 
 CLAIM = ('On ordinary text a tiered model predicts better than a decoder with as many training tokens, training FLOPs, '
@@ -109,8 +110,8 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
   c = settings(s, seed, part) if content else decoder(part.split()[1], s, seed, corpus.tokenizer.size)
   if part in CONTENTS[1:]:  # on the same bottom tier
     source, target = folder.with_name(f'tiered_{seed}') / 'tier_1', folder / 'tier_1'
+    run_lib.open_folder(folder, c, corpus, resume=True)
     if source.exists() and not target.exists():
-      folder.mkdir(parents=True, exist_ok=True)
       shutil.copytree(source, folder / '.tier_1', dirs_exist_ok=True)
       (folder / '.tier_1').rename(target)
   result = text.train(c, folder, corpus)
@@ -174,7 +175,7 @@ def verdict(results: dict[str, dict[int, Any]]) -> dict[str, Any]:
     if part != 'tiered':
       mean, low, high = (to_bits * x for x in interval(nats('tiered'), nats(part), targets))
       numbers[f'tiered less {part}'] = [round(mean, 5), round(low, 5), round(high, 5)]
-      below[part] = high < 0
+      below[part] = bool(high < 0)
   for key in ('flops_train', 'flops_inference', 'parameters'):
     numbers[key] = {part: found[seeds[0]][key] for part, found in results.items()}
   numbers['below'] = below

@@ -74,6 +74,7 @@ def stride_results(**changes):
     ({'flops 32': 2.49}, [True, False, True]), ({'independent': 0.1}, [True, True, False])])
 def test_the_rule_of_stride(changes, expected):
   found = stride.verdict(stride_results(**changes))
+  json.dumps(found)  # as it is written
   assert list(found['numbers']['holds'].values()) == expected
   assert found['verdict'] == ('supported' if all(expected) else 'not supported')
 
@@ -142,6 +143,7 @@ def text_results(better):
     ({}, 'supported'), ({'filler': 0.0}, 'not supported'), ({'decoder training': -0.05}, 'not supported')])
 def test_the_rule_of_text_needs_every_interval_below_zero(better, expected):
   found = tiered_text.verdict(text_results(better))
+  json.dumps(found)  # as it is written
   assert found['verdict'] == expected
   for part, is_below in found['numbers']['below'].items():
     mean, low, high = found['numbers'][f'tiered less {part}']
