@@ -5,10 +5,12 @@ Example:
   python -m experiments.evaluate --workdir=runs/first --stride=64 --batch=32
 
 A stride below the window gives every token at least window - stride tokens of context, at a higher cost; the run's own
-stride is reported beside it. Results are appended to evaluations.jsonl; the losses by position are drawn in
-loss_by_position.svg.
+stride is reported beside it. Of a tiered run, whose loss is that of one draw of its rollouts, the loss of the mean
+probability over several draws is reported beside that. Results are appended to evaluations.jsonl; the losses by
+position are drawn in loss_by_position.svg.
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -20,6 +22,8 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
 STRIDE = flags.DEFINE_integer('stride', None, 'tokens predicted per window', lower_bound=1)
 BATCH = flags.DEFINE_integer('batch', None, 'windows at a time; changes the speed, not the result', lower_bound=1)
 WINDOWS = flags.DEFINE_integer('windows', 0, 'windows, evenly spread over the text; 0: all', lower_bound=0)
+DRAWS = flags.DEFINE_integer('draws', None, 'of a tiered run: draws of the rollouts whose probabilities are averaged, '
+                             '8 by default; 1: none beside the run\'s own', lower_bound=1)
 SPLIT = flags.DEFINE_enum('split', 'validation', ['validation', 'train'], 'which part of the corpus')
 
 
@@ -30,6 +34,10 @@ def main() -> int:
   own = config.evaluation.stride
   if STRIDE.value and STRIDE.value > config.data.window:
     raise config_lib.ConfigError(f'--stride is {STRIDE.value}; expected at most data.window {config.data.window}')
+  tiered = config.model.name == 'tiered' and config.tiered.tiers > 1
+  if DRAWS.value and not tiered:
+    raise config_lib.ConfigError(f"--draws is {DRAWS.value}; this is a run of model.name '{config.model.name}', which "
+                                 'draws nothing: expected a tiered one')
   launch.start_jax(config)
 
   import tqdm
@@ -41,26 +49,28 @@ def main() -> int:
     text = corpus.prepare(config.data, show)
   run.check_corpus(workdir, text)
   trained = setup.load(workdir)
-  nats = evaluation.compile_nats(trained.setup.module, trained.setup.mesh)
+  draws = (1, *({DRAWS.value or 8} - {1})) if tiered else (1,)
+  nats = {n: evaluation.compile_nats(trained.setup.module, trained.setup.mesh, n) for n in draws}
   split = text.validation if SPLIT.value == 'validation' else text.train
 
   results = []
-  for stride in dict.fromkeys([own, STRIDE.value or own]):
+  for stride, n in itertools.product(dict.fromkeys([own, STRIDE.value or own]), draws):
     result = evaluation.evaluate(
-        nats, trained.params, split, trained.tokenizer, trained.setup.mesh, window=config.data.window, stride=stride,
+        nats[n], trained.params, split, trained.tokenizer, trained.setup.mesh, window=config.data.window, stride=stride,
         batch=BATCH.value or config.evaluation.batch, packed=config.data.packed, limit=WINDOWS.value,
         progress=lambda batches, s=stride: tqdm.tqdm(batches, desc=f'stride {s}', leave=False,
                                                      disable=not sys.stderr.isatty()))
-    results.append({'step': trained.step, 'split': SPLIT.value} | result)
+    results.append({'step': trained.step, 'split': SPLIT.value} | ({'draws': n} if tiered else {}) | result)
   files.read_rows(workdir / 'evaluations.jsonl')  # a damaged file is refused, not added to
   files.append_rows(workdir / 'evaluations.jsonl', results)
-  draw.loss_by_position(results, workdir / 'loss_by_position.svg')
+  draw.loss_by_position([r for r in results if r.get('draws', 1) == 1], workdir / 'loss_by_position.svg')
 
   print(f"step {trained.step}, {SPLIT.value}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
-  print(f"{'window':>8} {'stride':>8} {'bits/byte':>10} {'bits/token':>11} {'perplexity':>11} {'nats/token':>11}")
+  columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
+             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * tiered
+  print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
-    print(f"{r['window']:8d} {r['stride']:8d} {r['bits_per_byte']:10.4f} {r['bits_per_token']:11.4f} "
-          f"{r['perplexity']:11.4f} {r['nats_per_token']:11.4f}")
+    print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns))
   return 0
 
 

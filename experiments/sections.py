@@ -97,8 +97,9 @@ def study(folder: pathlib.Path, verdict: dict[str, Any], here: pathlib.Path) -> 
   if isinstance(numbers, dict):
     blocks.append(page.Table(['quantity', 'value'], [[key, _setting(v)] for key, v in _flat(numbers)],
                              f'{where}/verdict.json'))
-  blocks += [page.Figure(path.read_text(encoding='utf-8'), path.stem.replace('_', ' '), f'{where}/{path.name}')
-             for path in sorted(folder.glob('*.svg'))]
+  captions = {'figure': verdict.get('figure')}
+  blocks += [page.Figure(path.read_text(encoding='utf-8'), str(captions.get(path.stem) or path.stem.replace('_', ' ')),
+                         f'{where}/{path.name}') for path in sorted(folder.glob('*.svg'))]
   return page.Section(str(verdict.get('name', folder.name)), blocks)
 
 

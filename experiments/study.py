@@ -5,13 +5,15 @@ Example:
   python -m experiments.study --name=tiered_word_problem --workdir=studies/gpu --scale=gpu --seeds=5
 
 Each part of each seed is written when it is done; the same command again continues with the next. The folder then holds
-verdict.json (claim, source, rule, setting, numbers, verdict, seeds, cost), figure.svg and parts/.
+verdict.json (claim, source, rule, setting, numbers, verdict, seeds, cost), figure.svg, parts/ and, of studies on text,
+runs/.
 """
 
 import importlib
 import json
 import pathlib
 import pkgutil
+import signal
 import time
 from typing import Any
 
@@ -26,11 +28,12 @@ SCALE = flags.DEFINE_enum('scale', 'cpu', ['quick', 'cpu', 'gpu', 'paper'],
                           'sizes of models and numbers of steps; quick: a first look, where a study has one')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the results; new, or the one to continue')
 flags.adopt_module_key_flags(launch)
+SHARED = ('fit', 'text')  # what studies use
 
 
 def names() -> list[str]:
   from experiments import studies
-  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__) if m.name != 'fit')
+  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__) if m.name not in SHARED)
 
 
 def study_of(name: str) -> Any:
@@ -68,9 +71,10 @@ def main() -> int:
   paths = {job: folder / f'{job[0].replace(" ", "_")}_{job[1]}.json' for job in work}
   done = {job: read_part(path, setting) for job, path in paths.items()}
   config = config_lib.check(config_lib.Config())
-  config.training.devices = 1
+  config.training.devices = getattr(study, 'DEVICES', 1)
   launch.start_jax(config)
   from experiments import draw, progress
+  from experiments.studies import text
   from framework import files
   folder.mkdir(parents=True, exist_ok=True)
   for number, job in enumerate(work):
@@ -78,8 +82,12 @@ def main() -> int:
       continue
     logging.info('part %d of %d: %s, seed %d', number + 1, len(work), *job)
     begin = time.perf_counter()
-    with progress.steps() as show:
-      numbers = study.run(*job, scale, show)
+    try:
+      with progress.steps() as show:
+        numbers = study.run(*job, scale, show, workdir / 'runs' / paths[job].stem)
+    except text.Stopped as stopped:
+      logging.info('stopped by %s; the same command continues', stopped)
+      return 128 + getattr(signal, str(stopped), signal.SIGTERM)
     done[job] = {'setting': setting, 'numbers': numbers, 'seconds': time.perf_counter() - begin}
     files.write_json(paths[job], done[job])
   results: dict[str, dict[int, Any]] = {}
@@ -87,7 +95,8 @@ def main() -> int:
     results.setdefault(part, {})[seed] = saved['numbers']
   found = study.verdict(results)
   verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
-             **found, 'seeds': SEEDS.value, 'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
+             **found, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
+             'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
   draw.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(found, indent=1))

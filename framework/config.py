@@ -72,6 +72,8 @@ class Tiered:
   rollout_dropout: float = 0.15  # share of starts whose rollouts a tier in training does not see
   warm_start: bool = True  # a tier of the size of the tier below begins as a copy of it
   memorisation: float = 0.01  # greatest excess of rollouts' accuracy on training text over held-out text
+  cached: bool = False  # rollouts of the training text are written to disk before a tier is trained
+  folds: int = 0  # cross-fitting: a fold of the documents has rollouts by tiers that were not trained on it; 0: none
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,6 +94,11 @@ class Data:
   vocabulary: int = 4096  # of bpe, the end-of-document token included
   window: int = 256  # tokens read (L)
   stride: int = 0  # tokens predicted per window (S <= L); 0: the window
+  scored: str = 'stride'  # targets: stride (each token once an epoch) | window (all of a window: window / stride times)
+  unscored: float = 0.0  # share of each window whose first targets are not scored
+  random_phase: bool = False  # each epoch cuts the text elsewhere
+  folds: int = 0  # parts of the training text, of whole documents; 0: none
+  left_out: int = 0  # of the folds, the one that is not trained on
   packed: bool = True  # attention stays inside a document
   cache: str = ''  # folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma
 
@@ -162,6 +169,7 @@ CHOICES = {
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),
     'data.tokenizer': ('bytes', 'chars', 'bpe'),
+    'data.scored': ('stride', 'window'),
     'encoder.kind': ('bidirectional', 'right_to_left', 'right_to_left_scan', 'prefix'),
     'tiered.starts': ('period', 'trigger', 'entropy'),
     'tiered.layout': ('stream', 'stamp', 'cross'),
@@ -179,6 +187,7 @@ BOUNDS = {
     'model.feedforward': (0, 10**7), 'model.rope_base': (1.0, 1e12), 'model.norm_epsilon': (1e-12, 1.0),
     'model.dropout': (0.0, 0.99),
     'data.vocabulary': (257, 2**24), 'data.tokens': (0, 2**40), 'data.window': (1, 2**24), 'data.stride': (0, 2**24),
+    'data.unscored': (0.0, 0.99), 'data.folds': (0, 10**4), 'data.left_out': (0, 10**4),
     'optimizer.learning_rate': (0.0, 100.0), 'optimizer.final_learning_rate': (0.0, 100.0),
     'optimizer.warmup_steps': (0, 10**9), 'optimizer.decay_fraction': (0.0, 1.0), 'optimizer.beta1': (0.0, 0.999999),
     'optimizer.beta2': (0.0, 0.999999), 'optimizer.epsilon': (0.0, 1.0), 'optimizer.weight_decay': (0.0, 100.0),
@@ -194,7 +203,7 @@ BOUNDS = {
     'tiered.most_starts': (0, 2**24), 'tiered.trigger': (0, 2**24), 'tiered.entropy': (0.0, 64.0),
     'tiered.delay': (0, 2**24), 'tiered.last': (0, 2**24), 'tiered.first_bias': (-1e4, 1e4),
     'tiered.corruption': (0.0, 1.0), 'tiered.temperature': (0.0, 1e4), 'tiered.top_k': (0, 2**24),
-    'tiered.rollout_dropout': (0.0, 1.0), 'tiered.memorisation': (0.0, 1.0),
+    'tiered.rollout_dropout': (0.0, 1.0), 'tiered.memorisation': (0.0, 1.0), 'tiered.folds': (0, 10**4),
 }
 
 
@@ -298,6 +307,18 @@ def check_tiered(config: Config) -> None:
     if t.layout != layout and getattr(t, name) != default:
       raise ConfigError(f"tiered.{name} is {getattr(t, name)}; only tiered.layout '{layout}' has it, this is "
                         f"'{t.layout}': expected {default}")
+  t.cached = t.cached or t.folds > 0
+  if t.folds == 1:
+    raise ConfigError('tiered.folds is 1, which leaves nothing to train on; expected 0 or at least 2')
+  if t.folds and t.starts == 'entropy':
+    raise ConfigError(f"tiered.folds is {t.folds}; with tiered.starts 'entropy' every fold's tier has starts of its "
+                      'own: expected 0')
+  if t.cached:
+    for key, value, wanted in (('tiered.read', t.read, 'tokens'), ('data.random_phase', d.random_phase, False),
+                               ('data.task', d.task, '')):
+      if value != wanted:
+        raise ConfigError(f'{key} is {value!r}; tiered.cached keeps the tokens that follow each window of a text: '
+                          f'expected {wanted!r}')
   if t.read == 'hidden' and t.content not in ('own', 'shuffled'):
     raise ConfigError(f"tiered.content is '{t.content}'; tiered.read 'hidden' has no such content, nearest is 'own'")
 
@@ -308,6 +329,10 @@ def check_encoder(config: Config) -> None:
   if d.stride >= d.window:
     raise ConfigError(f"data.stride is {d.stride}; model.name 'encoder_decoder' reads the window's tokens before it, "
                       f'so expected less than data.window {d.window}, nearest is {d.window - 1}')
+  if d.scored != 'stride' or d.unscored:
+    key, value = ('scored', d.scored) if d.scored != 'stride' else ('unscored', d.unscored)
+    raise ConfigError(f"data.{key} is {value}; model.name 'encoder_decoder' scores its block alone: expected "
+                      f'{getattr(Data(), key)}')
   if config.evaluation.stride != d.stride:
     raise ConfigError(f"evaluation.stride is {config.evaluation.stride}; model.name 'encoder_decoder' predicts "
                       f'data.stride tokens a window: expected {d.stride}')
@@ -341,6 +366,13 @@ def check(config: Config) -> Config:
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
+  if d.left_out and d.left_out >= d.folds:
+    raise ConfigError(f'data.left_out is {d.left_out}; expected a fold of data.folds {d.folds}, nearest is '
+                      f'{max(0, d.folds - 1)}')
+  if d.folds == 1:
+    raise ConfigError('data.folds is 1, which leaves nothing to train on; expected 0 or at least 2')
+  if d.folds and d.random_phase:
+    raise ConfigError('data.random_phase is True with data.folds, whose windows stay where they are; expected False')
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
                       f'nearest is {divisors_near(t.accumulation, t.batch)}')

@@ -4,10 +4,12 @@ The result therefore depends neither on the batch size, nor on the number of dev
 """
 
 from collections.abc import Callable, Iterator
+import dataclasses
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
@@ -16,13 +18,21 @@ from framework.data import corpus, windows
 from framework.training import partition
 
 
-def compile_nats(module, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
-  """nats(params, batch) -> -ln p of every target [B, L] on every host; rows are spread over the mesh."""
+def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+  """nats(params, batch) -> -ln p of every target [B, L] on every host; rows are spread over the mesh.
+
+  draws: of a tiered model, p is the mean over so many seeds of the rollouts, the model's own first. A mean of code
+  lengths' probabilities is a code length too, and by Jensen's inequality no longer than they are in the mean.
+  """
   whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-  def nats(params, batch):
+  def nats(params, batch, module=module):
     x_BxLxD = module.hidden(params, batch)
     return cross_entropy.token_nats(x_BxLxD, module.head(params), batch['targets'])
-  return jax.jit(nats, in_shardings=(whole, rows), out_shardings=whole)
+  def mean(params, batch):
+    nats_DxBxL = jax.lax.map(lambda seed: nats(params, batch, dataclasses.replace(module, seed=seed)),
+                             module.seed + jnp.arange(draws, dtype=jnp.uint32))
+    return jnp.log(draws) - jax.nn.logsumexp(-nats_DxBxL, axis=0)
+  return jax.jit(nats if draws == 1 else mean, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def evaluate(

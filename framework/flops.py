@@ -62,17 +62,23 @@ def train(model: Model, vocabulary: int, window: int) -> float:
 
 def train_window(config: Config, vocabulary: int) -> float:
   """Training FLOPs of one window under a checked config: of a tiered model, those of its top tier and of the rollouts
-  that it reads, written on the way."""
+  that it reads, unless they come from a disk."""
   if config.model.name == 'encoder_decoder':
     return 3 * encoder_decoder(config, vocabulary)
   if config.model.name != 'tiered':
     return train(config.model, vocabulary, config.data.window)
   t = config.tiered
-  tiers = tier_models(config)
+  below = 0.0 if t.cached else write_window(config, vocabulary)
+  return below + 3 * read(tier_models(config), t, t.tiers, vocabulary, config.data.window)
+
+
+def write_window(config: Config, vocabulary: int) -> float:
+  """FLOPs of all rollouts of one window that the top tier reads."""
+  t, tiers = config.tiered, tier_models(config)
   below = sum(write(tiers, t, number, vocabulary, config.data.window) for number in range(1, t.tiers))
   if t.tiers > 1 and t.starts == 'entropy':
     below += forward(tiers[0], vocabulary, config.data.window)
-  return below + 3 * read(tiers, t, t.tiers, vocabulary, config.data.window)
+  return below
 
 
 def encoder_decoder(config: Config, vocabulary: int) -> float:

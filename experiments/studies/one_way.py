@@ -9,6 +9,7 @@ maps and on lengths they never saw.
 Control: affine maps over F_5, a solvable group, whose word problem constant depth can solve; cubes generate S_5.
 """
 
+import pathlib
 from typing import Any
 
 import jax
@@ -76,7 +77,7 @@ def parts(s: dict[str, Any]) -> list[str]:
   return [f'cube {reader}' for reader in readers] + [f'affine decoder {s["depths"][0]}']
 
 
-def run(part: str, seed: int, s: dict[str, Any], show) -> dict[str, Any]:
+def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> dict[str, Any]:
   kind, _, name = part.partition(' ')
   task = Task(kind=kind, steps=s['T'])
   module = reader(name, task, s, seed)

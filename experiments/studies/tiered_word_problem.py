@@ -8,6 +8,7 @@ Five readers of equal size and equal numbers of steps tell thinking from computi
 place, rollouts of another row, no rollouts at all for as long, and no rollouts at twice the depth.
 """
 
+import pathlib
 from typing import Any
 
 import jax
@@ -94,7 +95,7 @@ def parts(s: dict[str, Any]) -> list[str]:
   return ['main'] + [f'length {T}' for T in s['lengths']] + [f'depth {n}' for n in s['depths']]
 
 
-def run(part: str, seed: int, s: dict[str, Any], show) -> dict[str, Any]:
+def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> dict[str, Any]:
   """One part of one seed, as numbers."""
   name, _, value = part.partition(' ')
   task = Task(steps=int(value) if name == 'length' else 8)

@@ -4,44 +4,56 @@ data is the number of its step, whatever the number of hosts, devices and thread
 Of a split of n tokens, tokens 1 to n-1 are targets. They are cut into blocks of `stride` S; window w predicts block
 [1 + wS, min(1 + (w+1)S, n)) and reads the L = `window` tokens before the block's last. So every token but the first is
 a target exactly once an epoch, with at least L-S tokens of context where the split has them.
+
+Three choices beside that: each epoch may begin its blocks at a phase of its own, so that a token meets other contexts;
+all targets of a window may be scored, then each token is one L / S times; the first targets of every window may go
+unscored, a stride in other words where S leaves them out anyway. And a fold of the documents may be left out.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
+from framework.config import ConfigError
 from framework.data.corpus import Split
 
 Batch = dict[str, np.ndarray]
 GROUP_TOKENS = 2**18  # most tokens of the batches that the loader makes at once
 
 
-def count(n: int, stride: int) -> int:
-  """The number of windows of a split of n tokens; the last may predict fewer than `stride`."""
-  return max(0, -(-(n - 1) // stride))
+def count(n: int, stride: int, random_phase: bool = False) -> int:
+  """The number of windows of a split of n tokens; the last may predict fewer than `stride`, and with a random phase
+  the first too, and the last none."""
+  return max(0, -(-(n - 1) // stride)) + random_phase
 
 
-def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: int, packed: bool) -> Batch:
+def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: int, packed: bool, *,
+          phase_B: np.ndarray | int = 0, scored: str = 'stride', unscored: float = 0.0) -> Batch:
   """The given windows of `split`; `end` is its end-of-document token.
+
+  Args:
+    phase_B: tokens, 0 to S-1, by which the blocks of a window's epoch begin earlier.
+    scored: 'stride', the targets of the window's own block, or 'window', all of the window up to the block's last.
+    unscored: share of the window whose first targets are not scored.
 
   Returns:
     tokens, targets: int32 [B, L]; targets[b, i] is the token after tokens[b, i].
-    weights: float32 [B, L], 1 on the targets of the window's own block and 0 on its context and padding.
+    weights: float32 [B, L], 1 on the targets that are scored and 0 on context and padding.
     segments: int32 [B, L]; packed: 1 for the window's first document, one more from each later `end` on; else 1.
       0 is padding, which only a split shorter than a window has, on the right.
     positions: int32 [B, L], from 0 at the start of each segment.
     start: uint32 [B], the place of the window's first token in the split, modulo 2^32: it keys rollouts.
   """
-  windows_B = np.asarray(windows_B, np.int64)
-  last_B = np.minimum((windows_B + 1) * stride, split.tokens - 1)  # the block's last token
+  before_B = np.asarray(windows_B, np.int64) * stride - phase_B  # the last token before the block
+  last_B = np.minimum(before_B + stride, split.tokens - 1)  # the block's last token
   start_B = np.maximum(last_B - window, 0)
   real = min(window, split.tokens - 1)  # the same in every window: only a short split pads
   tokens_BxT = split.rows(start_B, real + 1)
 
   def padded(filler: int) -> np.ndarray:
-    return np.full((len(windows_B), window), filler, np.int32)
+    return np.full((len(before_B), window), filler, np.int32)
 
   tokens_BxL, targets_BxL, segments_BxL, positions_BxL = padded(end), padded(end), padded(0), padded(0)
   tokens_BxL[:, :real] = tokens_BxT[:, :-1]
@@ -55,7 +67,10 @@ def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: in
     segments_BxL[:, :real] = np.cumsum(opens_BxT, axis=1)
     positions_BxL[:, :real] -= np.maximum.accumulate(np.where(opens_BxT, place_L[:real], 0), axis=1)
   target_BxL = start_B[:, None] + 1 + place_L
-  weights_BxL = (target_BxL > windows_B[:, None] * stride) & (target_BxL <= last_B[:, None])
+  # Counted from where the window would begin if no end of the split cut it short: so no token is scored once more.
+  before_B = np.maximum(before_B + stride - window + round(unscored * window),
+                        before_B if scored == 'stride' else 0)
+  weights_BxL = (target_BxL > before_B[:, None]) & (target_BxL <= last_B[:, None])
   return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL.astype(np.float32),
           'segments': segments_BxL, 'positions': positions_BxL, 'start': start_B.astype(np.uint32)}
 
@@ -76,11 +91,56 @@ def indices(windows: int, batch: int, seed: int, step: int, rows: slice = slice(
                    for epoch, place in places], np.int64)
 
 
+def phases(windows: int, batch: int, seed: int, step: int, stride: int, rows: slice = slice(None)) -> np.ndarray:
+  """int64 [rows]: the phase, uniform in [0, S), of the epoch that each of these rows of global batch `step` is in."""
+  epochs = [(step * batch + row) // windows for row in range(batch)[rows]]
+  drawn = {epoch: np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(stride) for epoch in set(epochs)}
+  return np.array([drawn[epoch] for epoch in epochs], np.int64)
+
+
+def folds(split: Split, parts: int) -> np.ndarray:
+  """int64 [F+1]: the first token of each of F folds of whole documents, of about equal size, and the end of the last.
+
+  Raises:
+    ConfigError: the split has too few documents.
+  """
+  starts = np.asarray(split.starts)
+  wanted = np.arange(1, parts) * split.tokens / parts
+  cuts = starts[np.abs(starts[:, None] - wanted).argmin(0)] if len(starts) else starts
+  places = np.concatenate([[0], cuts, [split.tokens]])
+  if (np.diff(places) <= 0).any():
+    raise ConfigError(f'data.folds is {parts}; the training text has {len(starts)} documents, too few or too uneven: '
+                      f'expected fewer folds, nearest is {max(0, min(parts, len(starts)) - 1)}')
+  return places
+
+
+def touching(split: Split, first: int, end: int, window: int, stride: int) -> tuple[int, int]:
+  """The range [low, high) of the windows that read, or have as a target, any of the tokens first .. end-1."""
+  total = count(split.tokens, stride)
+  low = max(0, -(-first // stride) - 1)  # the first whose block's last token is at `first` or later
+  high = -(-(end + window) // stride) - 1  # the first that begins at `end` or later
+  if split.tokens - 1 - window < end:  # where the last window begins, which is cut short
+    high = total
+  return int(min(low, total)), int(min(max(low, high), total))
+
+
+def skip(windows_B: np.ndarray, left_out: tuple[int, int]) -> np.ndarray:
+  """The windows of those numbers when the range `left_out` is not counted."""
+  low, high = left_out
+  return windows_B + (high - low) * (windows_B >= low)
+
+
 def loader(split: Split, end: int, *, window: int, stride: int, packed: bool, batch: int, seed: int,
-           start_step: int = 0, rows: slice = slice(None), prefetch: int = 4) -> Iterator[Batch]:
+           start_step: int = 0, rows: slice = slice(None), prefetch: int = 4, random_phase: bool = False,
+           scored: str = 'stride', unscored: float = 0.0, left_out: tuple[int, int] = (0, 0),
+           more: Callable[[np.ndarray], Batch] | None = None) -> Iterator[Batch]:
   """Training batches `start_step`, `start_step + 1`, ... without end, made ahead by a thread.
 
   Args:
+    random_phase: each epoch begins its blocks at a phase of its own.
+    scored, unscored: as of `batch`.
+    left_out: a range of windows that are not read.
+    more: further arrays of the given windows, which are added to their batch.
     rows: this host's part of the global batch of `batch` windows.
     prefetch: batches made ahead; 0 makes each when it is asked for.
 
@@ -88,7 +148,7 @@ def loader(split: Split, end: int, *, window: int, stride: int, packed: bool, ba
     An iterator of the arrays of the function `batch`, and `rows`, int32 [rows]: the place of each in the global batch,
     which keys its dropout. Its `close()` stops the thread.
   """
-  windows = count(split.tokens, stride)
+  windows = count(split.tokens, stride, random_phase) - (left_out[1] - left_out[0])
   rows_B = np.arange(batch, dtype=np.int32)[rows]
   B = len(rows_B)
   # Small batches are made several at a time: their cost is Python's, and on a CPU it is taken from the training step.
@@ -96,8 +156,12 @@ def loader(split: Split, end: int, *, window: int, stride: int, packed: bool, ba
 
   def make(number: int) -> list[Batch]:
     steps = range(number * group, (number + 1) * group)
-    picked = np.concatenate([indices(windows, batch, seed, step, rows) for step in steps])
-    arrays = _arrays(split, end, picked, window, stride, packed)
+    picked = skip(np.concatenate([indices(windows, batch, seed, step, rows) for step in steps]), left_out)
+    drawn = [phases(windows, batch, seed, step, stride, rows) for step in steps if random_phase]
+    phase_B = np.concatenate(drawn) if random_phase else 0
+    arrays = _arrays(split, end, picked, window, stride, packed, phase_B=phase_B, scored=scored, unscored=unscored)
+    if more:
+      arrays |= more(picked)
     return [{name: x[i * B:(i + 1) * B] for name, x in arrays.items()} | {'rows': rows_B} for i in range(group)]
 
   # One thread: more would only take turns at the interpreter lock.

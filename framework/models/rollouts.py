@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from framework import generation, timestamps
 from framework.config import Model
 from framework.models import decoder
-from pallas_kernels.attention import dot_product_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +75,20 @@ def shared_part(q_BxMxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array
   return back(out_BxGxQxK), back(lse_BxGxQx1)[..., 0]
 
 
+def by_layer(c: Model, x_NxA: jax.Array) -> list[jax.Array] | jax.Array:
+  """One array a layer where the decoder's layers are unrolled; to take a part of a stack would copy it at every step."""
+  return list(x_NxA) if not c.scan and c.loops == 1 and c.remat == 'none' else x_NxA
+
+
+def put(x: list[jax.Array] | jax.Array, layer, place: jax.Array,
+        new_MxGx1xK: jax.Array) -> list[jax.Array] | jax.Array:
+  """What `by_layer` gave, [M, G, R, K] a layer, with one more token at `place` of `layer`."""
+  if isinstance(x, list):
+    return [jax.lax.dynamic_update_slice(one, new_MxGx1xK, (0, 0, place, 0)) if n == layer else one
+            for n, one in enumerate(x)]
+  return jax.lax.dynamic_update_slice(x, new_MxGx1xK[None], (layer, 0, 0, place, 0))
+
+
 def merge(*parts: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Attention over all keys from attention over disjoint parts: values [B, M, H, K], log-sum-exps [B, M, H]."""
   values, logs = zip(*parts)
@@ -98,22 +111,20 @@ def write(
     positions_BxM: of each rollout's start.
   """
   B, M = positions_BxM.shape
-  shape = (c.loops * c.layers, B, M, length, c.kv_heads, decoder.head_width(c))
-  local = {'key': jnp.zeros(shape, c.dtype), 'value': jnp.zeros(shape, c.dtype)}
+  zeros = jnp.zeros((c.loops * c.layers, B * M, c.kv_heads, length, decoder.head_width(c)), c.dtype)
+  local = {name: by_layer(c, zeros) for name in ('key', 'value')}
   place_R = timestamps.decoder_stamps(length)
 
   def step(carry, number):
     token_BxM, local = carry
-    own_1x1x1xR = timestamps.may_read(number[None], place_R)[None, None]
+    own_1x1xR = timestamps.may_read(number[None], place_R)[None]
 
     def attend(q, k, v, _, local, layer):
-      at = (layer, 0, 0, number, 0, 0)
-      local = {'key': jax.lax.dynamic_update_slice(local['key'], k[None, :, :, None], at),
-               'value': jax.lax.dynamic_update_slice(local['value'], v[None, :, :, None], at)}
       def each(x):  # the rollouts as rows of a batch
-        return x.reshape(B * M, -1, *x.shape[-2:])
-      own = dot_product_attention(each(q), each(local['key'][layer]), each(local['value'][layer]), mask=own_1x1x1xR,
-                                  return_residual=True)
+        return x.reshape(B * M, 1, *x.shape[-2:])
+      local = {name: put(local[name], layer, number, each(new).swapaxes(1, 2))
+               for name, new in (('key', k), ('value', v))}
+      own = shared_part(each(q), local['key'][layer], local['value'][layer], own_1x1xR)
       own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
       return merge(*shared(q, layer), own).astype(q.dtype), local
 

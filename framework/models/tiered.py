@@ -153,10 +153,10 @@ class Tier:
                each(starts_BxG), zero, zero, zero)
     mask_BxMxN = self.mask(at, own, all_starts)
     memory = self.memory(params, at, real, all_starts, below)
-    key_NxBxGxTxK, value_NxBxGxTxK = (jnp.swapaxes(cache[name], 2, 3) for name in ('key', 'value'))
+    keys, values = (rollouts.by_layer(c, jnp.swapaxes(cache[name], 2, 3)) for name in ('key', 'value'))
     def shared(q, layer):
       def part(allowed):
-        return rollouts.shared_part(q, key_NxBxGxTxK[layer], value_NxBxGxTxK[layer], allowed)
+        return rollouts.shared_part(q, keys[layer], values[layer], allowed)
       return self.parts(params, part, mask_BxMxN, own, layer)
     def apply(tokens_BxM, positions_BxM, local, attend):
       return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,
@@ -202,7 +202,7 @@ class Tiered:
   def hidden(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
     """Hidden states of the last tier that predict each target of a batch, [B, L, D].
 
-    `batch` may hold `rollouts`, a list of `Written` of the tiers below, which are otherwise written now, and `starts`.
+    `batch` may hold `rollouts`, [B, U, G, K, R] of the U tiers below, which are otherwise written now, and `starts`.
     `keys_B` turns on dropout. No gradient reaches the tiers below.
     """
     params = params | {name: jax.lax.stop_gradient(params[name]) for name in list(params)[:-1]}
@@ -211,11 +211,17 @@ class Tiered:
     if not tier.lower:
       return tier.read(own, real, keys_B=keys_B)[0]
     starts_BxG = self.starts(params, batch)
-    below = batch['rollouts'] if 'rollouts' in batch else self.write(params, batch, starts_BxG)
+    below = self.rollouts(params, batch, starts_BxG)
     below = control(jax.lax.stop_gradient(below), batch, starts_BxG, self.settings, tier.vocabulary, self.seed)
     if keys_B is not None and self.settings.rollout_dropout:
       starts_BxG, below = drop(starts_BxG, below, keys_B, self.settings.rollout_dropout)
     return self.read_all(own, tier, real, starts_BxG, below, keys_B)[0]
+
+  def rollouts(self, params: Any, batch: Batch, starts_BxG: jax.Array) -> list[Written]:
+    """Those that the batch brings with it, or written now."""
+    if 'rollouts' not in batch:
+      return self.write(params, batch, starts_BxG)
+    return [Written(x) for x in jnp.moveaxis(batch['rollouts'].astype(jnp.int32), 1, 0)]
 
   def read_all(self, params: Any, tier: Tier, real: Nodes, starts_BxG: jax.Array, below: Sequence[Written],
                keys_B: jax.Array | None = None, keep: bool = False):

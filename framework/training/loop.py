@@ -1,5 +1,6 @@
 """The training loop, in the order in which things happen. Every run, fresh or resumed, goes through `train`."""
 
+from collections.abc import Callable
 import math
 import pathlib
 import signal
@@ -29,6 +30,10 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
     raise config_lib.ConfigError(f'data.window is {config.data.window}; the corpus has {corpus.train.tokens} training '
                                  f'tokens: expected at most {corpus.train.tokens - 1}')
   config_lib.check_devices(config, jax.device_count())
+  low, high = left_out(config, corpus)
+  if high - low == windows.count(corpus.train.tokens, config.data.stride):
+    raise config_lib.ConfigError(f'data.folds is {config.data.folds}; every window touches the fold left out: expected '
+                                 'more text or a shorter data.window')
   set_up(config, corpus.tokenizer.size)  # refuses a model that cannot be built
 
 
@@ -57,10 +62,19 @@ class StopSignal:
     return 'a signal' if multihost_utils.process_allgather(np.asarray(bool(self.name))).any() else ''
 
 
-def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path,
-          params: Any = None) -> dict[str, Any]:
+def left_out(config: config_lib.Config, corpus: corpus_lib.Corpus) -> tuple[int, int]:
+  """The range of windows that touch the fold which the config leaves out; (0, 0) without folds."""
+  d = config.data
+  if not d.folds:
+    return 0, 0
+  places = windows.folds(corpus.train, d.folds)
+  return windows.touching(corpus.train, *places[d.left_out:d.left_out + 2], d.window, d.stride)
+
+
+def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path, params: Any = None,
+          more: Callable[[np.ndarray], windows.Batch] | None = None) -> dict[str, Any]:
   """Trains to the end or to a signal, from the newest checkpoint in `workdir` if there is one, else from `params` or
-  the seed's own.
+  the seed's own. `more` gives further arrays of windows, for their batches.
 
   Returns the content of result.json; its `status` is 'complete' or 'stopped by <signal>'.
 
@@ -107,10 +121,12 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
                                packed=c.data.packed, limit=c.evaluation.windows)
 
   # --- data: batch `step` is a function of the step, so there is nothing to restore ---
-  window_count = windows.count(corpus.train.tokens, c.data.stride)
-  batches = windows.loader(corpus.train, corpus.tokenizer.end, window=c.data.window, stride=c.data.stride,
-                           batch=c.training.batch, seed=c.training.seed, packed=c.data.packed, start_step=start,
-                           rows=partition.host_rows(c.training.batch))
+  d, skipped_windows = c.data, left_out(c, corpus)
+  window_count = windows.count(corpus.train.tokens, d.stride, d.random_phase) - int(np.diff(skipped_windows)[0])
+  batches = windows.loader(corpus.train, corpus.tokenizer.end, window=d.window, stride=d.stride, batch=c.training.batch,
+                           seed=c.training.seed, packed=d.packed, start_step=start,
+                           rows=partition.host_rows(c.training.batch), random_phase=d.random_phase, scored=d.scored,
+                           unscored=d.unscored, left_out=skipped_windows, more=more)
   tokens_per_byte = (corpus.train.tokens - 1) / corpus.train.bytes
   ticker = clock.Clock(record['seconds'], c.training.batch * c.data.window,
                        c.training.batch * flops.train_window(c, corpus.tokenizer.size))
@@ -130,7 +146,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
     targets += int(metrics['targets'])
     skipped = int(metrics['skipped'])
     if not metrics['finite'] and (c.training.skip_nonfinite == 0 or skipped > c.training.skip_nonfinite):
-      bad = windows.indices(window_count, c.training.batch, c.training.seed, number - 1)
+      bad = windows.skip(windows.indices(window_count, c.training.batch, c.training.seed, number - 1), skipped_windows)
       saved = checkpoints.steps()
       raise NonFinite(
           f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "
@@ -197,14 +213,16 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
   """The content of result.json, the contract between training and scaling. Losses are nats per token."""
   rows = files.read_rows(workdir / 'metrics.jsonl')
   tail = [row['loss'] for row in rows if row['step'] > 0.9 * steps and row['loss'] is not None]
-  unique = corpus.train.tokens - 1
+  d, unique = c.data, corpus.train.tokens - 1
+  if d.folds:
+    unique -= int(np.diff(windows.folds(corpus.train, d.folds))[d.left_out])
   return {
       'run': workdir.name, 'model': c.model.name,
       'params_total': counts['total'], 'params_embedding': counts['embedding'], 'params_head': counts['head'],
       'flops_train_exact': steps * c.training.batch * flops.train_window(c, corpus.tokenizer.size),
       'flops_6nd': 6.0 * counts['total'] * targets,
       'tokens': targets, 'tokens_unique': min(targets, unique), 'epochs': targets / unique,
-      'batch_tokens': c.training.batch * c.data.stride, 'steps': steps,
+      'batch_tokens': c.training.batch * (d.stride if d.scored == 'stride' else d.window), 'steps': steps,
       'window': c.data.window, 'stride': c.data.stride,
       'lr': c.optimizer.learning_rate, 'schedule': c.optimizer.schedule, 'seed': c.training.seed,
       'loss_nats_per_token': final.get('nats_per_token'), 'bits_per_byte': final.get('bits_per_byte'),

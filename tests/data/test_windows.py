@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from framework.config import ConfigError
 from framework.data import windows
 from framework.data.corpus import Split
 
@@ -212,3 +213,89 @@ def test_evaluation_on_a_sample_and_on_hosts(split):
   for step, batch in enumerate(whole):
     same(batch, {name: np.concatenate([half[step][name] for half in halves]) for name in batch})
   assert len(list(windows.evaluation_batches(split, END, **settings | {'limit': 10**6}))) == -(-total // 4)
+
+
+@hypothesis.given(st.integers(2, 90), st.integers(1, 24), st.integers(1, 24), st.data())
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_with_a_phase_every_token_is_still_a_target_exactly_once(folder, tokens, window, stride, data):
+  stride = min(stride, window)
+  phase = data.draw(st.integers(0, stride - 1))
+  split = split_of(np.arange(tokens), folder)
+  total = windows.count(tokens, stride, random_phase=True)
+  made = windows.batch(split, END, np.arange(total), window, stride, False, phase_B=np.full(total, phase))
+  scored = made['targets'][made['weights'] > 0]
+  np.testing.assert_array_equal(np.sort(scored), np.arange(1, tokens))
+  firsts = [min(t[w > 0]) for t, w in zip(made['targets'], made['weights']) if w.any()]
+  assert all(first % stride == (1 - phase) % stride for first in firsts[1:])
+
+
+def test_scoring_whole_windows_scores_each_token_window_over_stride_times(folder):
+  split = split_of(np.arange(200), folder)
+  for stride, times in ((12, 1), (4, 3), (3, 4), (1, 12)):
+    total = windows.count(200, stride)
+    made = windows.batch(split, END, np.arange(total), 12, stride, False, scored='window')
+    counts = np.bincount(made['targets'][made['weights'] > 0], minlength=200)
+    assert counts[0] == 0 and (counts[1:200 - 12] == times).all() and counts.max() == times
+
+
+def test_unscored_first_targets_are_a_stride_in_other_words(folder):
+  """With a tenth of each window unscored nothing is lost if the stride is nine tenths of it (PaLM's setting)."""
+  split = split_of(np.arange(401), folder)
+  def scored(stride, unscored):
+    made = windows.batch(split, END, np.arange(windows.count(401, stride)), 20, stride, False, scored='window',
+                         unscored=unscored)
+    return np.bincount(made['targets'][made['weights'] > 0], minlength=401), made
+  lost, made = scored(20, 0.1)
+  assert (made['weights'][:, :2] == 0).all() and (made['weights'][:, 2:] == 1).all()
+  assert set(np.flatnonzero(lost == 0)) == {0} | {1 + 20 * w + i for w in range(20) for i in (0, 1)}
+  kept, made = scored(18, 0.1)
+  assert kept[0] == 0 and (kept[1:] == 1).all()
+  same(made, windows.batch(split, END, np.arange(len(made['tokens'])), 20, 18, False))
+
+
+def test_phases_are_those_of_epochs(split):
+  total = windows.count(split.tokens, 12, True)
+  places = np.concatenate([windows.phases(total, 7, 3, step, 12) for step in range(60)])
+  by_epoch = [set(places[e * total:(e + 1) * total]) for e in range(len(places) // total)]
+  assert len(by_epoch) > 3 and all(len(seen) == 1 for seen in by_epoch) and len(set.union(*by_epoch)) > 2
+  assert (0 <= places).all() and (places < 12).all()
+  some, ninth = (windows.phases(total, 7, 3, 9, 12, rows) for rows in (slice(2, 4), slice(None)))
+  np.testing.assert_array_equal(some, ninth[2:4])
+  whole = take(split, 3 * total // 6, random_phase=True)
+  epoch = np.concatenate([batch['targets'][batch['weights'] > 0] for batch in whole[:total // 6]])
+  assert len(epoch) >= (total - 6) * 11  # the first and the last window of the epoch may be short
+  for one, other in zip(whole[17:], take(split, len(whole) - 17, random_phase=True, start_step=17), strict=True):
+    same(one, other)
+
+
+@pytest.mark.parametrize('stride', [5, 16])
+@pytest.mark.parametrize('parts', [2, 3, 5])
+def test_folds_share_no_document_and_no_window(split, parts, stride):
+  places = windows.folds(split, parts)
+  assert places[0] == 0 and places[-1] == split.tokens and set(places[1:-1]) <= set(split.starts)
+  assert np.abs(np.diff(places) - split.tokens / parts).max() < 60  # the longest document
+  total = windows.count(split.tokens, stride)
+  for first, end in zip(places[:-1], places[1:]):
+    low, high = windows.touching(split, first, end, 16, stride)
+    touched = []
+    for w in range(total):
+      last = min((w + 1) * stride, split.tokens - 1)
+      touched.append(last >= first and max(0, last - 16) < end)
+    np.testing.assert_array_equal(np.flatnonzero(touched), np.arange(low, high))
+    left = windows.skip(np.arange(total - (high - low)), (low, high))
+    np.testing.assert_array_equal(left, np.flatnonzero(~np.array(touched)))
+    for batch in take(split, 20, stride=stride, left_out=(low, high)):
+      begin = batch['start'].astype(int)
+      assert ((begin >= end) | (begin + 16 < first)).all()
+
+
+def test_too_many_folds_are_refused(split):
+  with pytest.raises(ConfigError, match='data.folds is 60; the training text has 40 documents'):
+    windows.folds(split, 60)
+
+
+def test_more_arrays_are_those_of_the_windows(split):
+  total = windows.count(split.tokens, 12)
+  made = take(split, 5, more=lambda picked: {'number': picked})
+  for step, batch in enumerate(made):
+    np.testing.assert_array_equal(batch['number'], windows.indices(total, 6, 4, step))

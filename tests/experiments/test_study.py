@@ -1,5 +1,6 @@
 """Studies: their parts, rules and files; a small one is run, interrupted and continued."""
 
+import html
 import json
 import os
 import pathlib
@@ -10,16 +11,19 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import study
-from experiments.studies import fit, one_way, tiered_word_problem
+from experiments import sections, study
+from experiments.studies import arrow_of_time, fit, one_way, stride, tiered_path_star, tiered_text, tiered_word_problem
 from framework import config as config_lib
+from framework import flops
 from framework.data.tasks.one_way import Task
+from framework.models import tiered
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_every_study_says_what_it_claims():
-  assert {'tiered_word_problem', 'one_way'} <= set(study.names())
+  assert study.names() == ['arrow_of_time', 'one_way', 'stride', 'tiered_path_star', 'tiered_text',
+                           'tiered_word_problem']
   for name in study.names():
     module = study.study_of(name)
     assert all(len(text) > 40 for text in (module.CLAIM, module.SOURCE, module.RULE))
@@ -54,6 +58,115 @@ def test_the_rule_of_one_way(changes, expected):
   results = {f'cube {r}': {seed: {'accuracy': {n: changes.get((r, n), 0.95 if 'scan' in r else 0.3)
                                                for n in ('4', '16', '64')}} for seed in range(2)} for r in readers}
   assert one_way.verdict(results)['verdict'] == expected
+
+
+def stride_results(**changes):
+  """Bits a byte that support the claim, and independent predictions a target that rise as S falls."""
+  bits = {'both 128': 2.5, 'tokens 115': 2.49, 'tokens 64': 2.45, 'tokens 32': 2.44, 'tokens 13': 2.44,
+          'flops 115': 2.48, 'flops 64': 2.52, 'flops 32': 2.55, 'flops 13': 2.7}
+  return {part: {seed: {'bits_per_byte': (changes.get(part, bits[part]) if seed else bits[part]),
+                        'independent': changes.get('independent', 1 / int(part.split()[1])) if seed else 1 / int(
+                            part.split()[1])} for seed in range(2)} for part in bits}
+
+
+@pytest.mark.parametrize('changes,expected', [
+    ({}, [True] * 3), ({'tokens 64': 2.51}, [False, True, True]), ({'flops 64': 2.4}, [True, False, True]),
+    ({'flops 32': 2.49}, [True, False, True]), ({'independent': 0.1}, [True, True, False])])
+def test_the_rule_of_stride(changes, expected):
+  found = stride.verdict(stride_results(**changes))
+  json.dumps(found)  # as it is written
+  assert list(found['numbers']['holds'].values()) == expected
+  assert found['verdict'] == ('supported' if all(expected) else 'not supported')
+
+
+def test_strides_have_equal_tokens_or_equal_flops():
+  s = stride.SCALES['cpu']
+  first = stride.settings('both 128', s, 0)
+  for S in s['strides'][1:]:
+    tokens, cost = stride.settings(f'tokens {S}', s, 0), stride.settings(f'flops {S}', s, 0)
+    for same in (tokens, first):
+      assert same.training.batch * same.data.stride == pytest.approx(16 * 128, rel=0.03)
+    assert tokens.training.steps * tokens.training.batch * S == pytest.approx(s['steps'] * 16 * 128, rel=0.01)
+    assert (cost.training.batch, cost.training.steps) == (first.training.batch, first.training.steps)
+    assert {c.evaluation.stride for c in (first, tokens, cost)} == {16} and cost.data.stride == tokens.data.stride == S
+
+
+def test_the_rule_of_the_arrow_needs_every_seed():
+  def results(last):
+    return {'forwards': {n: {'bits_per_byte': 2.0} for n in range(3)},
+            'backwards': {n: {'bits_per_byte': x} for n, x in enumerate((2.1, 2.01, last))}}
+  assert arrow_of_time.verdict(results(2.001))['verdict'] == 'supported'
+  assert arrow_of_time.verdict(results(2.0))['verdict'] == 'not supported'
+
+
+def test_backwards_is_every_document_turned_round():
+  class Text:
+    """end 1 2 end 3 4 5 end"""
+    words = np.array([9, 1, 2, 9, 3, 4, 5, 9])
+    tokens, starts, bytes, documents = 8, np.array([0, 3]), 5, 2
+    def rows(self, starts, length):
+      return np.stack([self.words[s:s + length] for s in starts])
+  turned = arrow_of_time.Backwards(Text())
+  np.testing.assert_array_equal(turned.rows(np.array([0, 3]), 5), [[9, 5, 4, 3, 9], [3, 9, 2, 1, 9]])
+  assert turned.starts.tolist() == [0, 4] and all(turned.rows(turned.starts, 1) == 9)
+  twice = arrow_of_time.Backwards(turned)
+  np.testing.assert_array_equal(twice.rows(np.array([1]), 7), Text().rows(np.array([1]), 7))
+  np.testing.assert_array_equal(twice.starts, Text.starts)
+
+
+def star_results(**changes):
+  one = {'arms': 4, 'steps': [1.0, 0.99], 'loss_curves': {}} | {name: {'accuracy': a} for name, a in (
+      ('decoder', 0.25), ('filler', 0.25), ('shuffled', 0.24), ('rollouts 1', 0.49), ('rollouts 4', 0.9))}
+  return {'walks': {0: one, 1: one | {name: {'accuracy': a} for name, a in changes.items()}}}
+
+
+@pytest.mark.parametrize('changes,expected', [
+    ({}, 'supported'), ({'rollouts 1': 0.44}, 'not supported'), ({'rollouts 4': 0.85}, 'not supported'),
+    ({'filler': 0.31}, 'not supported'), ({'decoder': 0.4}, 'not supported')])
+def test_the_rule_of_path_stars(changes, expected):
+  assert tiered_path_star.verdict(star_results(**changes))['verdict'] == expected
+
+
+def text_results(better):
+  rng = np.random.default_rng(0)
+  targets = rng.integers(100, 1000, 60).astype(float)
+  def run(seed, gain):
+    nats = targets * (1.4 + 0.2 * np.random.default_rng(1).normal(size=60) + 0.01 * np.random.default_rng(seed).normal(
+        size=60) + gain)
+    return {'bits_per_byte': 2.0, 'by_document': [nats.tolist(), targets.tolist()], 'bytes_per_token': 1.0,
+            'flops_train': 1.0, 'flops_inference': 1.0, 'parameters': 1}
+  return {part: {seed: run(10 * n + seed, 0 if part == 'tiered' else better.get(part, 0.05)) for seed in range(3)}
+          for n, part in enumerate(tiered_text.parts({}))}
+
+
+@pytest.mark.parametrize('better,expected', [
+    ({}, 'supported'), ({'filler': 0.0}, 'not supported'), ({'decoder training': -0.05}, 'not supported')])
+def test_the_rule_of_text_needs_every_interval_below_zero(better, expected):
+  found = tiered_text.verdict(text_results(better))
+  json.dumps(found)  # as it is written
+  assert found['verdict'] == expected
+  for part, is_below in found['numbers']['below'].items():
+    mean, low, high = found['numbers'][f'tiered less {part}']
+    assert low < mean < high and is_below == (high < 0)
+    if part not in better:
+      assert mean == pytest.approx(-0.05 / np.log(2), abs=0.01)
+
+
+def test_decoders_of_the_text_study_have_as_much_of_what_they_name():
+  s, V = tiered_text.SCALES['cpu'], 257
+  c = tiered_text.settings(s, 0)
+  plain = lambda equal: tiered_text.decoder(equal, s, 0, V)
+  assert plain('tokens').training.steps == s['second'] and plain('tokens').model.layers == s['layers']
+  bottom = flops.train(flops.tier_models(c)[0], V, s['window'])
+  total = s['first'] * bottom + s['second'] * flops.train_window(c, V)
+  training = plain('training')
+  assert training.training.steps * flops.train(training.model, V, s['window']) == pytest.approx(total, rel=0.01)
+  deep = plain('inference')
+  assert flops.forward(deep.model, V, s['window']) == pytest.approx(tiered_text.inference(c, V), rel=0.1)
+  module = tiered.build(c, V)
+  size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: module.init(jax.random.key(0)))))
+  assert tiered_text.size(plain('parameters').model, V, s['window']) == pytest.approx(size, rel=0.1)
+  assert plain('parameters').model.width == s['width'] and plain('inference').training.steps == s['second']
 
 
 def test_batches_of_one_way_end_with_the_answer():
@@ -94,7 +207,7 @@ def test_the_word_problem_runs_and_changes_only_the_top():
   assert len(losses) == 2 and losses[1] < losses[0] and shown[-1][:2] == (100, 100)
   jax.tree.map(np.testing.assert_array_equal, params['tier_1'], bottom['tier_1'])
   found = fit.answers(top, params, tiered_word_problem.test_rows(task, s, 0), task.hard)
-  assert found['answers'] == 32 and 0 <= found['accuracy'] <= 1
+  assert found['answers'] == 16 and 0 <= found['accuracy'] <= 1
   oracle = tiered_word_problem.with_content(top, task, s, 0, 'oracle')
   assert oracle.settings.content == 'oracle' and oracle.tiers[0].decoder == top.tiers[0].decoder
 
@@ -117,6 +230,12 @@ def test_a_finished_part_is_not_done_again_and_another_setting_is_refused(tmp_pa
   verdict = json.loads((tmp_path / 'run' / 'verdict.json').read_text())
   assert verdict['verdict'] == 'supported' and verdict['rule'] == one_way.RULE and verdict['seeds'] == 1
   assert (tmp_path / 'run' / 'figure.svg').read_text().startswith('<?xml')
+  page = sections.write([tmp_path / 'run'], tmp_path / 'report.html', 'studies').read_text()
+  words = html.unescape(page)
+  for key in ('claim', 'source', 'rule', 'verdict', 'cost'):
+    assert f'{key.capitalize()}: {verdict[key]}' in words, key
+  assert f'Setting: {json.dumps(verdict["setting"])}' in words and 'Seeds: 1' in words
+  assert 'cube right_to_left_scan 32' in words and one_way.figure.__doc__ in words and page.count('<img ') == 1
   refused = launch('--scale=gpu')
   assert refused.returncode == 2 and 'was made in the setting' in refused.stderr
   assert launch('--help').stdout.count('python -m experiments.study --name=') == 2

@@ -1,5 +1,6 @@
 """The tiered model against itself: layouts, batches, devices, starts, warm starts, stop-gradients, and what it learns."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,11 @@ import optax
 import pytest
 
 from framework import config as config_lib
-from framework import cross_entropy, timestamps
-from framework.models import nodes, tiered
+from framework import cross_entropy, evaluation, timestamps
+from framework.models import nodes, rollouts, tiered
 from framework.models.tiered import Written
 from framework.training import optimizer, partition, state, step
-from tests.models.test_tiered import B, K, L, LAYOUTS, P, R, V, jit, logits, made, text, written
+from tests.models.test_tiered import B, K, L, LAYOUTS, P, R, V, fresh, jit, logits, made, text, written
 
 
 def decoder_logits(model, params, batch, number=2):
@@ -58,6 +59,19 @@ def test_before_the_first_start_a_tier_is_a_decoder(name):
     first = int(starts[b, 0])
     np.testing.assert_allclose(whole[b, :first], alone[b, :first], atol=2e-4)
     assert np.abs(whole[b, first] - alone[b, first]).max() > 1e-3
+
+
+@pytest.mark.parametrize('name', ['stream', 'stamp', 'cross'])
+def test_the_first_tokens_see_rollouts_that_are_read_too_early(name, monkeypatch):
+  model, params = made(**LAYOUTS[name])
+  batch = text()
+  starts, _ = written(model, params, batch)
+  alone = decoder_logits(model, params, batch)
+  right = timestamps.rollout_stamps
+  monkeypatch.setattr(timestamps, 'rollout_stamps', lambda starts, length, delay: right(starts, length, delay - 2))
+  whole = fresh()(model, params, batch)
+  for b in range(B):
+    assert np.abs(whole[b, int(starts[b, 0]) - 1] - alone[b, int(starts[b, 0]) - 1]).max() > 1e-3
 
 
 def test_a_closed_gate_is_the_decoder_alone():
@@ -109,15 +123,34 @@ def test_rollouts_do_not_depend_on_the_window_that_shows_their_document():
   np.testing.assert_array_equal(one, two)
 
 
-def test_starts_together_equal_each_start_alone():
+def one_by_one(run):
+  """How many rollouts differ between all starts of a window together and each of them alone, and of how many."""
   model, params = made()
   batch = text()
-  starts, (said,) = written(model, params, batch)
+  starts, (said,) = run(model, params, batch)
+  differ = count = 0
   for g in range(starts.shape[1]):
     alone = jnp.where(jnp.arange(starts.shape[1]) == g, starts, nodes.NEVER)
-    found = written(model, params, batch | {'starts': alone})[1][0]
+    found = run(model, params, batch | {'starts': alone})[1][0]
     there = np.asarray(starts[:, g]) < nodes.NEVER
-    np.testing.assert_array_equal(found[:, g][there], said[:, g][there])
+    differ += int((found[:, g][there] != said[:, g][there]).any((1, 2)).sum())
+    count += int(there.sum())
+  return differ, count
+
+
+def test_starts_together_equal_each_start_alone():
+  differ, count = one_by_one(written)
+  assert differ == 0 and count > B
+
+
+def test_the_test_of_starts_sees_keys_that_count_from_the_first_start(monkeypatch):
+  right = rollouts.keys
+  monkeypatch.setattr(rollouts, 'keys', lambda seed, tier, place, samples: right(
+      seed, tier, place - place.min(axis=1, keepdims=True), samples))
+  def run(model, params, batch):
+    starts = model.starts(params, batch)
+    return starts, [w.tokens_BxGxKxR for w in model.write(params, batch, starts)]
+  assert one_by_one(jit(run, static_argnums=0))[0] > 0
 
 
 def gradient(model, params, batch):
@@ -140,6 +173,22 @@ def test_the_gradient_test_sees_a_path_through_hidden_states(monkeypatch):
   monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
   found = gradient(model, params, text())
   assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found['tier_1']))
+
+
+def test_the_mean_of_draws_is_taken_over_probabilities():
+  """Beside the code length of one draw stands that of the mean of several: shorter, and the seeds' own."""
+  model, params = made()
+  mesh = partition.make_mesh(jax.devices()[:1])
+  batch = partition.split_rows(text(), mesh)
+  found = evaluation.compile_nats(model, mesh, draws=3)(params, batch)
+  @jit
+  def nats(params, batch, seed):
+    one = dataclasses.replace(model, seed=seed)
+    return cross_entropy.token_nats(one.hidden(params, batch), one.head(params), batch['targets'])
+  each = np.stack([nats(params, batch, seed) for seed in range(3)])
+  np.testing.assert_allclose(found, -np.log(np.exp(-each).mean(0)), rtol=1e-4, atol=1e-5)
+  assert found.mean() < each.mean() - 1e-3  # and so it is not the mean of the lengths
+  np.testing.assert_allclose(evaluation.compile_nats(model, mesh)(params, batch), each[0], rtol=1e-4, atol=1e-5)
 
 
 def train_step(devices):
@@ -184,7 +233,7 @@ def echo(self, params, batch, starts):
 def learn(model, steps=200):
   """Nats [rows, L] of new noise after training tier 2 on noise, and the starts."""
   params = model.init(jax.random.key(3))['params']
-  update = optimizer.only(optax.adam(5e-3), 'tier_2')
+  update = optimizer.only(optax.adam(optax.warmup_cosine_decay_schedule(0, 2e-2, 50, steps)), 'tier_2')
   def loss(params, batch):
     x = model.hidden(params, batch)
     return cross_entropy.sum_nats(x, model.head(params), batch['targets'], batch['weights']) / batch['weights'].sum()
@@ -217,15 +266,29 @@ def test_noise_behind_a_mask_off_by_one_can_be_predicted(monkeypatch):
   assert nats.mean() < np.log(V) - 10 * nats.std() / nats.size**0.5
 
 
-def test_the_oracle_tells_what_it_covers_and_nothing_else():
+def oracle():
+  """Nats of noise after training on the true future, and which of its targets a rollout covered."""
   nats, starts = learn(made(content='oracle', random_phase=False, samples=1)[0], steps=600)
   covered = np.zeros(nats.shape, bool)  # target i + 1 is in a rollout of start s where s < i + 1 <= s + R
   for row, s_G in enumerate(starts):
     for s in s_G[s_G < nodes.NEVER]:
       covered[row, s:s + R] = True
+  return nats, covered
+
+
+def test_the_oracle_tells_what_it_covers_and_nothing_else():
+  nats, covered = oracle()
+  assert nats[covered].max() < 0.02
   error = nats[~covered].std() / (~covered).sum()**0.5
-  assert nats[:, P - 1::P].mean() < 0.02  # right after a start; the rest is not yet learnt to the end in 600 steps
-  assert nats[covered].mean() < 0.5 and abs(nats[~covered].mean() - np.log(V)) < 0.15 + 3 * error
+  assert abs(nats[~covered].mean() - np.log(V)) < 0.002 + 3 * error
+
+
+@pytest.mark.slow
+def test_the_oracle_test_sees_an_oracle_that_looks_one_token_too_far(monkeypatch):
+  right = tiered.control
+  monkeypatch.setattr(tiered, 'control', lambda below, batch, starts, *more: right(below, batch, starts + 1, *more))
+  nats, covered = oracle()
+  assert nats[covered].max() > 1 and nats[:, P - 1::P].mean() > 0.9 * np.log(V)
 
 
 def test_controls_put_what_they_say_in_place_of_rollouts():

@@ -83,11 +83,11 @@ def arrays(folder, step):
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def check_the_same(one, other, tiers):
+def check_the_same(one, other, tiers, steps=STEPS):
   for tier in range(1, tiers + 1):
     a, b = one / f'tier_{tier}', other / f'tier_{tier}'
     assert (a / 'metrics.jsonl').read_bytes() == (b / 'metrics.jsonl').read_bytes()
-    found, expected = arrays(a, STEPS[tier]), arrays(b, STEPS[tier])
+    found, expected = arrays(a, steps[tier]), arrays(b, steps[tier])
     assert found.keys() == expected.keys()
     for name, array in expected.items():
       np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -154,20 +154,60 @@ def test_evaluate_gives_the_loss_of_the_run(two):
 
 
 @pytest.mark.slow
-def test_memorisation_refuses_the_next_tier(text, tmp_path):
-  """The same words over and over: what was trained on is known by heart."""
-  folder = tmp_path / 'text'
+def test_rollouts_from_disk_train_the_same_model(text, two, tmp_path):
+  """Losses as with rollouts on the fly; the FLOPs of writing are paid once."""
+  finish(train(text, tmp_path / 'run', 2, '--config.tiered.cached=true'))
+  found, expected = ([row['loss'] for row in files.read_rows(folder / 'tier_2' / 'metrics.jsonl')]
+                     for folder in (tmp_path / 'run', two))
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  other = json.loads((tmp_path / 'run' / 'tier_2' / 'rollouts' / 'rollouts.json').read_text())
+  assert other['period'] == 12 and len(other['params']) == 1
+  last = finish(train(text, tmp_path / 'run', 2, '--config.tiered.cached=true', '--config.tiered.temperature=0.5'), 2)
+  assert "whose tiered.temperature is 1.0; this config has 0.5" in last
+
+
+@pytest.mark.slow
+def test_cross_fitting_killed_in_every_run_ends_the_same(text, tmp_path):
+  whole, killed, folds = tmp_path / 'whole', tmp_path / 'killed', '--config.tiered.folds=2'
+  finish(train(text, whole, 2, folds))
+  for stage in ('1', '1/fold_0', '1/fold_1', '2'):
+    assert kill_after(train(text, killed, 2, folds), killed, stage, 10), f'tier {stage} was over before the kill'
+  finish(train(text, killed, 2, folds))
+  check_the_same(killed, whole, 2)
+  for name in ('tier_1/fold_0/metrics.jsonl', 'tier_1/fold_1/metrics.jsonl', 'tier_2/rollouts/rollouts.bin',
+               'tier_2/rollouts/rollouts.json'):
+    assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+  one, other = (files.read_rows(whole / 'tier_1' / f'fold_{n}' / 'metrics.jsonl')[-1]['loss'] for n in (0, 1))
+  result = json.loads((whole / 'result.json').read_text())
+  assert one != other and len(result['folds']) == 2 and result['flops_train_exact'] > sum(
+      found['flops_train_exact'] for found in result['tiers'] + result['folds'])
+
+
+def train_by_heart(folder, workdir, *more):
+  """A text whose every document is told twice, in training so long that it is known by heart."""
   folder.mkdir()
   rng = random.Random(1)
   for n in range(20):
     (folder / f'{n:02d}.txt').write_text(''.join(rng.choices('abcdefgh', k=60)) * 2)
-  process = train(folder, tmp_path / 'run', 2, '--config.tiered.steps=400,20', '--config.data.window=100',
-                  '--config.model.layers=2', '--config.tiered.layers=2,2', '--config.tiered.widths=64,32',
-                  '--config.tiered.temperature=0', '--config.checkpoint.every_steps=0',
-                  '--config.optimizer.learning_rate=0.03')
-  last = finish(process, 2).strip().splitlines()[-1]
+  return train(folder, workdir, 2, '--config.tiered.steps=400,20', '--config.data.window=100',
+               '--config.model.layers=2', '--config.tiered.layers=2,2', '--config.tiered.widths=64,32',
+               '--config.tiered.temperature=0', '--config.checkpoint.every_steps=0',
+               '--config.optimizer.learning_rate=0.03', *more)
+
+
+@pytest.mark.slow
+def test_memorisation_refuses_the_next_tier(tmp_path):
+  last = finish(train_by_heart(tmp_path / 'text', tmp_path / 'run'), 2).strip().splitlines()[-1]
   assert last.startswith('error: rollouts of tier 1 are ') and 'expected at most 5.0' in last
   assert not (tmp_path / 'run' / 'tier_2' / 'metrics.jsonl').exists()
+
+
+@pytest.mark.slow
+def test_cross_fitting_cures_memorisation(tmp_path):
+  """The same training: what a tier is given to read was not written by one that knew it by heart."""
+  finish(train_by_heart(tmp_path / 'text', tmp_path / 'run', '--config.tiered.folds=4'))
+  gap = json.loads((tmp_path / 'run' / 'tier_1' / 'memorisation.json').read_text())
+  assert gap['gap'] < 0.05 and gap['training']['tokens'] > 300
 
 
 def test_a_stage_is_a_smaller_run_of_tiers():
@@ -186,3 +226,22 @@ def test_three_tiers_killed_in_every_stage_end_the_same(text, tmp_path):
   whole = killed_in_every_stage(text, tmp_path, 3)
   shown = launch('generate', f'--workdir={whole}', '--prompt=ab cd', '--tokens=30', '--show_rollouts')
   assert shown.stdout.count('[[1: ') == shown.stdout.count('[[2: ') >= 2, shown.stderr
+
+
+@pytest.mark.slow
+def test_the_shipped_config_killed_in_both_stages_ends_the_same(tmp_path):
+  """At its own size, on the standard library's sources."""
+  def start(workdir):
+    return subprocess.Popen([sys.executable, '-m', 'experiments.train', '--config=experiments/configs/tiered_text.py',
+                             f'--workdir={workdir}', '--resume'], cwd=ROOT, env=environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  process = start(whole)
+  assert process.communicate(timeout=3600) and process.returncode == 0
+  for tier in (1, 2):
+    assert kill_after(start(killed), killed, tier, 150), f'tier {tier} was over before the kill'
+  process = start(killed)
+  assert process.communicate(timeout=3600) and process.returncode == 0
+  check_the_same(killed, whole, 2, {1: 300, 2: 500})
+  shown = launch('generate', f'--workdir={whole}', '--prompt=def main(', '--tokens=200', '--show_rollouts')
+  assert shown.stdout.startswith('def main(') and shown.stdout.count('[[1: ') >= 2, shown.stderr
