@@ -38,10 +38,14 @@ def loss_curve(workdir: pathlib.Path) -> None:
 
 
 def loss_by_position(results: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Held-out loss by position in the window, one line a stride (Kaplan et al. 2020, arXiv:2001.08361, figure 20)."""
+  """Held-out loss by position in the window, one line a stride (Kaplan et al. 2020, arXiv:2001.08361, figure 20).
+
+  Only positions that every window predicts: those before them are targets in the first window of the text alone.
+  """
   figure, axes = _axes('loss by position', 'position in the window', 'nats per token')
   for result in results:
-    points = [(i + 1, loss) for i, loss in enumerate(result['loss_by_position']) if loss is not None]
+    points = [(i + 1, loss) for i, loss in enumerate(result['loss_by_position'])
+              if loss is not None and i >= result['window'] - result['stride']]
     axes.plot(*zip(*points), linewidth=1, label=f"stride {result['stride']}")
   axes.set_xscale('log')
   axes.legend()

@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from framework import files
 from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty
@@ -67,6 +68,9 @@ def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -
   truth = _known_truth(result, about.errors, data)
   page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings, f'Sweep {folder.resolve().name}',
                      [*compared(folder), *truth])
+  files.write_json(folder / 'report' / 'law.json', {
+      'law': result.law.name, 'formula': result.law.formula, 'values': result.values, 'errors': result.errors,
+      'runs': len(o), 'rms_percent': 100 * result.rms})
   return '\n'.join([report.summary(result, about, findings), *truth]), page
 
 

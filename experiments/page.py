@@ -40,7 +40,7 @@ class Text:
 class Details:
   """Something that is closed until it is asked for."""
   title: str
-  table: Table
+  content: Table | Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _block(block: 'str | Table | Figure | Text | Details') -> str:
   if isinstance(block, Text):
     return f'<pre class="wide">{html.escape(block.text)}</pre>{_source(block.source)}'
   if isinstance(block, Details):
-    return f'<details><summary>{html.escape(block.title)}</summary>{_table(block.table)}</details>'
+    return f'<details><summary>{html.escape(block.title)}</summary>{_block(block.content)}</details>'
   return _table(block) if isinstance(block, Table) else _figure(block)
 
 

@@ -42,7 +42,8 @@ def plan(root: pathlib.Path, parts: list[str]):
       'gemm': [Step('measuring the roofline', ('experiments.gemm', f"--output={root / 'gemm'}"), 10)],
       'chinchilla': [
           Step('a sweep and its law', ('experiments.sweep', '--sweep=experiments/sweeps/first.py',
-                                       f"--workdir={root / 'sweep'}"), 180)],
+                                       f"--workdir={root / 'sweep'}"), 180,
+               root / 'sweep' / 'law.txt')],
       'rasp': [
           Step('compiling an adder', ('rasp', 'run', '--program=adder', '--input=683+345='), 4, rasp / 'adder.txt'),
           Step('drawing it', ('rasp', 'draw', '--program=adder', '--input=85+47=', f"--out={rasp / 'adder.svg'}"), 6)],
@@ -60,8 +61,9 @@ def write_page(root: pathlib.Path, parts: list[str]) -> pathlib.Path:
   made = {'perplexity': (chapters.perplexity, 'ladder'), 'attention': (chapters.attention, 'decoder'),
           'gemm': (chapters.gemm, 'gemm'), 'chinchilla': (chapters.chinchilla, 'sweep'),
           'rasp': (chapters.rasp, 'rasp'), 'thinking': (chapters.thinking, 'word_problem')}
-  sections = [chapter(root / name, root) for part, (chapter, name) in made.items() if part in parts]
-  summary = next((s.blocks[0] for s in sections if isinstance(s.blocks[0], str)), '')
+  clauses, sections = zip(*(chapter(root / name, root) for part, (chapter, name) in made.items() if part in parts))
+  summary = f"In minutes on this machine: {'; '.join(clauses)}."
+  sections += (chapters.made(root, plan(root, parts)),)
   files.write_atomically(root / 'report.html', page.render('Five formulas', summary, sections))
   return root / 'report.html'
 

@@ -30,12 +30,16 @@ class Step:
   seconds: float
   output: pathlib.Path | None = None
 
+  @property
+  def command(self) -> str:
+    return ' '.join(self.words)
+
 
 class Failed(Exception):
   """A command ended with another exit code than 0."""
 
   def __init__(self, step: Step, code: int):
-    super().__init__(f"'python -m {' '.join(step.words)}' ended with exit code {code}")
+    super().__init__(f"'python -m {step.command}' ended with exit code {code}")
     self.code = code
 
 
@@ -53,9 +57,9 @@ def read_done(path: pathlib.Path) -> dict[str, float]:
 
 def remaining(steps: Sequence[Step], done: dict[str, float]) -> float:
   """Seconds that the open steps will take: as planned, times how much slower the done ones were than planned."""
-  past = [(done[key], step.seconds) for step in steps if (key := ' '.join(step.words)) in done]
+  past = [(done[step.command], step.seconds) for step in steps if step.command in done]
   pace = sum(p for p, _ in past) / sum(q for _, q in past) if past else 1.0
-  return pace * sum(step.seconds for step in steps if ' '.join(step.words) not in done)
+  return pace * sum(step.seconds for step in steps if step.command not in done)
 
 
 def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]) -> None:
@@ -75,15 +79,14 @@ def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]
       fcntl.flock(lock, fcntl.LOCK_EX)
     done = read_done(path)
     for number, step in enumerate(steps, 1):
-      key = ' '.join(step.words)
-      if key in done:
+      if step.command in done:
         continue
       say(f'{number} of {len(steps)}: {step.title}; about {clock.duration(remaining(steps, done))} left in all')
       start = time.monotonic()
       code = _run(step, lock)
       if code:
         raise Failed(step, code)
-      done[key] = round(time.monotonic() - start, 2)
+      done[step.command] = round(time.monotonic() - start, 2)
       files.write_json(path, done)
 
 

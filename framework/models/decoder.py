@@ -6,7 +6,6 @@ layer or unrolled, so that a checkpoint does not depend on how the model is comp
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -17,15 +16,11 @@ import numpy as np
 from framework import timestamps
 from framework.config import Model
 from framework.models import norm
+from framework.models.token_model import TokenModel, dropout, fan_in_normal
 from pallas_kernels import attention
 from pallas_kernels.attention import sharded_attention
 
 Cache = dict[str, jax.Array]
-
-
-def fan_in_normal(fan_in: int, gain: float = 1.0) -> nn.initializers.Initializer:
-  """Normal with variance gain^2 / fan_in (LeCun et al. 1998, "Efficient BackProp", section 4.6)."""
-  return nn.initializers.normal(gain * fan_in**-0.5)
 
 
 def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
@@ -43,15 +38,6 @@ def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
   frequency = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   angle = positions_BxL[..., None].astype(jnp.float32) * frequency
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions_BxL.shape, width)
-
-
-def dropout(x_BxLxD: jax.Array, keys_B: jax.Array | None, rate: float, site: int) -> jax.Array:
-  """Inverted dropout with one key a row, so that a row's mask depends neither on its batch nor on its device."""
-  if keys_B is None or rate == 0.0:
-    return x_BxLxD
-  def keep_row(key):
-    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x_BxLxD.shape[1:])
-  return jnp.where(jax.vmap(keep_row)(keys_B), x_BxLxD / (1.0 - rate), 0)
 
 
 class Norm(nn.Module):
@@ -232,11 +218,8 @@ unstack.defvjp(lambda tree: (unstack(tree), None),
                lambda _, parts: (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts),))
 
 
-class Decoder(nn.Module):
+class Decoder(TokenModel):
   """See the module's docstring. `length` is the longest position of a learned table."""
-  config: Model
-  vocabulary: int
-  length: int
 
   @nn.compact
   def __call__(
@@ -260,10 +243,7 @@ class Decoder(nn.Module):
         then its own.
     """
     c = self.config
-    embedding_VxD = self.param('embedding', nn.initializers.normal(0.02), (self.vocabulary, c.width), c.param_dtype)
-    if not c.tied_head:
-      self.param('head', fan_in_normal(c.width), (self.vocabulary, c.width), c.param_dtype)
-    x_BxLxD = embedding_VxD.astype(c.dtype)[tokens_BxL]
+    x_BxLxD = self.embed(tokens_BxL)
     if c.position == 'learned':
       table = self.param('position', nn.initializers.normal(0.02), (self.length, c.width), c.param_dtype)
       x_BxLxD = x_BxLxD + table.astype(c.dtype)[positions_BxL]
@@ -336,23 +316,6 @@ class Decoder(nn.Module):
     if cache is not None and attend is None:
       cache = cache | {'index': index + tokens_BxL.shape[1]}
     return Norm(c, name='norm')(x_BxLxD), cache
-
-  @property
-  def stochastic(self) -> bool:
-    """Whether training draws dropout."""
-    return self.config.dropout > 0
-
-  def hidden(self, params: Any, batch: dict[str, jax.Array], keys_B: jax.Array | None = None) -> jax.Array:
-    """Hidden states of a batch of framework.data.windows, [B, L, D]: what training and evaluation score."""
-    return self.apply({'params': params}, batch['tokens'], batch['positions'], batch['segments'], keys_B=keys_B)[0]
-
-  def head(self, params: Any) -> jax.Array:
-    """The matrix whose product with a hidden state gives logits, [V, D], in the compute dtype."""
-    return (params['embedding'] if self.config.tied_head else params['head']).astype(self.config.dtype)
-
-  def logits(self, params: Any, x_BxLxD: jax.Array) -> jax.Array:
-    """[B, L, V], float32."""
-    return jnp.einsum('bld,vd->blv', x_BxLxD, self.head(params), preferred_element_type=jnp.float32)
 
   def empty_cache(self, batch: int, length: int) -> Cache:
     """Room for `length` tokens a row. Segment 0 marks an empty place."""

@@ -21,8 +21,8 @@ class Markov(TokenModel):
       tokens_Bx1, segments_Bx1 = cache['token'], cache['segment']
       cache = {'token': tokens_BxL[:, -1:], 'segment': segments_BxL[:, -1:],
                'index': cache['index'] + tokens_BxL.shape[1]}
-    x_BxTxD = self.embed(jnp.concatenate([tokens_Bx1, tokens_BxL], axis=1), keys_B)
-    x_BxTxD = decoder.Norm(c, name='embedding_norm')(x_BxTxD)
+    x_BxTxD = self.embed(jnp.concatenate([tokens_Bx1, tokens_BxL], axis=1))
+    x_BxTxD = decoder.Norm(c, name='embedding_norm')(decoder.dropout(x_BxTxD, keys_B, c.dropout, 2))
     before_BxL = jnp.concatenate([segments_Bx1, segments_BxL[:, :-1]], axis=1)
     same_BxLx1 = (before_BxL == segments_BxL)[..., None]
     pair_BxLx2D = jnp.concatenate([jnp.where(same_BxLx1, x_BxTxD[:, :-1], 0), x_BxTxD[:, 1:]], axis=-1)

@@ -70,7 +70,7 @@ class Recurrent(TokenModel):
   @nn.compact
   def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     c = self.config
-    x_BxLxD = self.embed(tokens_BxL, keys_B)
+    x_BxLxD = decoder.dropout(self.embed(tokens_BxL), keys_B, c.dropout, 2)
     x_BxLxD, states = Stack(c, name='forward')(x_BxLxD, positions_BxL == 0, cache and cache['states'], keys_B)
     if cache is not None:
       cache = {'states': states, 'index': cache['index'] + tokens_BxL.shape[1]}
@@ -99,7 +99,7 @@ class Bidirectional(TokenModel):
   @nn.compact
   def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     c = self.config
-    x_BxLxD = self.embed(tokens_BxL, keys_B)
+    x_BxLxD = decoder.dropout(self.embed(tokens_BxL), keys_B, c.dropout, 2)
     real_BxL = segments_BxL > 0
     stack = Stack(c, parent=None)
     few = jnp.zeros((1, 1, c.width), c.dtype)

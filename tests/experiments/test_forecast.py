@@ -59,7 +59,9 @@ def test_the_report_of_a_finished_sweep(sweep):
   text, page = forecast.conclude(folder, 'additive', (), Data(task='zipf_pairs'))
   assert 'the entropy of zipf_pairs is 1.45259 nats per token: E 0.8' in text  # which these runs were not made from
   assert 'runs 20 of cells' in text and text.startswith('law additive') and 'simulated coverage' in text
-  assert page.exists() and {p.suffix for p in page.parent.iterdir()} == {'.html', '.svg', '.png', '.csv'}
+  assert page.exists() and {p.suffix for p in page.parent.iterdir()} == {'.html', '.svg', '.png', '.csv', '.json'}
+  law = json.loads((page.parent / 'law.json').read_text())
+  assert law['law'] == 'additive' and law['runs'] == 20 and f"E {law['values']['E']:.5g} " in text
 
 
 def test_the_law_is_chosen_by_prediction(sweep):

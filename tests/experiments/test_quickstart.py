@@ -11,7 +11,11 @@ import time
 
 import pytest
 
+from experiments import chapters, page
+from framework.config import ConfigError
+from scaling import ledger
 from tests.experiments.test_launchers import ROOT, launch
+from tests.experiments.test_report import make_run, text_of
 
 
 def modules(words):
@@ -52,6 +56,28 @@ def test_two_parts_resume_and_show_a_page(tmp_path):
   again = launch('quickstart', *arguments)
   assert again.returncode == 0 and 'measuring' not in again.stdout
   assert (tmp_path / 'walk' / 'gemm' / 'section.json').stat().st_mtime_ns == made
+
+
+def test_the_chapter_of_the_sweep_has_the_law_the_prediction_and_what_came(tmp_path):
+  sweep = tmp_path / 'sweep'
+  make_run(sweep / 'cells' / 'width16', 1e-2, 2.0)
+  (sweep / 'report').mkdir()
+  (sweep / 'report' / 'law.json').write_text(json.dumps({
+      'law': 'additive', 'formula': 'E + A/N^alpha', 'values': {'E': 1.25, 'alpha': 0.34}, 'errors': {}, 'runs': 15,
+      'rms_percent': 0.71}))
+  (sweep / 'law.txt').write_text('law additive, and all its doubts')
+  ledger.predict(sweep / 'ledger.jsonl', 'width64', N=1.5e5, D=5e5, loss=1.7, low=1.6, high=1.8, level=0.9,
+                 law='additive', objective='huber 0', runs=14, source='sweep')
+  with pytest.raises(ConfigError, match='no prediction with its measurement'):
+    chapters.chinchilla(sweep, tmp_path)
+  ledger.measure(sweep / 'ledger.jsonl', 'width64', 1.85)
+  clause, section = chapters.chinchilla(sweep, tmp_path)
+  text = text_of(page.render('walk', clause, [section]))
+  for words in ('a law of 14 small runs said 1.700 nats of a larger one and 1.850 came',
+                '150,000 parameters and 500,000', 'between 1.600 and 1.800. It ended at 1.850, outside of that',
+                'loss = E + A/N^alpha', 'alpha = 0.34', 'and all its doubts',
+                'from sweep/ledger.jsonl', 'from sweep/law.txt'):
+    assert words in text, words
 
 
 @pytest.mark.slow
