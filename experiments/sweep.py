@@ -23,7 +23,8 @@ from framework import files
 SWEEP = flags.DEFINE_string('sweep', None, 'a file of experiments/sweeps, whose get_sweep() returns a Sweep')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the sweep; default: runs/ and the name of the file')
 LAUNCHER = flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'where the cells run')
-WORKERS = flags.DEFINE_integer('workers', 0, 'local: cells at a time; 0: one a GPU, or as many as the cores allow', lower_bound=0)
+WORKERS = flags.DEFINE_integer('workers', 0, 'local: cells at a time; 0: one a GPU, or as many as the cores allow',
+                               lower_bound=0)
 THREADS = flags.DEFINE_integer('threads', 1, 'local: cores of each worker, which no other worker uses', lower_bound=1)
 SLURM = flags.DEFINE_list('slurm', [], 'slurm: parameters of submitit, as slurm_partition=cpu,timeout_min=90')
 CELLS = flags.DEFINE_list('cells', None, 'only run these cells, one after the other, in this process')
