@@ -78,7 +78,7 @@ class Tiered:
 
 @dataclasses.dataclass(slots=True)
 class Encoder:
-  """Read by model.name = encoder_decoder; its decoder is that of the section `model` and predicts data.stride tokens."""
+  """Read by model.name = encoder_decoder; its decoder is that of the section `model`, predicting data.stride tokens."""
   kind: str = 'bidirectional'  # bidirectional | right_to_left | right_to_left_scan | prefix (one stack for both)
   layers: int = 0  # 0: model.layers; the scan has one
   width: int = 0  # 0: model.width

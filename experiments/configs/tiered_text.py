@@ -1,5 +1,5 @@
-"""Two tiers on the Python standard library's sources: a byte-level decoder of half the width writes a rollout of 16 bytes
-every 64, and a decoder over text and rollouts predicts the next byte.
+"""Two tiers on the Python standard library's sources: a byte-level decoder of half the width writes a rollout of 16
+bytes every 64, and a decoder over text and rollouts predicts the next byte.
 
   python -m experiments.train --config=experiments/configs/tiered_text.py --workdir=runs/tiered --resume
   python -m experiments.generate --workdir=runs/tiered --prompt='def main(' --show_rollouts

@@ -76,7 +76,7 @@ def shared_part(q_BxMxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array
 
 
 def by_layer(c: Model, x_NxA: jax.Array) -> list[jax.Array] | jax.Array:
-  """One array a layer where the decoder's layers are unrolled; to take a part of a stack would copy it at every step."""
+  """An array a layer where the decoder's layers are unrolled; a part of a stack would be copied at every step."""
   return list(x_NxA) if not c.scan and c.loops == 1 and c.remat == 'none' else x_NxA
 
 

@@ -1,4 +1,4 @@
-"""The encoder in front of the decoder: what each direction reads, leaks and their mutants, recurrence, blocks, memory."""
+"""The encoder in front of the decoder: what each direction reads, leaks, their mutants, recurrence, blocks, memory."""
 
 import functools
 

@@ -27,7 +27,7 @@ LAYOUTS = {
 
 @functools.cache
 def made(tiers=2, stage=0, seed=0, position='rope', **settings):
-  """A model and its parameters, larger than at initialisation so that attention and predictions are far from uniform."""
+  """A model and its parameters, larger than at initialisation: attention and predictions are far from uniform."""
   config = config_lib.check(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=2, width=16, heads=2, position=position, scan=True),
       data=config_lib.Data(window=L), training=config_lib.Training(seed=seed),

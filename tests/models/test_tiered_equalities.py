@@ -1,4 +1,4 @@
-"""The tiered model against itself: layouts, batches, devices, starts, warm starts, stop-gradients, and what it learns."""
+"""The tiered model against itself: layouts, batches, devices, starts, warm starts, stop-gradients, what it learns."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tiers trained by one command: killed in each stage it ends with the same bytes; sampled and evaluated as a user would."""
+"""One command trains tiers: killed in each stage it ends with the same bytes; sampled and evaluated as users do."""
 
 import json
 import os

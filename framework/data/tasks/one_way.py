@@ -38,7 +38,8 @@ class Task:
     for name, choices in (('kind', KINDS), ('form', FORMS)):
       value = getattr(self, name)
       if value not in choices:
-        raise ConfigError(f'data.task has {name}={value}; expected one of {", ".join(choices)}{nearest(value, choices)}')
+        raise ConfigError(f'data.task has {name}={value}; expected one of {", ".join(choices)}'
+                          f'{nearest(value, choices)}')
     if not 2 <= self.p <= 4096 or any(self.p % d == 0 for d in range(2, int(self.p**0.5) + 1)):
       raise ConfigError(f'data.task has p={self.p}; expected a prime from 2 to 4093')
     if self.kind == 'cube' and (self.p - 1) % 3 == 0:
