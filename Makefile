@@ -3,13 +3,10 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart tour test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv \
+.PHONY: quickstart test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv \
   clean remake
 
-quickstart: venv  ## the main job: four formulas in minutes, resumable, and a page about them
-	$(RUN) -m experiments.quickstart --workdir=$(RUNS)/quickstart --parts=attention,perplexity,gemm,rasp,thinking
-
-tour: venv  ## the same walk with the fifth, a sweep and its scaling law
+quickstart: venv  ## the main job: five formulas in minutes, resumable, and a page about them
 	$(RUN) -m experiments.quickstart --workdir=$(RUNS)/quickstart
 
 test: venv  ## two processes, a file of tests at a time

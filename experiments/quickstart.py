@@ -1,4 +1,4 @@
-"""Five formulas in ten minutes: a walk through everything, which ends in one page.
+"""Five formulas in five minutes: a walk through everything, which ends in one page.
 
 Example:
   python -m experiments.quickstart --workdir=runs/quickstart
@@ -31,25 +31,24 @@ def plan(root: pathlib.Path, parts: list[str]):
   run, ladder, rasp = root / 'decoder', root / 'ladder', root / 'rasp'
   steps = {
       'attention': [
-          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume'), 80),
-          Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=2048'), 12),
-          Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 8),
+          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume'), 90),
+          Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=2048'), 13),
+          Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 4),
           Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'),
-               8, run / 'sample.txt')],
+               7, run / 'sample.txt')],
       'perplexity': [
           Step('the ladder of predictors', ('experiments.ladder', f'--config={CONFIG}', f'--output={ladder}',
-                                            f'--runs={run}', '--orders=3,4,5,6', '--tokens=300000'), 60)],
-      'gemm': [Step('measuring the roofline', ('experiments.gemm', f"--output={root / 'gemm'}"), 10)],
+                                            f'--runs={run}', '--orders=3,4,5,6', '--tokens=300000'), 34)],
+      'gemm': [Step('measuring the roofline', ('experiments.gemm', f"--output={root / 'gemm'}"), 9)],
       'chinchilla': [
           Step('a sweep and its law', ('experiments.sweep', '--sweep=experiments/sweeps/first.py',
-                                       f"--workdir={root / 'sweep'}"), 180,
-               root / 'sweep' / 'law.txt')],
+                                       f"--workdir={root / 'sweep'}"), 70, root / 'sweep' / 'law.txt')],
       'rasp': [
-          Step('compiling an adder', ('rasp', 'run', '--program=adder', '--input=683+345='), 4, rasp / 'adder.txt'),
-          Step('drawing it', ('rasp', 'draw', '--program=adder', '--input=85+47=', f"--out={rasp / 'adder.svg'}"), 6)],
+          Step('compiling an adder', ('rasp', 'run', '--program=adder', '--input=683+345='), 2, rasp / 'adder.txt'),
+          Step('drawing it', ('rasp', 'draw', '--program=adder', '--input=85+47=', f"--out={rasp / 'adder.svg'}"), 4)],
       'thinking': [
           Step('thinking in text', ('experiments.study', '--name=tiered_word_problem', '--scale=quick', '--seeds=1',
-                                    f"--workdir={root / 'word_problem'}"), 200)],
+                                    f"--workdir={root / 'word_problem'}"), 56)],
   }
   return [step for part in PARTS if part in parts for step in steps[part]]
 

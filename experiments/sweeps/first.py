@@ -1,4 +1,4 @@
-"""Five sizes from 10 to 160 thousand parameters and three token counts, for the tour of the quickstart: minutes.
+"""Five sizes from 10 to 160 thousand parameters and three token counts, for the quickstart: a minute.
 
   python -m experiments.sweep --sweep=experiments/sweeps/first.py
 
