@@ -31,18 +31,19 @@ def plan(root: pathlib.Path, parts: list[str]):
   run, ladder, rasp = root / 'decoder', root / 'ladder', root / 'rasp'
   steps = {
       'attention': [
-          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume'), 90),
-          Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=2048'), 13),
+          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume',
+                                       '--config.evaluation.every_steps=250'), 80),
+          Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=1024'), 9),
           Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 4),
           Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'),
                7, run / 'sample.txt')],
       'perplexity': [
           Step('the ladder of predictors', ('experiments.ladder', f'--config={CONFIG}', f'--output={ladder}',
-                                            f'--runs={run}', '--orders=3,4,5,6', '--tokens=300000'), 34)],
+                                            f'--runs={run}', '--orders=3,4,5,6', '--tokens=150000'), 20)],
       'gemm': [Step('measuring the roofline', ('experiments.gemm', f"--output={root / 'gemm'}"), 9)],
       'chinchilla': [
           Step('a sweep and its law', ('experiments.sweep', '--sweep=experiments/sweeps/first.py',
-                                       f"--workdir={root / 'sweep'}"), 70, root / 'sweep' / 'law.txt')],
+                                       f"--workdir={root / 'sweep'}"), 60, root / 'sweep' / 'law.txt')],
       'rasp': [
           Step('compiling an adder', ('rasp', 'run', '--program=adder', '--input=683+345='), 2, rasp / 'adder.txt'),
           Step('drawing it', ('rasp', 'draw', '--program=adder', '--input=85+47=', f"--out={rasp / 'adder.svg'}"), 4)],

@@ -14,5 +14,5 @@ def get_sweep() -> Sweep:
   base.training.batch = 4
   base.evaluation.windows = 1024
   sizes = [quick.size(*shape) for shape in [(16, 2), (24, 2), (32, 2), (48, 3), (64, 3)]]
-  return Sweep(base, product(sizes, over('training.steps', [250, 500, 1000])),
+  return Sweep(base, product(sizes, over('training.steps', [200, 400, 800])),
                allow=('short_range', 'no_interior_minimum'))
