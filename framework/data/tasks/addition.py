@@ -9,31 +9,23 @@ reaches them, so that it is decided by the digits after them.
 
 import dataclasses
 
-import numpy as np
-
-from framework.config import ConfigError
+from framework.data import tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(tasks.Question):
   """digits: n; chain: digit pairs that only hand a carry on; base: of the digits."""
   digits: int = 8
   chain: int = 6
   base: int = 10
 
   def __post_init__(self):
-    if not 1 <= self.digits <= 10**4 or not 2 <= self.base <= 1000:
-      raise ConfigError(f'data.task has digits={self.digits} and base={self.base}; expected 1 to 10000 and 2 to 1000')
-    if not 0 <= self.chain < self.digits:
-      raise ConfigError(f'data.task has chain={self.chain}; expected 0 to {self.digits - 1}, one less than digits')
+    tasks.check_range(self, digits=(1, 10**4), base=(2, 1000))
+    tasks.check_range(self, chain=(0, self.digits - 1))
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + 3 * self.base))) + '+=;'
-
-  @property
-  def end(self) -> int:
-    return len(self.alphabet)
+    return tasks.characters(3 * self.base) + '+=;'
 
   @property
   def equals(self) -> int:
@@ -42,13 +34,7 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of '=' in a block: what comes after it is the task."""
     return 2 * self.digits + 2
-
-  @property
-  def hard(self) -> int:
-    """The place of s_0, the carry that has come through the chain."""
-    return self.start + 1
 
   @property
   def length(self) -> int:
@@ -61,13 +47,11 @@ class Task:
 
   @property
   def draws(self) -> int:
-    """Uniform numbers that a block is a function of."""
     return 2 * self.digits
 
-  def spell(self, u_n, xp=np):
-    """The block, int [length], of uniform numbers in [0, 1); `xp` is numpy or jax.numpy."""
+  def spell(self, u_n, xp):
     n, base = self.digits, self.base
-    a, b = xp.minimum((u_n.reshape(2, n) * base).astype(int), base - 1)  # float32 may round a product up to base
+    a, b = tasks.pick(u_n.reshape(2, n), base, xp)
     b = xp.where(xp.arange(n) < self.chain, base - 1 - a, b)
     carry, digits, working = 0 * a[0], [], []
     for i in reversed(range(n)):
@@ -79,6 +63,3 @@ class Task:
     sum_ = xp.stack([last, *reversed(digits)])
     return xp.concatenate([xp.asarray([self.end]), a, xp.asarray([self.equals - 1]), b, xp.asarray([self.equals]), sum_,
                            xp.asarray([self.equals + 1]), xp.stack(working), last[None]])
-
-  def block(self, rng: np.random.Generator) -> np.ndarray:
-    return self.spell(rng.random(self.draws))

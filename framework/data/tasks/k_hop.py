@@ -10,30 +10,22 @@ answer comes first and the hops after it: told in that order each is a single ho
 
 import dataclasses
 
-import numpy as np
-
-from framework.config import ConfigError
+from framework.data import tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(tasks.Question):
   """text: L; symbols: how many there are; hops: k."""
   text: int = 64
   symbols: int = 4
   hops: int = 4
 
   def __post_init__(self):
-    for name, low, high in (('text', 2, 10**5), ('symbols', 2, 4096), ('hops', 1, 10**4)):
-      if not low <= getattr(self, name) <= high:
-        raise ConfigError(f'data.task has {name}={getattr(self, name)}; expected {low} to {high}')
+    tasks.check_range(self, text=(2, 10**5), symbols=(2, 4096), hops=(1, 10**4))
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + self.symbols))) + '-=;'
-
-  @property
-  def end(self) -> int:
-    return len(self.alphabet)
+    return tasks.characters(self.symbols) + '-=;'
 
   @property
   def none(self) -> int:
@@ -47,13 +39,7 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of '=' in a block: what comes after it is the task."""
     return self.text + 1
-
-  @property
-  def hard(self) -> int:
-    """The place of h_k before its hops."""
-    return self.start + 1
 
   @property
   def length(self) -> int:
@@ -66,13 +52,11 @@ class Task:
 
   @property
   def draws(self) -> int:
-    """Uniform numbers that a block is a function of."""
     return self.text
 
-  def spell(self, u_n, xp=np):
-    """The block, int [length], of uniform numbers in [0, 1); `xp` is numpy or jax.numpy."""
+  def spell(self, u_n, xp):
     L, V = self.text, self.symbols
-    x = xp.minimum((u_n * V).astype(int), V - 1)  # float32 may round a product up to V
+    x = tasks.pick(u_n, V, xp)
     place, hops = xp.asarray(L - 1), []
     for _ in range(self.hops):
       here = (x == x[place]) & (xp.arange(L) < place)
@@ -83,6 +67,3 @@ class Task:
     hops = xp.stack(hops)
     return xp.concatenate([xp.asarray([self.end]), x, xp.asarray([self.equals]), hops[-1:],
                            xp.asarray([self.equals + 1]), hops])
-
-  def block(self, rng: np.random.Generator) -> np.ndarray:
-    return self.spell(rng.random(self.draws))

@@ -20,13 +20,14 @@ import functools
 import numpy as np
 
 from framework.config import ConfigError, nearest
+from framework.data import tasks
 
 KINDS = ('cube', 'quad', 'affine')
 FORMS = ('answer', 'derivation')
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(tasks.Question):
   """p: the modulus, a prime; steps: T; maps: how many maps occur, 0 for all of the kind."""
   kind: str = 'cube'
   p: int = 5
@@ -48,8 +49,7 @@ class Task:
     most = self._all_maps.shape[0]
     if not 0 <= self.maps <= most or self.maps == 1:
       raise ConfigError(f'data.task has maps={self.maps}; expected 2 to {most}, or 0 for all')
-    if not 1 <= self.steps <= 10**5:
-      raise ConfigError(f'data.task has steps={self.steps}; expected 1 to 100000')
+    tasks.check_range(self, steps=(1, 10**5))
 
   @functools.cached_property
   def _all_maps(self) -> np.ndarray:
@@ -69,11 +69,7 @@ class Task:
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + self.p + len(self.table)))) + '=;'
-
-  @property
-  def end(self) -> int:
-    return len(self.alphabet)
+    return tasks.characters(self.p + len(self.table)) + '=;'
 
   @property
   def equals(self) -> int:
@@ -82,7 +78,6 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of '=' in a block: what comes after it is the task."""
     return self.steps + 2
 
   @property
@@ -101,15 +96,12 @@ class Task:
 
   @property
   def draws(self) -> int:
-    """Uniform numbers that a block is a function of."""
     return self.steps + 1
 
-  def spell(self, u_n, xp=np):
-    """The block, int [length], of uniform numbers in [0, 1); `xp` is numpy or jax.numpy."""
+  def spell(self, u_n, xp):
     table = xp.asarray(self.table)
     M, p, T = *self.table.shape, self.steps
-    f = xp.minimum((u_n[:T] * M).astype(int), M - 1)  # float32 may round a product up to M
-    b = xp.minimum((u_n[T] * p).astype(int), p - 1)
+    f, b = tasks.pick(u_n[:T], M, xp), tasks.pick(u_n[T], p, xp)
     first, derivation = b, []
     for t in reversed(range(T)):
       b = table[f[t], b]
@@ -117,6 +109,3 @@ class Task:
     answer = [b, self.end - 1] if self.form == 'answer' else []
     return xp.concatenate([xp.asarray([self.end]), p + f, xp.stack(
         [xp.asarray(x) for x in (first, self.equals, *answer, *derivation)])])
-
-  def block(self, rng: np.random.Generator) -> np.ndarray:
-    return self.spell(rng.random(self.draws))

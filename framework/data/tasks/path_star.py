@@ -17,19 +17,18 @@ import dataclasses
 import numpy as np
 
 from framework.config import ConfigError
+from framework.data import tasks
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(tasks.Question):
   """arms: d; nodes_of_arm: m; nodes: names to draw from, 0 for as many as a graph has."""
   arms: int = 5
   nodes_of_arm: int = 3
   nodes: int = 0
 
   def __post_init__(self):
-    for name, low, high in (('arms', 2, 1000), ('nodes_of_arm', 1, 1000)):
-      if not low <= getattr(self, name) <= high:
-        raise ConfigError(f'data.task has {name}={getattr(self, name)}; expected {low} to {high}')
+    tasks.check_range(self, arms=(2, 1000), nodes_of_arm=(1, 1000))
     if self.nodes and not self.nodes_of_graph <= self.nodes <= 128:
       raise ConfigError(f'data.task has nodes={self.nodes}; expected {self.nodes_of_graph}, the nodes of a graph, to '
                         '128, or 0')
@@ -46,15 +45,11 @@ class Task:
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + self.names * (1 + self.names)))) + '='
+    return tasks.characters(self.names * (1 + self.names)) + '='
 
   def pair(self, u, v):
     """The symbol of the pair u, v."""
     return self.names * (1 + u) + v
-
-  @property
-  def end(self) -> int:
-    return len(self.alphabet)
 
   @property
   def equals(self) -> int:
@@ -67,13 +62,8 @@ class Task:
 
   @property
   def start(self) -> int:
-    """The place of the goal after '=': what comes after it is the task."""
+    """The place of the goal, after '='."""
     return self.edges + 2
-
-  @property
-  def hard(self) -> int:
-    """The place of the first node of the path."""
-    return self.start + 1
 
   @property
   def length(self) -> int:
@@ -100,20 +90,15 @@ class Task:
 
   @property
   def draws(self) -> int:
-    """Uniform numbers that a block is a function of."""
     return self.names + self.edges
 
-  def spell(self, u_n, xp=np):
-    """The block, int [length], of uniform numbers in [0, 1); `xp` is numpy or jax.numpy."""
+  def spell(self, u_n, xp):
     d, m = self.arms, self.nodes_of_arm
     names = 1 + xp.argsort(u_n[:self.names - 1])[:d * m]
-    goal = xp.minimum((u_n[-1] * d).astype(int), d - 1)  # float32 may round a product up to d
+    goal = tasks.pick(u_n[-1], d, xp)
     arms_DxM = names.reshape(d, m)
     from_DxM = xp.concatenate([xp.zeros_like(arms_DxM[:, :1]), arms_DxM[:, :-1]], axis=1)
     edges_E = self.pair(from_DxM, arms_DxM).reshape(-1)[xp.argsort(u_n[self.names - 1:-1])]
     path = arms_DxM[goal]
     return xp.concatenate([xp.asarray([self.end]), edges_E, xp.asarray([self.equals]), path[-1:], path,
                            self.pair(path[-1:], path[0])])
-
-  def block(self, rng: np.random.Generator) -> np.ndarray:
-    return self.spell(rng.random(self.draws))

@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from framework.config import ConfigError
+from framework.data import tasks
 
 TRIPLES = 32  # in a block
 
@@ -26,11 +26,7 @@ class Task:
   noise: float = 0.2
 
   def __post_init__(self):
-    for name, low, high in (('symbols', 2, 1024), ('exponent', 0.0, 10.0), ('noise', 0.0, 1.0)):
-      value = getattr(self, name)
-      if not low <= value <= high:
-        raise ConfigError(f'data.task has {name}={value}; expected {low} to {high}, nearest is '
-                          f'{low if value != value or value < low else high}')
+    tasks.check_range(self, symbols=(2, 1024), exponent=(0.0, 10.0), noise=(0.0, 1.0))
 
   @property
   def length(self) -> int:
@@ -38,7 +34,7 @@ class Task:
 
   @property
   def alphabet(self) -> str:
-    return ''.join(map(chr, range(0x4E00, 0x4E00 + 3 * self.symbols)))  # a block of assigned, printable characters
+    return tasks.characters(3 * self.symbols)
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:

@@ -1,12 +1,8 @@
 """Additions against Python's integers."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from framework.config import ConfigError
-from framework.data import stream
 from framework.data.tasks.addition import Task
 
 
@@ -38,16 +34,3 @@ def test_blocks_are_true(digits, chain, base):
     assert block[-1] == carry == block[task.hard]
     carries.append(carry)
   assert 1 - np.mean(carries) == pytest.approx(task.chance, abs=0.05)
-
-
-def test_jax_and_numpy_spell_alike():
-  task = Task(4, 2)
-  u = np.random.default_rng(0).random((20, task.draws)).astype(np.float32)
-  blocks = jax.vmap(lambda row: task.spell(row, jnp))(u)
-  np.testing.assert_array_equal(blocks, [task.spell(row) for row in u])
-
-
-def test_refusals():
-  for text, words in (('chain=8', 'chain=8; expected 0 to 7'), ('base=1', 'base=1')):
-    with pytest.raises(ConfigError, match=words):
-      stream.task_of(f'addition:{text}')

@@ -1,12 +1,8 @@
 """k-hop induction against its definition on lists."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from framework.config import ConfigError
-from framework.data import stream
 from framework.data.tasks.k_hop import Task
 
 
@@ -39,16 +35,3 @@ def test_blocks_are_true(text, symbols, hops):
 def test_the_check_sees_a_hop_too_few():
   assert hops_of([0, 1, 2, 0, 2, 1, 0], 3, 9) == [2, 0, 1]  # 0 -> 2 at 4 -> 0 at 3 -> 1 at 1
   assert hops_of([0, 1, 2, 0, 2, 1, 0], 4, 9)[-1] == 9
-
-
-def test_jax_and_numpy_spell_alike():
-  task = Task(30, 3, 4)
-  u = np.random.default_rng(0).random((20, task.draws)).astype(np.float32)
-  blocks = jax.vmap(lambda row: task.spell(row, jnp))(u)
-  np.testing.assert_array_equal(blocks, [task.spell(row) for row in u])
-
-
-def test_refusals():
-  for text, words in (('hops=0', 'hops=0; expected 1'), ('symbols=1', 'symbols=1; expected 2')):
-    with pytest.raises(ConfigError, match=words):
-      stream.task_of(f'k_hop:{text}')

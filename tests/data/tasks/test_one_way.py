@@ -1,11 +1,8 @@
 """Right-to-left recurrences: every block is checked by big-integer arithmetic and by brute force over groups."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from framework.config import ConfigError
 from framework.data import stream
 from framework.data.tasks.one_way import Task
 
@@ -73,22 +70,5 @@ def test_the_answer_is_uniform_for_permutations():
   np.testing.assert_allclose(counts, task.chance, atol=0.025)
 
 
-def test_jax_writes_the_blocks_of_numpy():
-  task = Task()
-  u = np.random.default_rng(0).random((64, task.draws)).astype(np.float32)
-  spelled = jax.jit(jax.vmap(lambda u: task.spell(u, jnp)))(u)
-  np.testing.assert_array_equal(spelled, [task.spell(row) for row in u])
-  top = np.full(task.draws, np.float32(1) - np.float32(2)**-24)
-  assert max(task.spell(top)[1:task.start]) == 8  # the last map: rounding does not lead beyond
-
-
 def test_it_is_a_task_of_the_command_line():
   assert stream.task_of('one_way:kind=quad,p=29,steps=12') == Task('quad', 29, 12)
-
-
-@pytest.mark.parametrize('settings,words', [
-    ({'p': 7}, 'p=7.*no permutation'), ({'p': 9}, 'p=9.*prime'), ({'kind': 'cub'}, "kind=cub.*did you mean 'cube'"),
-    ({'maps': 1}, 'maps=1'), ({'maps': 21}, '2 to 20'), ({'steps': 0}, 'steps=0')])
-def test_refusals(settings, words):
-  with pytest.raises(ConfigError, match=words):
-    Task(**settings)

@@ -1,12 +1,8 @@
 """Path-star graphs: every block is rebuilt from its edges alone; the formula of rollouts against drawing them."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from framework.config import ConfigError
-from framework.data import stream
 from framework.data.tasks.path_star import Task
 
 
@@ -52,13 +48,6 @@ def test_the_check_sees_a_wrong_path():
   assert way(task, block) == block[-4:-1] and way(task, other) != other[-3:]
 
 
-def test_jax_and_numpy_spell_alike():
-  task = Task(4, 3, 17)
-  u = np.random.default_rng(0).random((20, task.draws)).astype(np.float32)
-  blocks = jax.vmap(lambda row: task.spell(row, jnp))(u)
-  np.testing.assert_array_equal(blocks, [task.spell(row) for row in u])
-
-
 @pytest.mark.parametrize('arms,samples,expected', [(2, 1, 1.0), (5, 1, 0.4), (5, 2, 0.56), (5, 4, 0.79), (5, 8, 0.97),
                                                    (10, 8, 0.67), (5, 0, 0.2)])
 def test_with_rollouts_is_what_drawing_them_gives(arms, samples, expected):
@@ -70,10 +59,3 @@ def test_with_rollouts_is_what_drawing_them_gives(arms, samples, expected):
     left = [a for a in range(arms) if a not in w]
     right += g in w or left[int(u * len(left))] == g
   assert found == pytest.approx(right / n, abs=0.012) and found == pytest.approx(expected, abs=0.006)
-
-
-def test_refusals():
-  for text, words in (('arms=1', 'arms=1; expected 2'), ('nodes=10', 'nodes=10; expected 16'),
-                      ('arms=900,nodes_of_arm=9', 'at most 128')):
-    with pytest.raises(ConfigError, match=words):
-      stream.task_of(f'path_star:{text}')
