@@ -6,7 +6,6 @@ run again. A command that was interrupted is started anew and has to resume by i
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import fcntl
 import json
 import pathlib
 import signal
@@ -72,11 +71,8 @@ def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'steps.json'
   with open(folder / '.lock', 'w', encoding='utf-8') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # held by a walk that runs, or by the last command of one that was killed
-      say(f'another run in {folder} has not ended; waiting for it')
-      fcntl.flock(lock, fcntl.LOCK_EX)
+    # Another may be a walk that runs, or the last command of one that was killed.
+    files.hold(lock, waiting=lambda: say(f'another run in {folder} has not ended; waiting for it'))
     done = read_done(path)
     for number, step in enumerate(steps, 1):
       if step.command in done:

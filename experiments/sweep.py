@@ -60,12 +60,12 @@ def work(cells, workdir: pathlib.Path) -> int:
     os.sched_setaffinity(0, [int(core) for core in CORES.value])
   launch.start_jax(cells[0].config)
   from experiments import draw, workers
-  from framework.data import cache, corpus
+  from framework.data import corpus
   from framework.training import branch, loop, run
   for cell in cells:
     folder = workdir / 'cells' / cell.name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with cache.lock(folder.parent / f'.{cell.name}.lock'):
+    with files.lock(folder.parent / f'.{cell.name}.lock'):
       if workers.finished(folder):
         continue
       text = corpus.prepare(cell.config.data)
@@ -95,7 +95,7 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   """Runs all cells but the largest, predicts that, runs it, compares, and fits all."""
   from experiments import cells as cells_lib
   from experiments import forecast, progress, workers
-  from framework.data import cache, corpus
+  from framework.data import corpus
   from framework.training import branch
   from scaling.table import TableError
   logs = workdir / 'logs'
@@ -103,7 +103,7 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   with progress.bar() as show:
     vocabulary = [corpus.prepare(data, show).tokenizer.size for data in {repr(c.config.data): c.config.data
                                                                          for c in cells}.values()]
-  with cache.lock(workdir / '.lock'):
+  with files.lock(workdir / '.lock'):
     cells = cells_lib.with_costs(cells, max(vocabulary))
     largest = max(cells, key=lambda cell: _flops(cell, max(vocabulary)))
     parameters = dict(word.partition('=')[::2] for word in SLURM.value)

@@ -1,18 +1,22 @@
 """Files that are either there in full or not there."""
 
 import contextlib
+import io
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from framework.config import ConfigError
 
 try:
   import fcntl
-except ImportError:  # not a POSIX system: rows of two processes at the same moment may mix
+except ImportError:  # not a POSIX system: as on a file system without locks
   fcntl = None
+
+log = logging.getLogger(__name__)
 
 
 def expand(key: str, text: str) -> pathlib.Path:
@@ -68,13 +72,40 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_atomically(path, json.dumps(value, indent=2) + '\n')
 
 
+def hold(file: io.IOBase, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> bool:
+  """Whether the open file is now held against other processes; the system lets go of it when the last that has it open
+  ends. False where another holds it and we do not `wait`, and on a file system without locks.
+
+  Args:
+    waiting: called before we wait for another process.
+  """
+  if not fcntl:
+    return False
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    if not wait:
+      return False
+    waiting()
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError as error:
+    log.info('no lock on %s (%s)', file.name, error)
+    return False
+  return True
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
+  """Holds the file at `path`, which stays, as `hold` does."""
+  with open(path, 'wb') as file:
+    yield hold(file, wait, lambda: log.info('waiting for another process that holds %s', path))
+
+
 def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   """Adds rows to a JSON-lines file, all or none of them, also when other processes add theirs at the same moment."""
   left = ''.join(json.dumps(row) + '\n' for row in rows).encode()
   with naming(path), open(path, 'a+b', buffering=0) as file:
-    if fcntl:
-      with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX)
+    hold(file)
     file.seek(0)
     end = file.read().rfind(b'\n') + 1
     file.truncate(end)  # what a kill cut short is no row

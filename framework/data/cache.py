@@ -3,19 +3,13 @@ the file system has one, and appears by one rename. What a dead process leaves i
 """
 
 import contextlib
-import logging
 import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-try:
-  import fcntl
-except ImportError:  # Windows: two processes may then prepare the same corpus at once, and one result is dropped
-  fcntl = None
-
-log = logging.getLogger(__name__)
+from framework import files
 
 
 def temporary(folder: pathlib.Path) -> pathlib.Path:
@@ -47,33 +41,11 @@ def publish(made: pathlib.Path, folder: pathlib.Path, sound: Callable[[pathlib.P
     shutil.rmtree(damaged, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
-  """Whether `path` is now held against other processes; the system lets go of it when this one dies.
-
-  The file itself stays. On a file system without locks two processes do the same work and the first to publish wins.
-  """
-  with open(path, 'wb') as file:
-    locked = False
-    if fcntl:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
-      except BlockingIOError:
-        if wait:
-          log.info('waiting for another process that holds %s', path)
-          fcntl.flock(file, fcntl.LOCK_EX)
-          locked = True
-      except OSError as error:
-        log.info('no locks in %s (%s)', path.parent, error)
-    yield locked
-
-
 def clean(root: pathlib.Path, mine: str) -> None:
   """Removes the temporaries of dead processes. A live process holds the lock of its digest; we hold that of `mine` and
   have made no temporary yet."""
   for left in root.glob('*.tmp'):
     digest = left.name.split('.')[0]
-    with contextlib.nullcontext(True) if digest == mine else lock(root / f'{digest}.lock', wait=False) as dead:
+    with contextlib.nullcontext(True) if digest == mine else files.lock(root / f'{digest}.lock', wait=False) as dead:
       if dead:
         shutil.rmtree(left, ignore_errors=True)

@@ -28,7 +28,7 @@ from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
 from framework.data import stream
 from framework.data import tokenizer as tokenizers
-from framework.files import expand
+from framework.files import expand, lock
 
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
@@ -119,7 +119,7 @@ def _prepare(data: Data, progress: Progress) -> Corpus:
   size = sum(source.size for source in sources + held_out)
   try:
     root.mkdir(parents=True, exist_ok=True)
-    with cache_lib.lock(root / f'{digest}.lock') as locked:
+    with lock(root / f'{digest}.lock') as locked:
       corpus = _open(folder, digest, warn=True)
       if corpus:  # another process was quicker
         return corpus

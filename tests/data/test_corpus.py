@@ -15,6 +15,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from framework import files as files_lib
 from framework.config import ConfigError, Data
 from framework.data import cache as caches
 from framework.data import corpus as corpora
@@ -406,7 +407,7 @@ def test_two_processes_at_once_both_end_well(data):
 
 
 def test_without_locks_the_first_to_publish_wins(data, monkeypatch):
-  monkeypatch.setattr(caches, 'fcntl', None)
+  monkeypatch.setattr(files_lib, 'fcntl', None)
   fill(data, {'a.txt': NOVEL})
   inner = []
 
@@ -425,7 +426,7 @@ def test_a_live_temporary_is_left_alone(data):
   root = pathlib.Path(data.cache) / 'corpora'
   root.mkdir(parents=True)
   (root / 'feed.1234.tmp').mkdir()
-  with caches.lock(root / 'feed.lock') as locked:
+  with files_lib.lock(root / 'feed.lock') as locked:
     assert locked
     corpora.prepare(data)
     assert (root / 'feed.1234.tmp').exists()
