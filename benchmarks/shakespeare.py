@@ -26,18 +26,13 @@ STEPS = flags.DEFINE_integer('steps', 2000, "steps of nanoGPT's setting", lower_
 WORKER = flags.DEFINE_enum('worker', None, ['lemma', 'pytorch', 'lemma_cpu'], 'internal: run as this side')
 
 
-def configure():
+def configure(side: str):
+  """The config of `lemma` and `pytorch`, which is nanoGPT's setting, or of `lemma_cpu`."""
   from framework import config as config_lib
-  config = shakespeare_nanogpt.get_config()
+  config = (shakespeare_cpu if side == 'lemma_cpu' else shakespeare_nanogpt).get_config()
   config.data.path = TEXT.value
-  config.training.steps = STEPS.value
-  return config_lib.check(config)
-
-
-def configure_cpu():
-  from framework import config as config_lib
-  config = shakespeare_cpu.get_config()
-  config.data.path = TEXT.value
+  if side != 'lemma_cpu':
+    config.training.steps = STEPS.value
   return config_lib.check(config)
 
 
@@ -83,18 +78,6 @@ def lemma(config):
   return one, loss, lambda: jax.block_until_ready(state)
 
 
-def step_seconds(config, steps: int) -> float:
-  """Seconds a step, without the first, which compiles."""
-  one, _, wait = lemma(config)
-  one()
-  wait()
-  begin = time.perf_counter()
-  for _ in range(steps):
-    one()
-  wait()
-  return (time.perf_counter() - begin) / steps
-
-
 def pytorch():
   """nanoGPT's model and step, written in PyTorch, eager."""
   import jax
@@ -104,7 +87,7 @@ def pytorch():
   from torch.nn import functional
   from framework.data import corpus as corpus_lib
   from framework.training import setup
-  config = configure()
+  config = configure('pytorch')
   m, o = config.model, config.optimizer
   corpus = corpus_lib.prepare(config.data)
   s = setup.set_up(config, corpus.tokenizer.size)
@@ -184,8 +167,7 @@ def pytorch():
 def work(side: str) -> None:
   """Answers 'N' with the seconds of N steps, and 'loss' with the validation loss."""
   begin = time.perf_counter()
-  one, loss, wait = {'lemma': lambda: lemma(configure()), 'pytorch': pytorch,
-                     'lemma_cpu': lambda: lemma(configure_cpu())}[side]()
+  one, loss, wait = pytorch() if side == 'pytorch' else lemma(configure(side))
   ready = time.perf_counter()
   one()
   wait()
@@ -221,9 +203,9 @@ def main(_) -> None:
     sides[side].stdin.flush()
     return json.loads(sides[side].stdout.readline())
   first = {side: json.loads(process.stdout.readline()) for side, process in sides.items()}
-  cpu = configure_cpu()
-  steps = {'lemma': STEPS.value, 'pytorch': STEPS.value, 'lemma_cpu': cpu.training.steps}
-  tokens = {'lemma': 12 * 64, 'pytorch': 12 * 64, 'lemma_cpu': cpu.training.batch * cpu.data.stride}
+  configs = {side: configure(side) for side in sides}
+  steps = {side: config.training.steps for side, config in configs.items()}
+  tokens = {side: config.training.batch * config.data.stride for side, config in configs.items()}
   times = {side: [] for side in sides}
   turns = -(-(STEPS.value - 1) // BLOCK.value)
   for turn in range(turns):

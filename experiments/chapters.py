@@ -3,7 +3,6 @@
 Each is a section and the clause that says in the page's first sentence what came of it.
 """
 
-import json
 from collections.abc import Sequence
 import pathlib
 from typing import Any
@@ -120,7 +119,7 @@ def rasp(folder: pathlib.Path, here: pathlib.Path) -> Chapter:
 
 def thinking(study: pathlib.Path, here: pathlib.Path) -> Chapter:
   """The tiered model on a word problem that the plain decoder cannot solve."""
-  verdict = json.loads((study / 'verdict.json').read_text(encoding='utf-8'))
+  verdict = needed(study / 'verdict.json')
   section, numbers = sections.study(study, verdict, here), verdict['numbers']
   return (f"a decoder that reads its own thoughts answers {numbers['rollouts'][0]:.0%} of questions, without them "
           f"{numbers['decoder'][0]:.0%}", page.Section('Thinking in text: the tiered model', section.blocks))
