@@ -119,6 +119,8 @@ def test_killed_in_both_stages_ends_the_same(two):
   assert result['flops_train_exact'] == sum(t['flops_train_exact'] for t in result['tiers'])
   gap = json.loads((two / 'tier_1' / 'memorisation.json').read_text())
   assert gap['gap'] == gap['training']['accuracy'] - gap['held_out']['accuracy'] and gap['held_out']['tokens'] > 100
+  assert gap['gap_error'] == pytest.approx(np.hypot(gap['training']['error'], gap['held_out']['error'])) and (
+      0.001 < gap['gap_error'] < 0.1)
   last = files.read_rows(two / 'tier_2' / 'metrics.jsonl')
   assert last[-1]['loss'] < last[0]['loss']
 
@@ -199,6 +201,8 @@ def train_by_heart(folder, workdir, *more):
 def test_memorisation_refuses_the_next_tier(tmp_path):
   last = finish(train_by_heart(tmp_path / 'text', tmp_path / 'run'), 2).strip().splitlines()[-1]
   assert last.startswith('error: rollouts of tier 1 are ') and 'expected at most 5.0' in last
+  gap = json.loads((tmp_path / 'run' / 'tier_1' / 'memorisation.json').read_text())
+  assert gap['gap'] - 2 * gap['gap_error'] > 0.05
   assert not (tmp_path / 'run' / 'tier_2' / 'metrics.jsonl').exists()
 
 
