@@ -5,13 +5,16 @@ whole arm. Tier 1 is trained on right paths before its eyes: it learns to walk f
 step at random. Its rollouts from the centre are such walks, and show where they end: tier 2 reads K of them. Who sees K
 walks has at best the accuracy of `Task.with_rollouts(K)`: the goal's arm is among them, or those seen are ruled out.
 
-Controls read as many nodes: a learned filler in place of the rollouts, and the rollouts of another row.
+Tier 2 is scored on the first step alone, all else tier 1 knows. Readers of more rollouts begin as the reader of fewer:
+the look that finds a node among one walk's also finds it among four. Controls begin as the reader of one, and read as
+many nodes as the reader of most: a learned filler in place of the rollouts, or the rollouts of another row.
 """
 
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from experiments.studies import fit
 from framework import config as config_lib
@@ -27,12 +30,12 @@ RULE = ('Accuracy on the first step among d arms, in every seed: each reader of 
 
 CONTROLS = ('filler', 'shuffled')
 SCALES = {
-    'cpu': dict(arms=3, nodes_of_arm=3, width=64, layers=2, heads=4, batch=32, first=1200, second=2000, tests=64,
-                samples=(1, 2, 4)),
-    'gpu': dict(arms=5, nodes_of_arm=5, width=256, layers=4, heads=8, batch=256, first=20000, second=10000, tests=128,
-                samples=(1, 2, 4, 8)),
+    'cpu': dict(arms=3, nodes_of_arm=3, width=64, layers=2, heads=4, batch=64, first=1200, second=1000, more=500,
+                tests=32, samples=(1, 2, 4)),
+    'gpu': dict(arms=5, nodes_of_arm=5, width=256, layers=4, heads=8, batch=256, first=20000, second=10000, more=5000,
+                tests=128, samples=(1, 2, 4, 8)),
     'paper': dict(arms=10, nodes_of_arm=5, width=384, layers=6, heads=6, batch=512, first=50000, second=25000,
-                  tests=128, samples=(1, 2, 4, 8, 16)),
+                  more=10000, tests=128, samples=(1, 2, 4, 8, 16)),
 }
 
 
@@ -41,10 +44,13 @@ def task_of(s: dict[str, Any]) -> Task:
 
 
 def settings(s: dict[str, Any], seed: int, samples: int = 1, content: str = 'own') -> config_lib.Config:
-  """Two tiers; a rollout is a walk along a whole arm. The goal's own node reads the rollouts."""
+  """Two tiers; a rollout is a walk along a whole arm. The goal's own node reads the rollouts.
+
+  Without positions: edges come in any order, and a look learnt at one distance is to work at others, also ahead.
+  """
   task = task_of(s)
   return config_lib.check(config_lib.Config(
-      model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads']),
+      model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads'], position='none'),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
       tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm + 1, samples=samples,
                                layout='stamp', content=content, rollout_dropout=0.0)))
@@ -54,6 +60,12 @@ def optimizer(steps: int) -> config_lib.Optimizer:
   """Muon: with AdamW the looks from node to node take several times as many steps to be learnt."""
   return config_lib.Optimizer(name='muon', learning_rate=1e-2, final_learning_rate=1e-3,
                               warmup_steps=min(200, steps // 10), weight_decay=0.01)
+
+
+def first_steps(task: Task, key: jax.Array, count: int, place: jax.Array) -> dict[str, jax.Array]:
+  """A batch as of fit.rows, whose only targets are the first nodes of the paths."""
+  batch = fit.rows(task, key, count, place)
+  return batch | {'weights': jnp.zeros_like(batch['weights']).at[:, task.hard - 1].set(1.0)}
 
 
 def parts(s: dict[str, Any]) -> list[str]:
@@ -73,16 +85,23 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
                          'loss_curves': {'tier 1': losses}}
   # The gate of everything else: does tier 1 walk along edges?
   out['steps'] = [fit.answers(bottom, below, tests, task.hard + n)['accuracy'] for n in range(1, task.nodes_of_arm + 1)]
-  readers = [('own', K) for K in s['samples']] + [(content, s['samples'][-1]) for content in CONTROLS]
-  for content, samples in readers:
+  draw = lambda key, n: first_steps(task, key, s['batch'], n + s['first'])
+  def reader(content: str, samples: int, begin: Any, steps: int) -> Any:
     name = f'rollouts {samples}' if content == 'own' else content
     model = tiered.build(settings(s, seed, samples, content), vocabulary)
-    params = tiered.warm_start(jax.jit(model.init)(jax.random.key(seed + 100))['params'] | below, 2)
-    draw = lambda key, n: fit.rows(task, key, s['batch'], n + s['first'])
-    params, losses = fit.train(model, draw, steps=s['second'], seed=seed + 10, settings=optimizer(s['second']),
-                               params=params, only='tier_2', show=show, what=f'seed {seed}, {name}')
+    if begin is None:
+      begin = tiered.warm_start(jax.jit(model.init)(jax.random.key(seed + 100))['params'] | below, 2)
+    params, losses = fit.train(model, draw, steps=steps, seed=seed + 10, settings=optimizer(steps), params=begin,
+                               only='tier_2', show=show, what=f'seed {seed}, {name}')
     out[name] = fit.answers(model, params, tests, task.hard)
     out['loss_curves'][name] = losses
+    return params
+  fewest, *others = s['samples']
+  first = last = reader('own', fewest, None, s['second'])
+  for samples in others:
+    last = reader('own', samples, last, s['more'])
+  for content in CONTROLS:
+    reader(content, s['samples'][-1], first, s['more'])
   return out
 
 
