@@ -27,8 +27,10 @@ from framework import config as config_lib
 from framework import files
 
 OUTPUT = flags.DEFINE_string('output', 'search.csv', 'the table; new, or one to continue')
-ONE = flags.DEFINE_string('one', None, 'internal: the settings of a candidate to measure, or to train')
-NANOGPT = 2000 * 1.206  # steps of its setting here in the time of 2000 in PyTorch: see benchmarks.shakespeare
+ONE = flags.DEFINE_string('one', None, 'internal: what to do, measure or train, and the settings of a candidate')
+# CPU time that fits in the time of PyTorch's 2000 steps, in steps of its setting here: 500 steps of the first candidate
+# took 64.4 s by the wall where PyTorch took 65.0 (benchmarks.shakespeare), since two devices wait for each other.
+NANOGPT = 500 * 3.80
 
 BASE = {'model.heads': 2, 'model.activation': 'relu', 'data.tokenizer': 'chars', 'data.window': 128,
         'optimizer.name': 'muon', 'optimizer.learning_rate': 0.01, 'optimizer.final_learning_rate': 0.0,
@@ -42,6 +44,11 @@ CANDIDATES = [
     {},
     {'data.window': 64, 'training.batch': 32},
     {'optimizer.learning_rate': 0.02},
+    {'optimizer.learning_rate': 0.007},
+    {'model.layers': 3},
+    {'model.layers': 3, 'data.window': 64, 'training.batch': 32},
+    {'model.width': 96},
+    {'data.window': 64, 'training.batch': 24},
 ]
 
 COLUMNS = ('candidate', 'cost', 'steps', 'epochs', 'parameters', 'nats', 'nats_overlapping')
@@ -101,16 +108,16 @@ def train(settings: dict) -> dict:
           'nats_overlapping': round(overlapping['nats_per_token'], 4)}
 
 
-def ask(settings: dict) -> dict:
-  """What `measure` or, with a number of steps, `train` says; in a process of its own."""
-  words = [sys.executable, '-m', 'benchmarks.shakespeare_search', f'--one={json.dumps(settings)}']
+def ask(what: str, settings: dict) -> dict:
+  """What `measure` or `train` says, in a process of its own."""
+  words = [sys.executable, '-m', 'benchmarks.shakespeare_search', f'--one={json.dumps([what, settings])}']
   return json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def main(_) -> None:
   if ONE.value:
-    settings = json.loads(ONE.value)
-    print(json.dumps((train if 'training.steps' in settings else measure)(settings)))
+    what, settings = json.loads(ONE.value)
+    print(json.dumps({'measure': measure, 'train': train}[what](settings)))
     return
   path = pathlib.Path(OUTPUT.value)
   rows = {row['candidate']: row for row in csv.DictReader(path.open())} if path.exists() else {}
@@ -125,9 +132,9 @@ def main(_) -> None:
       if row.get('nats'):
         continue
       if not row.get('cost'):
-        unit = unit or ask(nanogpt | here)['seconds']
-        row['cost'] = round(ask(here | cost(candidate))['seconds'] / unit, 2)
-      row |= ask(here | candidate | {'training.steps': int(NANOGPT / float(row['cost']))})
+        unit = unit or ask('measure', nanogpt | here)['seconds']
+        row['cost'] = round(ask('measure', here | cost(candidate))['seconds'] / unit, 2)
+      row |= ask('train', here | candidate | {'training.steps': int(NANOGPT / float(row['cost']))})
       print(row, flush=True)
       out = io.StringIO()
       table = csv.DictWriter(out, COLUMNS, lineterminator='\n')

@@ -32,7 +32,7 @@ def plan(root: pathlib.Path, parts: list[str]):
   steps = {
       'attention': [
           Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume',
-                                       '--config.evaluation.every_steps=250'), 80),
+                                       '--config.evaluation.every_steps=400'), 125),
           Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=1024'), 9),
           Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 4),
           Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'),

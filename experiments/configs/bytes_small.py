@@ -14,7 +14,7 @@ def get_config() -> Config:
       model=Model(layers=4, width=128, heads=4),
       data=Data(tokenizer='bytes', window=128),
       optimizer=Optimizer(name='muon', learning_rate=1e-2, final_learning_rate=1e-4, warmup_steps=50),
-      training=Training(steps=500, batch=16),
+      training=Training(steps=800, batch=16),
       evaluation=Evaluation(every_steps=100, windows=1024, batch=64),
       checkpoint=Checkpoint(every_steps=100),
   )

@@ -24,7 +24,7 @@ def get_config() -> Config:
       data=Data(tokenizer='chars', window=128),
       optimizer=Optimizer(name='muon', learning_rate=1e-2, final_learning_rate=0.0, schedule='linear',
                           warmup_steps=20),
-      training=Training(steps=634, batch=16),
+      training=Training(steps=500, batch=16),
       evaluation=Evaluation(batch=64),
       checkpoint=Checkpoint(every_steps=0),
   )
