@@ -47,8 +47,10 @@ CANDIDATES = [
     {'optimizer.learning_rate': 0.007},
     {'model.layers': 3},
     {'model.layers': 3, 'data.window': 64, 'training.batch': 32},
-    {'model.width': 96},
-    {'data.window': 64, 'training.batch': 24},
+    {'model.layers': 2},
+    {'model.layers': 3, 'model.width': 96},
+    {'model.layers': 4, 'model.width': 96},
+    {'model.layers': 3, 'model.width': 64},
 ]
 
 COLUMNS = ('candidate', 'cost', 'steps', 'epochs', 'parameters', 'nats', 'nats_overlapping')
@@ -127,13 +129,16 @@ def main(_) -> None:
     text.write_text(whole[:len(whole) * 9 // 10])
     here = {'data.path': str(text)}
     nanogpt, unit = config_lib.flatten(shakespeare_nanogpt.get_config()), None
+    costs = {name(cost(candidate)): rows[name(candidate)]['cost'] for candidate in CANDIDATES if name(candidate) in rows}
     for candidate in CANDIDATES:
       row = rows.setdefault(name(candidate), {'candidate': name(candidate)})
       if row.get('nats'):
         continue
-      if not row.get('cost'):
+      shape = name(cost(candidate))
+      if shape not in costs:
         unit = unit or ask('measure', nanogpt | here)['seconds']
-        row['cost'] = round(ask('measure', here | cost(candidate))['seconds'] / unit, 2)
+        costs[shape] = round(ask('measure', here | cost(candidate))['seconds'] / unit, 2)
+      row['cost'] = costs[shape]
       row |= ask('train', here | candidate | {'training.steps': int(NANOGPT / float(row['cost']))})
       print(row, flush=True)
       out = io.StringIO()
