@@ -49,8 +49,6 @@ CANDIDATES = [
     {'model.layers': 3, 'data.window': 64, 'training.batch': 32},
     {'model.layers': 2},
     {'model.layers': 3, 'model.width': 96},
-    {'model.layers': 4, 'model.width': 96},
-    {'model.layers': 3, 'model.width': 64},
 ]
 
 COLUMNS = ('candidate', 'cost', 'steps', 'epochs', 'parameters', 'nats', 'nats_overlapping')
