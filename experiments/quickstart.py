@@ -1,4 +1,4 @@
-"""Five formulas in five minutes: a walk through everything, which ends in one page.
+"""Five formulas in minutes: a walk through everything, which ends in one page.
 
 Example:
   python -m experiments.quickstart --workdir=runs/quickstart
