@@ -127,7 +127,7 @@ def main(_) -> None:
     text.write_text(whole[:len(whole) * 9 // 10])
     here = {'data.path': str(text)}
     nanogpt, unit = config_lib.flatten(shakespeare_nanogpt.get_config()), None
-    costs = {name(cost(candidate)): rows[name(candidate)]['cost'] for candidate in CANDIDATES if name(candidate) in rows}
+    costs = {name(cost(c)): rows[name(c)]['cost'] for c in CANDIDATES if name(c) in rows}
     for candidate in CANDIDATES:
       row = rows.setdefault(name(candidate), {'candidate': name(candidate)})
       if row.get('nats'):

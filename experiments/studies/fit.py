@@ -14,22 +14,22 @@ CHUNK = 50  # steps a call
 Show = Callable[[int, int, str], None]  # steps done, steps in all, what
 
 
-def rows(task: Any, key: jax.Array, count: int, place: jax.Array, scored: int = -1) -> dict[str, jax.Array]:
-  """A batch of one block a row, each block a document; its targets are the tokens from `scored` on.
+def rows(task: Any, key: jax.Array, count: int, place: jax.Array, hard_only: bool = False) -> dict[str, jax.Array]:
+  """A batch of one block a row, each block a document; its targets are the tokens after the task's start.
 
   Args:
-    task: of framework.data.tasks, with `draws` and `spell`.
+    task: a Question of framework.data.tasks.
     place: a number of the batch; it keys rollouts, so no two batches may share it.
-    scored: the first target's place in the block; -1: the one after the task's start.
+    hard_only: the task's hard token is the only target.
   """
-  scored = task.start + 1 if scored < 0 else scored
   u_BxN = jax.random.uniform(key, (count, task.draws))
   block_BxT = jax.vmap(lambda u: task.spell(u, jnp))(u_BxN).astype(jnp.int32)
   L = task.length - 1
   index_L = jnp.arange(L, dtype=jnp.int32)
+  scored_L = index_L + 1 == task.hard if hard_only else index_L >= task.start
   start_B = ((place * count + jnp.arange(count)) * task.length).astype(jnp.uint32)
   return {'tokens': block_BxT[:, :-1], 'targets': block_BxT[:, 1:],
-          'weights': jnp.broadcast_to((index_L + 1 >= scored).astype(jnp.float32), (count, L)),
+          'weights': jnp.broadcast_to(scored_L.astype(jnp.float32), (count, L)),
           'segments': jnp.ones((count, L), jnp.int32), 'positions': jnp.broadcast_to(index_L, (count, L)),
           'start': start_B, 'rows': jnp.arange(count, dtype=jnp.int32),
           'starts': jnp.full((count, 1), task.start, jnp.int32)}

@@ -14,7 +14,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.studies import fit
 from framework import config as config_lib
@@ -62,12 +61,6 @@ def optimizer(steps: int) -> config_lib.Optimizer:
                               warmup_steps=min(200, steps // 10), weight_decay=0.01)
 
 
-def first_steps(task: Task, key: jax.Array, count: int, place: jax.Array) -> dict[str, jax.Array]:
-  """A batch as of fit.rows, whose only targets are the first nodes of the paths."""
-  batch = fit.rows(task, key, count, place)
-  return batch | {'weights': jnp.zeros_like(batch['weights']).at[:, task.hard - 1].set(1.0)}
-
-
 def parts(s: dict[str, Any]) -> list[str]:
   return ['walks']
 
@@ -85,19 +78,18 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
                          'loss_curves': {'tier 1': losses}}
   # The gate of everything else: does tier 1 walk along edges?
   out['steps'] = [fit.answers(bottom, below, tests, task.hard + n)['accuracy'] for n in range(1, task.nodes_of_arm + 1)]
-  draw = lambda key, n: first_steps(task, key, s['batch'], n + s['first'])
+  draw = lambda key, n: fit.rows(task, key, s['batch'], n + s['first'], hard_only=True)
   def reader(content: str, samples: int, begin: Any, steps: int) -> Any:
     name = f'rollouts {samples}' if content == 'own' else content
     model = tiered.build(settings(s, seed, samples, content), vocabulary)
-    if begin is None:
-      begin = tiered.warm_start(jax.jit(model.init)(jax.random.key(seed + 100))['params'] | below, 2)
     params, losses = fit.train(model, draw, steps=steps, seed=seed + 10, settings=optimizer(steps), params=begin,
                                only='tier_2', show=show, what=f'seed {seed}, {name}')
     out[name] = fit.answers(model, params, tests, task.hard)
     out['loss_curves'][name] = losses
     return params
   fewest, *others = s['samples']
-  first = last = reader('own', fewest, None, s['second'])
+  fresh = jax.jit(tiered.build(settings(s, seed), vocabulary).init)(jax.random.key(seed + 100))['params'] | below
+  first = last = reader('own', fewest, tiered.warm_start(fresh, 2), s['second'])
   for samples in others:
     last = reader('own', samples, last, s['more'])
   for content in CONTROLS:

@@ -6,7 +6,8 @@
 that it is at its optimum at both ends of the sizes.
 
 Run on 2 cores of an Intel Xeon (jax 0.10.2, Python 3.11): 384 seconds, killed twice on the way; the largest cell,
-predicted at 1.332 [1.294, 1.372] nats per byte before it ran, measured 1.360; E .85, alpha .27, beta .48 and q .67 by the coupled law, and N_opt ~ C^.64 (90 %: .59 to .69).
+predicted at 1.332 [1.294, 1.372] nats per byte before it ran, measured 1.360; E .85, alpha .27, beta .48 and q .67 by
+the coupled law, and N_opt ~ C^.64 (90 %: .59 to .69).
 """
 
 from experiments.cells import Sweep, chain, over, product

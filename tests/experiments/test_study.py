@@ -129,7 +129,7 @@ def test_the_rule_of_path_stars(changes, expected):
 
 def test_the_reader_of_walks_is_scored_on_the_first_node_alone():
   task = tiered_path_star.Task(3, 3)
-  batch = tiered_path_star.first_steps(task, jax.random.key(0), 5, 7)
+  batch = fit.rows(task, jax.random.key(0), 5, 7, hard_only=True)
   rows, places = np.nonzero(np.asarray(batch['weights']))
   assert rows.tolist() == [0, 1, 2, 3, 4] and set(places) == {task.hard - 1}
   edges = np.asarray(batch['tokens'][:, 1:1 + task.edges]) - task.names

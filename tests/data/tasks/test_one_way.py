@@ -70,5 +70,11 @@ def test_the_answer_is_uniform_for_permutations():
   np.testing.assert_allclose(counts, task.chance, atol=0.025)
 
 
+def test_rounding_does_not_lead_beyond_the_last_map():
+  task = Task()
+  top = np.full(task.draws, np.float32(1) - np.float32(2)**-24)
+  assert max(task.spell(top, np)[1:task.start]) == 8
+
+
 def test_it_is_a_task_of_the_command_line():
   assert stream.task_of('one_way:kind=quad,p=29,steps=12') == Task('quad', 29, 12)
