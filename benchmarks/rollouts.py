@@ -5,7 +5,8 @@
 Ways to the same tokens, in turns: all starts together from one reading of the window; each start alone with a cache of
 its own, one row at a time and all rows at once; and, for the scale, one forward pass. A formula gives FLOPs; seconds
 are those of the forward pass per FLOP, in the same round, so a ratio above 1 is what the shapes of rollouts cost beyond
-their arithmetic.
+their arithmetic. One device works; as in training, a device of a CPU has one thread. By the formula alone all starts
+together are 3.4 times as cheap as each alone, where the text before each start is read again.
 """
 
 import functools
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import launch
 from framework import config as config_lib
 from framework import flops as count
 from framework.models import nodes, rollouts, tiered
@@ -36,7 +38,7 @@ VOCABULARY = 257
 def made(rollout: int, period: int) -> tuple[config_lib.Config, tiered.Tiered]:
   c = config_lib.check(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=LAYERS.value, width=WIDTH.value, heads=4),
-      data=config_lib.Data(window=WINDOW.value),
+      data=config_lib.Data(window=WINDOW.value), training=config_lib.Training(batch=BATCH.value),
       tiered=config_lib.Tiered(period=period, rollout=rollout, random_phase=False, rollout_dropout=0.0)))
   return c, tiered.build(c, VOCABULARY)
 
@@ -148,6 +150,7 @@ def training() -> None:
 
 
 def main(_) -> None:
+  launch.start_jax(made(ROLLOUT.value, PERIOD.value)[0])
   generation()
   training()
 

@@ -20,7 +20,7 @@ from framework.models.token_model import TokenModel, dropout, fan_in_normal
 from pallas_kernels import attention
 from pallas_kernels.attention import sharded_attention
 
-Cache = dict[str, jax.Array]
+Cache = dict[str, jax.Array | list[jax.Array]]
 
 
 def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
@@ -95,11 +95,25 @@ def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
   return [part.reshape(*lead, *linear.outputs) for part, linear in zip(parts, linears)]
 
 
+def room(c: Model, *shape: int) -> list[jax.Array] | jax.Array:
+  """Zeros of a shape for each layer: an array a layer where the layers are unrolled, so that XLA need not copy a part of
+  a stack at every step; else a stack."""
+  if not c.scan and c.loops == 1 and c.remat == 'none':
+    return [jnp.zeros(shape, c.dtype) for _ in range(c.layers)]
+  return jnp.zeros((c.loops * c.layers, *shape), c.dtype)
+
+
+def put(x: list[jax.Array] | jax.Array, new: jax.Array, layer, at: tuple) -> list[jax.Array] | jax.Array:
+  """What `room` gave, with `new` written at the place `at` of `layer`."""
+  if isinstance(x, list):
+    return [jax.lax.dynamic_update_slice(one, new, at) if n == layer else one for n, one in enumerate(x)]
+  return jax.lax.dynamic_update_slice(x, new[None], (layer, *at))
+
+
 def write(cache: Cache, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array, layer) -> tuple[Cache, jax.Array, jax.Array]:
   """The cache with these keys and values written at its index, and all keys and values of the layer, [B, T, G, K]."""
-  at = (layer, 0, cache['index'], 0, 0)  # all layers lie in one array, which is written in place
-  cache = cache | {'key': jax.lax.dynamic_update_slice(cache['key'], k_BxLxGxK[None], at),
-                   'value': jax.lax.dynamic_update_slice(cache['value'], v_BxLxGxK[None], at)}
+  at = (0, cache['index'], 0, 0)
+  cache = cache | {'key': put(cache['key'], k_BxLxGxK, layer, at), 'value': put(cache['value'], v_BxLxGxK, layer, at)}
   return cache, cache['key'][layer], cache['value'][layer]
 
 
@@ -320,6 +334,6 @@ class Decoder(TokenModel):
   def empty_cache(self, batch: int, length: int) -> Cache:
     """Room for `length` tokens a row. Segment 0 marks an empty place."""
     c = self.config
-    shape = (c.loops * c.layers, batch, length, c.kv_heads, head_width(c))
-    return {'key': jnp.zeros(shape, c.dtype), 'value': jnp.zeros(shape, c.dtype),
+    shape = batch, length, c.kv_heads, head_width(c)
+    return {'key': room(c, *shape), 'value': room(c, *shape),
             'segments': jnp.zeros((batch, length), jnp.int32), 'index': jnp.zeros((), jnp.int32)}

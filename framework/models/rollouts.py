@@ -19,6 +19,8 @@ from framework import generation, timestamps
 from framework.config import Model
 from framework.models import decoder
 
+FORBIDDEN = -1e30  # -inf would make the sums of a part without keys undefined
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -51,42 +53,31 @@ def keys(seed: int, tier: int, place_BxG: jax.Array, samples: int) -> jax.Array:
   return jax.vmap(jax.vmap(one))(place_BxG).reshape(place_BxG.shape[0], -1)
 
 
-def shared_part(q_BxMxHxK: jax.Array, k_BxGxTxK: jax.Array, v_BxGxTxK: jax.Array,
-                mask_BxMxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def shared_part(q_BxMxHxK: jax.Array, k_BxGxKxT: jax.Array, v_BxGxTxK: jax.Array,
+                bias_BxMxT: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Attention of all rollouts to keys that they share, [B, M, H, K], and its log-sum-exp, float32 [B, M, H].
 
-  The heads come before the keys, so that each step of each rollout is one plain matrix product over them: laid out as a
-  cache is, they would be transposed again at every step.
+  The heads come before the keys, and the keys are turned, so that each step of each rollout is one plain matrix product
+  over them: laid out as a cache is, they would be transposed again at every step. Where all keys are forbidden, the
+  log-sum-exp is about that of the bias, so that `merge` gives the part no weight.
   """
   B, M, H, K = q_BxMxHxK.shape
-  G = k_BxGxTxK.shape[1]
+  G = k_BxGxKxT.shape[1]
   q_BxGxQxK = (q_BxMxHxK * K**-0.5).reshape(B, M, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
-  logits_BxGxQxT = jnp.einsum('bgqk,bgtk->bgqt', q_BxGxQxK, k_BxGxTxK, preferred_element_type=jnp.float32)
-  allowed_Bx1xQxT = jnp.repeat(mask_BxMxT, H // G, axis=1)[:, None]
-  logits_BxGxQxT = jnp.where(allowed_Bx1xQxT, logits_BxGxQxT, -1e30)
+  logits_BxGxQxT = jnp.einsum('bgqk,bgkt->bgqt', q_BxGxQxK, k_BxGxKxT, preferred_element_type=jnp.float32)
+  logits_BxGxQxT += jnp.repeat(bias_BxMxT, H // G, axis=1)[:, None]
   most_BxGxQx1 = logits_BxGxQxT.max(-1, keepdims=True)
-  weights_BxGxQxT = jnp.where(allowed_Bx1xQxT, jnp.exp(logits_BxGxQxT - most_BxGxQx1), 0)
+  weights_BxGxQxT = jnp.exp(logits_BxGxQxT - most_BxGxQx1)
   total_BxGxQx1 = weights_BxGxQxT.sum(-1, keepdims=True)
-  out_BxGxQxK = jnp.einsum('bgqt,bgtk->bgqk', weights_BxGxQxT.astype(v_BxGxTxK.dtype), v_BxGxTxK)
-  out_BxGxQxK = out_BxGxQxK / jnp.maximum(total_BxGxQx1, 1e-30)
-  lse_BxGxQx1 = jnp.where(total_BxGxQx1 > 0, most_BxGxQx1 + jnp.log(jnp.maximum(total_BxGxQx1, 1e-30)), -jnp.inf)
+  out_BxGxQxK = jnp.einsum('bgqt,bgtk->bgqk', weights_BxGxQxT.astype(v_BxGxTxK.dtype), v_BxGxTxK) / total_BxGxQx1
   def back(x):
     return x.reshape(B, G, M, H // G, -1).transpose(0, 2, 1, 3, 4).reshape(B, M, H, -1)
-  return back(out_BxGxQxK), back(lse_BxGxQx1)[..., 0]
+  return back(out_BxGxQxK), back(most_BxGxQx1 + jnp.log(total_BxGxQx1))[..., 0]
 
 
-def by_layer(c: Model, x_NxA: jax.Array) -> list[jax.Array] | jax.Array:
-  """An array a layer where the decoder's layers are unrolled; a part of a stack would be copied at every step."""
-  return list(x_NxA) if not c.scan and c.loops == 1 and c.remat == 'none' else x_NxA
-
-
-def put(x: list[jax.Array] | jax.Array, layer, place: jax.Array,
-        new_MxGx1xK: jax.Array) -> list[jax.Array] | jax.Array:
-  """What `by_layer` gave, [M, G, R, K] a layer, with one more token at `place` of `layer`."""
-  if isinstance(x, list):
-    return [jax.lax.dynamic_update_slice(one, new_MxGx1xK, (0, 0, place, 0)) if n == layer else one
-            for n, one in enumerate(x)]
-  return jax.lax.dynamic_update_slice(x, new_MxGx1xK[None], (layer, 0, 0, place, 0))
+def as_bias(allowed: jax.Array) -> jax.Array:
+  """0 where true, else so little that no weight is left; float32."""
+  return jnp.where(allowed, 0.0, FORBIDDEN)
 
 
 def merge(*parts: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -111,19 +102,19 @@ def write(
     positions_BxM: of each rollout's start.
   """
   B, M = positions_BxM.shape
-  zeros = jnp.zeros((c.loops * c.layers, B * M, c.kv_heads, length, decoder.head_width(c)), c.dtype)
-  local = {name: by_layer(c, zeros) for name in ('key', 'value')}
+  local = {'key': decoder.room(c, B * M, c.kv_heads, decoder.head_width(c), length),
+           'value': decoder.room(c, B * M, c.kv_heads, length, decoder.head_width(c))}
   place_R = timestamps.decoder_stamps(length)
 
   def step(carry, number):
     token_BxM, local = carry
-    own_1x1xR = timestamps.may_read(number[None], place_R)[None]
+    own_1x1xR = as_bias(timestamps.may_read(number[None], place_R)[None])
 
     def attend(q, k, v, _, local, layer):
       def each(x):  # the rollouts as rows of a batch
         return x.reshape(B * M, 1, *x.shape[-2:])
-      local = {name: put(local[name], layer, number, each(new).swapaxes(1, 2))
-               for name, new in (('key', k), ('value', v))}
+      local = {'key': decoder.put(local['key'], jnp.moveaxis(each(k), 1, 3), layer, (0, 0, 0, number)),
+               'value': decoder.put(local['value'], jnp.moveaxis(each(v), 1, 2), layer, (0, 0, number, 0))}
       own = shared_part(each(q), local['key'][layer], local['value'][layer], own_1x1xR)
       own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
       return merge(*shared(q, layer), own).astype(q.dtype), local

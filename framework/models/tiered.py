@@ -153,10 +153,12 @@ class Tier:
                each(starts_BxG), zero, zero, zero)
     mask_BxMxN = self.mask(at, own, all_starts)
     memory = self.memory(params, at, real, all_starts, below)
-    keys, values = (rollouts.by_layer(c, jnp.swapaxes(cache[name], 2, 3)) for name in ('key', 'value'))
+    # [B, G, K, T] and [B, G, T, K] a layer, from [B, T, G, K].
+    keys = jax.tree.map(lambda x: jnp.moveaxis(x, -3, -1), cache['key'])
+    values = jax.tree.map(lambda x: jnp.swapaxes(x, -3, -2), cache['value'])
     def shared(q, layer):
       def part(allowed):
-        return rollouts.shared_part(q, keys[layer], values[layer], allowed)
+        return rollouts.shared_part(q, keys[layer], values[layer], rollouts.as_bias(allowed))
       return self.parts(params, part, mask_BxMxN, own, layer)
     def apply(tokens_BxM, positions_BxM, local, attend):
       return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,
