@@ -96,8 +96,10 @@ def together(x: jax.Array, *linears: Linear) -> list[jax.Array]:
 
 
 def room(c: Model, *shape: int) -> list[jax.Array] | jax.Array:
-  """Zeros of a shape for each layer: an array a layer where the layers are unrolled, so that XLA need not copy a part of
-  a stack at every step; else a stack."""
+  """Zeros of a shape for each layer: an array a layer where the layers are unrolled, else a stack.
+
+  XLA copies a part of a stack at every step of a loop.
+  """
   if not c.scan and c.loops == 1 and c.remat == 'none':
     return [jnp.zeros(shape, c.dtype) for _ in range(c.layers)]
   return jnp.zeros((c.loops * c.layers, *shape), c.dtype)
