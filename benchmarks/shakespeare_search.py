@@ -49,6 +49,9 @@ CANDIDATES = [
     {'model.layers': 3, 'data.window': 64, 'training.batch': 32},
     {'model.layers': 2},
     {'model.layers': 3, 'model.width': 96},
+    {'model.layers': 3, 'model.width': 96, 'data.window': 64, 'training.batch': 32},
+    {'model.layers': 3, 'model.width': 64, 'data.window': 64, 'training.batch': 32},
+    {'model.layers': 3, 'model.width': 96, 'optimizer.learning_rate': 0.02},
 ]
 
 COLUMNS = ('candidate', 'cost', 'steps', 'epochs', 'parameters', 'nats', 'nats_overlapping')
