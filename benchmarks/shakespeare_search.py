@@ -52,6 +52,10 @@ CANDIDATES = [
     {'model.layers': 3, 'model.width': 96, 'data.window': 64, 'training.batch': 32},
     {'model.layers': 3, 'model.width': 64, 'data.window': 64, 'training.batch': 32},
     {'model.layers': 3, 'model.width': 96, 'optimizer.learning_rate': 0.02},
+    {'model.layers': 3, 'model.width': 96, 'optimizer.learning_rate': 0.006},
+    {'model.layers': 3, 'model.width': 96, 'training.batch': 8, 'optimizer.learning_rate': 0.006},
+    {'model.layers': 3, 'model.width': 96, 'training.batch': 32, 'optimizer.learning_rate': 0.008},
+    {'model.layers': 3, 'model.width': 96, 'optimizer.learning_rate': 0.004},
 ]
 
 COLUMNS = ('candidate', 'cost', 'steps', 'epochs', 'parameters', 'nats', 'nats_overlapping')
