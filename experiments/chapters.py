@@ -38,11 +38,11 @@ def perplexity(ladder: pathlib.Path, here: pathlib.Path) -> Chapter:
   best = {kind: min((row for row in rows if row['kind'] == kind), key=lambda row: row['bits_per_byte'])
           for kind in ('counts', 'compressor', 'network')}
   network, counts, compressor = best['network'], best['counts'], best['compressor']
-  others = min(counts['bits_per_byte'], compressor['bits_per_byte'])
-  won = 'less than' if network['bits_per_byte'] < others else 'no less than'
+  def beside(other: dict[str, Any], does: str) -> str:
+    than = 'less' if network['bits_per_byte'] < other['bits_per_byte'] else 'no less'
+    return f"{than} than the best that {does} ({other['name']}, {other['bits_per_byte']:.3f})"
   words = (f"On the same {network['targets']:,} held-out tokens the decoder needs {network['bits_per_byte']:.3f} bits "
-           f"a byte, {won} the best that counts ({counts['name']}, {counts['bits_per_byte']:.3f}) and the best that "
-           f"compresses ({compressor['name']}, {compressor['bits_per_byte']:.3f}).")
+           f"a byte, {beside(counts, 'counts')} and {beside(compressor, 'compresses')}.")
   table = page.Table(['predictor', 'kind', 'bits/byte', 'bits/token', 'perplexity'],
                      [[row['name'], row['kind'], row['bits_per_byte'], row['bits_per_token'],
                        2 ** row['bits_per_token']] for row in rows],
@@ -121,8 +121,8 @@ def thinking(study: pathlib.Path, here: pathlib.Path) -> Chapter:
   """The tiered model on a word problem that the plain decoder cannot solve."""
   verdict = needed(study / 'verdict.json')
   section, numbers = sections.study(study, verdict, here), verdict['numbers']
-  return (f"a decoder that reads its own thoughts answers {numbers['rollouts'][0]:.0%} of questions, without them "
-          f"{numbers['decoder'][0]:.0%}", page.Section('Thinking in text: the tiered model', section.blocks))
+  return (f"a decoder that reads its own thoughts answers {numbers['rollouts'][0]:.1%} of questions, without them "
+          f"{numbers['decoder'][0]:.1%}", page.Section('Thinking in text: the tiered model', section.blocks))
 
 
 def made(root: pathlib.Path, steps: Sequence[Step]) -> page.Section:

@@ -58,6 +58,20 @@ def test_two_parts_resume_and_show_a_page(tmp_path):
   assert (tmp_path / 'walk' / 'gemm' / 'section.json').stat().st_mtime_ns == made
 
 
+@pytest.mark.parametrize('bits,expected', [
+    (1.0, 'less than the best that counts .6-gram, 2.000. and less than the best that compresses .xz, 1.500.'),
+    (1.75, 'less than the best that counts .6-gram, 2.000. and no less than the best that compresses .xz, 1.500.'),
+    (2.5, 'no less than the best that counts .6-gram, 2.000. and no less than the best that compresses .xz, 1.500.')])
+def test_the_chapter_of_the_ladder_says_whom_the_decoder_beats(tmp_path, bits, expected):
+  rows = [{'name': name, 'kind': kind, 'bits_per_byte': value, 'bits_per_token': value, 'targets': 1000}
+          for name, kind, value in (('6-gram', 'counts', 2.0), ('bigram', 'counts', 3.0), ('xz', 'compressor', 1.5),
+                                    ('decoder', 'network', bits))]
+  (tmp_path / 'ladder.json').write_text(json.dumps({'rows': rows}))
+  (tmp_path / 'ladder.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+  _, section = chapters.perplexity(tmp_path, tmp_path)
+  assert re.search(f'1,000 held-out tokens the decoder needs {bits:.3f} bits a byte, {expected}', section.blocks[0])
+
+
 def test_the_chapter_of_the_sweep_has_the_law_the_prediction_and_what_came(tmp_path):
   sweep = tmp_path / 'sweep'
   make_run(sweep / 'cells' / 'width16', 1e-2, 2.0)
