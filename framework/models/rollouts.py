@@ -54,18 +54,18 @@ def keys(seed: int, tier: int, place_BxG: jax.Array, samples: int) -> jax.Array:
 
 
 def shared_part(q_BxMxHxK: jax.Array, k_BxGxKxT: jax.Array, v_BxGxTxK: jax.Array,
-                bias_BxMxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+                mask_BxMxT: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Attention of all rollouts to keys that they share, [B, M, H, K], and its log-sum-exp, float32 [B, M, H].
 
   The heads come before the keys, and the keys are turned, so that each step of each rollout is one plain matrix product
   over them: laid out as a cache is, they would be transposed again at every step. Where all keys are forbidden, the
-  log-sum-exp is about that of the bias, so that `merge` gives the part no weight.
+  log-sum-exp is about FORBIDDEN, so that `merge` gives the part no weight.
   """
   B, M, H, K = q_BxMxHxK.shape
   G = k_BxGxKxT.shape[1]
   q_BxGxQxK = (q_BxMxHxK * K**-0.5).reshape(B, M, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
   logits_BxGxQxT = jnp.einsum('bgqk,bgkt->bgqt', q_BxGxQxK, k_BxGxKxT, preferred_element_type=jnp.float32)
-  logits_BxGxQxT += jnp.repeat(bias_BxMxT, H // G, axis=1)[:, None]
+  logits_BxGxQxT += jnp.where(jnp.repeat(mask_BxMxT, H // G, axis=1), 0.0, FORBIDDEN)[:, None]
   most_BxGxQx1 = logits_BxGxQxT.max(-1, keepdims=True)
   weights_BxGxQxT = jnp.exp(logits_BxGxQxT - most_BxGxQx1)
   total_BxGxQx1 = weights_BxGxQxT.sum(-1, keepdims=True)
@@ -73,11 +73,6 @@ def shared_part(q_BxMxHxK: jax.Array, k_BxGxKxT: jax.Array, v_BxGxTxK: jax.Array
   def back(x):
     return x.reshape(B, G, M, H // G, -1).transpose(0, 2, 1, 3, 4).reshape(B, M, H, -1)
   return back(out_BxGxQxK), back(most_BxGxQx1 + jnp.log(total_BxGxQx1))[..., 0]
-
-
-def as_bias(allowed: jax.Array) -> jax.Array:
-  """0 where true, else so little that no weight is left; float32."""
-  return jnp.where(allowed, 0.0, FORBIDDEN)
 
 
 def merge(*parts: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -108,7 +103,7 @@ def write(
 
   def step(carry, number):
     token_BxM, local = carry
-    own_1x1xR = as_bias(timestamps.may_read(number[None], place_R)[None])
+    own_1x1xR = timestamps.may_read(number[None], place_R)[None]
 
     def attend(q, k, v, _, local, layer):
       def each(x):  # the rollouts as rows of a batch

@@ -158,7 +158,7 @@ class Tier:
     values = jax.tree.map(lambda x: jnp.swapaxes(x, -3, -2), cache['value'])
     def shared(q, layer):
       def part(allowed):
-        return rollouts.shared_part(q, keys[layer], values[layer], rollouts.as_bias(allowed))
+        return rollouts.shared_part(q, keys[layer], values[layer], allowed)
       return self.parts(params, part, mask_BxMxN, own, layer)
     def apply(tokens_BxM, positions_BxM, local, attend):
       return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,

@@ -19,7 +19,7 @@ def test_parts_merge_to_attention_over_all_keys(dtype, tolerance):
   allowed[0, 1, T[0]:] = False  # the second part has nothing for one query
   def part(some):
     return rollouts.shared_part(q, jnp.moveaxis(k[:, some], 1, 3), jnp.moveaxis(v[:, some], 1, 2),
-                                rollouts.as_bias(allowed[..., some]))
+                                allowed[..., some])
   first, second = part(slice(0, T[0])), part(slice(T[0], None))
   assert second[1][0, 1].max() < -1e29 and np.isfinite(np.asarray(second[0], np.float32)).all()
   out = rollouts.merge(first, second)
