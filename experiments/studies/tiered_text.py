@@ -38,8 +38,8 @@ DEVICES = 0  # one a core
 SCALES = {
     'quick': dict(window=128, layers=2, width=64, lower_width=32, heads=4, period=32, rollout=8, batch=16, first=150,
                   second=200, learning_rate=1e-2, evaluated=512, tokenizer='bytes'),
-    'cpu': dict(window=128, layers=4, width=128, lower_width=64, heads=4, period=64, rollout=16, batch=16, first=500,
-                second=600, learning_rate=1e-2, evaluated=2048, tokenizer='bytes'),
+    'cpu': dict(window=128, layers=4, width=128, lower_width=64, heads=4, period=64, rollout=16, batch=16, first=400,
+                second=500, learning_rate=1e-2, evaluated=2048, tokenizer='bytes'),
     'gpu': dict(window=512, layers=8, width=512, lower_width=256, heads=8, period=64, rollout=16, batch=64, first=20000,
                 second=20000, learning_rate=5e-3, evaluated=0, tokenizer='bpe'),
     'paper': dict(window=1024, layers=12, width=768, lower_width=384, heads=12, period=64, rollout=16, batch=256,

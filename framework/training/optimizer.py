@@ -1,10 +1,12 @@
 """Learning-rate schedules and optimizers, from optax."""
 
+import functools
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from framework import config as config_lib
 
@@ -36,6 +38,7 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
 
 UNDECAYED = ('bias', 'scale', 'relative_bias')
 MATRICES = ('weight', 'kernel')
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # Jordan 2024
 
 
 def _name(path) -> str:
@@ -47,43 +50,69 @@ def is_matrix(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in UNDECAYED, params)
 
 
-def muon_dimensions(params: Any) -> Any:
-  """Muon's matrices: the hidden weights, stacked over layers; a head axis belongs to the side of its heads.
+def _muon_takes(path) -> bool:
+  """The hidden weights: all matrices but embeddings and heads. `weight` is this framework's name of them, `kernel`
+  flax's."""
+  return _name(path) in MATRICES and 'blocks' in [p.key for p in path]
 
-  `weight` is this framework's name of them, `kernel` flax's.
+
+def orthogonalize(x_NxIxO: jax.Array) -> jax.Array:
+  """U V^T of each x = U S V^T, with singular values of about .7 to 1.2 instead of 1 (Jordan 2024).
+
+  A step of Newton and Schulz multiplies x by a polynomial of x x^T. All of these are functions of the first x x^T, so
+  where x is much longer than wide they are multiplied among themselves, which are small, and x once by the result.
   """
-  def dimensions(path, leaf):
-    names = [p.key for p in path]
-    if 'blocks' not in names or names[-1] not in MATRICES:
-      return None
-    axes = tuple(range(1, leaf.ndim))
-    inputs = 2 if names[-2] == 'out' and len(axes) == 3 else 1
-    return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
-  return jax.tree_util.tree_map_with_path(dimensions, params)
+  if x_NxIxO.shape[1] > x_NxIxO.shape[2]:
+    return orthogonalize(x_NxIxO.mT).mT
+  x = x_NxIxO / (jnp.linalg.norm(x_NxIxO, axis=(1, 2), keepdims=True) + 1e-8)
+  together = NEWTON_SCHULZ_STEPS if x.shape[2] > 1.5 * x.shape[1] else 1  # fewer products from there on
+  # Rounding errors of x x^T grow by 3.4445^2 a step where it is not computed anew.
+  times = functools.partial(jnp.matmul, precision='highest' if together > 1 else None)
+  a, b, c = NEWTON_SCHULZ
+  for _ in range(NEWTON_SCHULZ_STEPS // together):
+    gram, product = times(x, x.mT), None
+    for _ in range(together):
+      factor = a * jnp.eye(x.shape[1]) + b * gram + c * times(gram, gram)
+      product = factor if product is None else times(factor, product)
+      gram = times(factor, times(gram, factor))
+    x = times(product, x)
+  return x
 
 
-def _decayed_beside_muon(params: Any) -> Any:
-  """True on the matrices that are not Muon's: embeddings and heads."""
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: _name(path) not in (*UNDECAYED, *MATRICES) or (
-          _name(path) in MATRICES and 'blocks' not in [p.key for p in path]), params)
+def _muon_update(path, x: jax.Array) -> jax.Array:
+  """A leaf's matrices, stacked over layers, orthogonal and with a root mean square of .2, as AdamW's updates have."""
+  inputs = 2 if path[-2].key == 'out' and x.ndim == 4 else 1  # a head axis belongs to the side of its heads
+  matrices = x.reshape(len(x), math.prod(x.shape[1:1 + inputs]), -1)
+  return 0.2 * math.sqrt(max(matrices.shape[1:])) * orthogonalize(matrices).reshape(x.shape)
+
+
+def muon(learning_rate: optax.Schedule, weight_decay: float, beside: optax.GradientTransformation):
+  """Jordan 2024, with the scaling of Liu et al. 2025 (arXiv:2502.16982), under which AdamW's learning rates fit.
+
+  optax.contrib.muon is the same, but for the decay of what is not Muon's, and takes half as long again.
+
+  Args:
+    beside: the optimizer of embeddings, heads, biases and norms.
+  """
+  hidden = optax.chain(optax.trace(0.95, nesterov=True),
+                       optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_muon_update, updates)),
+                       optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: 'hidden' if _muon_takes(path) else 'beside', params)
+  return optax.partition({'hidden': hidden, 'beside': beside}, labels)
 
 
 def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   """Clipping by the global norm, then the optimizer with decoupled weight decay on matrices only."""
   rate = schedule(c, steps)
-  if c.name == 'adamw':  # Loshchilov and Hutter 2019, arXiv:1711.05101
-    update = optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix)
+  # Loshchilov and Hutter 2019, arXiv:1711.05101
+  adamw = optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix)
+  if c.name == 'adamw':
+    update = adamw
   elif c.name == 'lion':  # Chen et al. 2023, arXiv:2302.06675
     update = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=is_matrix)
   else:
-    # Jordan 2024, with the scaling of Liu et al. 2025 (arXiv:2502.16982), under which AdamW's learning rates fit.
-    # Embeddings, heads, biases and norms get AdamW.
-    update = optax.chain(
-        optax.contrib.muon(rate, eps=c.epsilon, weight_decay=c.weight_decay, consistent_rms=0.2, adam_b1=c.beta1,
-                           adam_b2=c.beta2, muon_weight_dimension_numbers=muon_dimensions),
-        # optax decays either all or none of what AdamW gets; biases and norms must not decay.
-        optax.add_decayed_weights(lambda count: -c.weight_decay * rate(count), mask=_decayed_beside_muon))
+    update = muon(rate, c.weight_decay, adamw)
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
 
 

@@ -191,11 +191,12 @@ def test_a_few_steps_learn_what_the_model_can_know(name):
 
 def test_muon_takes_the_cells_matrices_and_decays_no_bias():
   params = make('lstm')[1]
-  taken = jax.tree.leaves_with_path(optimizer.muon_dimensions(params), is_leaf=lambda x: hasattr(x, 'reduction_axis'))
-  assert all('kernel' in str(path) for path, _ in taken) and len(taken) == 8
-  beside = jax.tree.leaves_with_path(optimizer._decayed_beside_muon(params))
-  decayed = {str(path[-1].key) for path, leaf in beside if leaf}
-  assert decayed == {'embedding'}
+  tx = optimizer.build(config_lib.Optimizer(name='muon', warmup_steps=0, schedule='constant', weight_decay=0.5), 10)
+  updates, opt = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  taken = [path for path, _ in jax.tree.leaves_with_path(optax.tree.get(opt, 'trace'))]
+  assert all('kernel' in str(path) for path in taken) and len(taken) == 8
+  decayed = {str(path[-1].key) for path, update in jax.tree.leaves_with_path(updates) if (update != 0).any()}
+  assert decayed == {'embedding', 'kernel'}
   assert optax.tree.norm(params) > 0
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from framework import config as config_lib
@@ -114,6 +115,18 @@ def test_muon_orthogonalises_every_hidden_matrix_by_itself():
       # All directions alike, up to the width of five Newton-Schulz steps; a random matrix has a ratio above 10.
       assert singular.max() / singular.min() < 2.5, (name, layer, singular)
       assert np.sqrt((singular**2).sum() / np.prod(shape)) == pytest.approx(0.1 * 0.2, rel=0.35)
+
+
+@pytest.mark.parametrize('shape', [(16, 16), (16, 20), (16, 64), (64, 16), (1, 8)])
+@pytest.mark.parametrize('rank', [1, 2, 16])
+def test_orthogonalisation_is_optaxs(shape, rank):
+  rng = np.random.default_rng(0)
+  x = sum(rng.normal(size=(3, shape[0], 1)) * rng.normal(size=(3, 1, shape[1])) for _ in range(rank))
+  x = jnp.asarray(x + 1e-4 * rng.normal(size=x.shape), jnp.float32)  # most singular values are tiny where rank < 16
+  theirs = optax.contrib.scale_by_muon(beta=0.0, nesterov=False,
+                                       weight_dimension_numbers=optax.contrib.MuonDimensionNumbers((1,), (2,)))
+  np.testing.assert_allclose(optimizer.orthogonalize(x), theirs.update(x, theirs.init(x))[0], atol=2e-4)
+  assert np.isfinite(optimizer.orthogonalize(0 * x)).all()
 
 
 def test_every_optimizer_learns():
