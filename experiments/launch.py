@@ -259,7 +259,6 @@ def start_jax(config: config_lib.Config) -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(
       pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'lemma' / 'xla')
   jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   if COORDINATOR.value:
     try:
       if COORDINATOR.value == 'auto':

@@ -64,7 +64,8 @@ def orthogonalize(x_NxIxO: jax.Array) -> jax.Array:
   """
   if x_NxIxO.shape[1] > x_NxIxO.shape[2]:
     return orthogonalize(x_NxIxO.mT).mT
-  x = x_NxIxO / (jnp.linalg.norm(x_NxIxO, axis=(1, 2), keepdims=True) + 1e-8)
+  x = x_NxIxO.astype(jnp.float32)
+  x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-8)
   together = NEWTON_SCHULZ_STEPS if x.shape[2] > 1.5 * x.shape[1] else 1  # fewer products from there on
   # Rounding errors of x x^T grow by 3.4445^2 a step where it is not computed anew.
   times = functools.partial(jnp.matmul, precision='highest' if together > 1 else None)
@@ -76,7 +77,7 @@ def orthogonalize(x_NxIxO: jax.Array) -> jax.Array:
       product = factor if product is None else times(factor, product)
       gram = times(factor, times(gram, factor))
     x = times(product, x)
-  return x
+  return x.astype(x_NxIxO.dtype)
 
 
 def _muon_update(path, x: jax.Array) -> jax.Array:
@@ -89,7 +90,7 @@ def _muon_update(path, x: jax.Array) -> jax.Array:
 def muon(learning_rate: optax.Schedule, weight_decay: float, beside: optax.GradientTransformation):
   """Jordan 2024, with the scaling of Liu et al. 2025 (arXiv:2502.16982), under which AdamW's learning rates fit.
 
-  optax.contrib.muon is the same, but for the decay of what is not Muon's, and takes half as long again.
+  optax.contrib.muon takes half as long again, and its AdamW is Nesterov's and decays all or nothing.
 
   Args:
     beside: the optimizer of embeddings, heads, biases and norms.

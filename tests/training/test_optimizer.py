@@ -126,6 +126,9 @@ def test_orthogonalisation_is_optaxs(shape, rank):
   theirs = optax.contrib.scale_by_muon(beta=0.0, nesterov=False,
                                        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers((1,), (2,)))
   np.testing.assert_allclose(optimizer.orthogonalize(x), theirs.update(x, theirs.init(x))[0], atol=2e-4)
+  low = x.astype(jnp.bfloat16)  # only the result is rounded
+  np.testing.assert_allclose(optimizer.orthogonalize(low).astype(jnp.float32),
+                             optimizer.orthogonalize(low.astype(jnp.float32)), rtol=5e-3)
   assert np.isfinite(optimizer.orthogonalize(0 * x)).all()
 
 
