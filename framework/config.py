@@ -31,7 +31,7 @@ class Model:
   attention_scale: str = 'sqrt'  # of the logits: sqrt (1 / sqrt of the head width) | one | log (of the keys in view)
   norm: str = 'rmsnorm'  # rmsnorm | layernorm | none
   norm_epsilon: float = 1e-5
-  activation: str = 'gelu'  # gelu (tanh form) | relu | swiglu
+  activation: str = 'gelu'  # gelu (tanh form) | relu | relu2 (its square) | swiglu
   bias: bool = False  # on every projection and norm
   tied_head: bool = True  # the output head is the transposed embedding
   loops: int = 1  # times that the layers run, with the same parameters
@@ -164,7 +164,7 @@ CHOICES = {
     'model.mask': ('causal', 'strict', 'bidirectional'),
     'model.attention_scale': ('sqrt', 'one', 'log'),
     'model.norm': ('rmsnorm', 'layernorm', 'none'),
-    'model.activation': ('gelu', 'relu', 'swiglu'),
+    'model.activation': ('gelu', 'relu', 'relu2', 'swiglu'),
     'model.dtype': ('float32', 'bfloat16'),
     'model.param_dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'dots', 'full'),

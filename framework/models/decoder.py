@@ -21,6 +21,8 @@ from pallas_kernels import attention
 from pallas_kernels.attention import sharded_attention
 
 Cache = dict[str, jax.Array | list[jax.Array]]
+ACTIVATIONS = {'gelu': nn.gelu, 'relu': nn.relu,
+               'relu2': lambda x: jnp.square(nn.relu(x))}  # So et al. 2021, arXiv:2109.08668
 
 
 def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
@@ -218,7 +220,7 @@ class Block(nn.Module):
       u_BxLxF, gate_BxLxF = together(h, up, Linear(c, (D,), (F,), name='gate'))
       u_BxLxF = nn.silu(gate_BxLxF) * u_BxLxF
     else:
-      u_BxLxF = nn.gelu(up(h)) if c.activation == 'gelu' else nn.relu(up(h))
+      u_BxLxF = ACTIVATIONS[c.activation](up(h))
     f_BxLxD = Linear(c, (F,), (D,), residual_gain, name='down')(u_BxLxF)
     return x_BxLxD + dropout(f_BxLxD, keys_B, c.dropout, 1), cache
 

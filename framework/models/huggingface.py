@@ -53,12 +53,13 @@ BUFFERS = re.compile(r'\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$')  # 
 COMMON = {'name': ('decoder',), 'head_width': (0,), 'relative_bias': (0,), 'mask': ('causal',),
           'attention_scale': ('sqrt',), 'loops': (1,)}
 NEEDS = {
-    'gpt2': {'position': ('learned',), 'norm': ('layernorm',), 'activation': ('gelu', 'relu'),
+    'gpt2': {'position': ('learned',), 'norm': ('layernorm',), 'activation': ('gelu', 'relu', 'relu2'),
              'bias': (True,)},
     'llama': {'position': ('rope',), 'norm': ('rmsnorm',), 'activation': ('swiglu',)},
 }
 # Settings of theirs that Decoder can express; a key that is absent has the first value.
-GPT2_ACTIVATIONS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'relu': 'relu'}
+GPT2_ACTIVATIONS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'relu': 'relu',
+                    'relu2': 'relu2'}
 ALLOWED = {
     'gpt2': {'activation_function': tuple(GPT2_ACTIVATIONS), 'scale_attn_weights': (True,),
              'scale_attn_by_inverse_layer_idx': (False,), 'add_cross_attention': (False,)},
@@ -196,7 +197,7 @@ def to_gpt2(model: Model, vocabulary: int, length: int, params: Any) -> Saved:
   return {
       'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'vocab_size': vocabulary, 'n_positions': length,
       'n_layer': model.layers, 'n_embd': model.width, 'n_head': model.heads, 'n_inner': model.feedforward,
-      'activation_function': {'gelu': 'gelu_new', 'relu': 'relu'}[model.activation],
+      'activation_function': {'gelu': 'gelu_new'}.get(model.activation, model.activation),
       'layer_norm_epsilon': model.norm_epsilon, 'tie_word_embeddings': model.tied_head, 'resid_pdrop': model.dropout,
       'embd_pdrop': model.dropout, 'attn_pdrop': 0.0, 'dtype': param_dtype(tensors),
       'bos_token_id': None, 'eos_token_id': None,  # their default, 50256, need not be in this vocabulary

@@ -27,6 +27,7 @@ LLAMA = dict(vocab_size=VOCABULARY, max_position_embeddings=23, hidden_size=24, 
              rope_parameters={'rope_type': 'default', 'rope_theta': 517.0}, bos_token_id=None, eos_token_id=None)
 CASES = {
     'gpt2': ('gpt2', GPT2),
+    'gpt2_relu2': ('gpt2', GPT2 | dict(activation_function='relu2')),
     'gpt2_untied_relu_inner': ('gpt2', GPT2 | dict(tie_word_embeddings=False, activation_function='relu', n_inner=33)),
     'llama_grouped': ('llama', LLAMA),
     'llama_tied': ('llama', LLAMA | dict(tie_word_embeddings=True)),
