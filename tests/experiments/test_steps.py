@@ -47,7 +47,8 @@ def start(tmp_path):
     return subprocess.Popen(
         [sys.executable, '-c', WALK, tmp_path / 'walk', tmp_path / 'log', *names], text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'JAX_PLATFORMS': 'cpu'}, **kwargs)
+        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'JAX_PLATFORMS': 'cpu'},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs)  # a job in the background ignores it
   return run
 
 
