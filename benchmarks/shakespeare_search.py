@@ -56,7 +56,8 @@ CANDIDATES = [
     {'model.layers': 3, 'model.width': 96, 'training.batch': 8, 'optimizer.learning_rate': 0.006},
     {'model.layers': 3, 'model.width': 96, 'training.batch': 32, 'optimizer.learning_rate': 0.008},
     {'model.layers': 3, 'model.width': 96, 'optimizer.learning_rate': 0.004},
-    # From here on with the faster Muon of optimizer.py, and the steps that fit by the wall.
+    # From here on with the faster Muon of optimizer.py, before its AdamW was Nesterov's, and the steps that fit by the
+    # wall.
     *({'model.layers': 3, 'model.width': 96, 'training.steps': 1500} | more for more in (
         {},
         {'model.rope_base': 1000.0},

@@ -90,7 +90,7 @@ def _muon_update(path, x: jax.Array) -> jax.Array:
 def muon(learning_rate: optax.Schedule, weight_decay: float, beside: optax.GradientTransformation):
   """Jordan 2024, with the scaling of Liu et al. 2025 (arXiv:2502.16982), under which AdamW's learning rates fit.
 
-  optax.contrib.muon takes half as long again, and its AdamW is Nesterov's and decays all or nothing.
+  optax.contrib.muon takes half as long again, and decays all or nothing of what its AdamW gets.
 
   Args:
     beside: the optimizer of embeddings, heads, biases and norms.
@@ -106,14 +106,16 @@ def muon(learning_rate: optax.Schedule, weight_decay: float, beside: optax.Gradi
 def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   """Clipping by the global norm, then the optimizer with decoupled weight decay on matrices only."""
   rate = schedule(c, steps)
-  # Loshchilov and Hutter 2019, arXiv:1711.05101
-  adamw = optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix)
+  def adamw(**kwargs):  # Loshchilov and Hutter 2019, arXiv:1711.05101
+    return optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix, **kwargs)
   if c.name == 'adamw':
-    update = adamw
+    update = adamw()
   elif c.name == 'lion':  # Chen et al. 2023, arXiv:2302.06675
     update = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=is_matrix)
   else:
-    update = muon(rate, c.weight_decay, adamw)
+    # Without Nesterov's momentum here, short runs end worse: 1.841 against 1.827 nats, the mean of nine seeds of the
+    # largest cell of sweeps/first.py.
+    update = muon(rate, c.weight_decay, adamw(nesterov=True))
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
 
 

@@ -27,8 +27,9 @@ sys.exit(3 if name == 'bad' else 0)
 """
 
 WALK = """
-import pathlib, sys
+import pathlib, signal, sys
 from experiments import steps
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 folder, log, *names = sys.argv[1:]
 todo = [steps.Step(n, ('command', log, n, '5' if n == 'slow' else '0.6'), 1.0, pathlib.Path(log + '.' + n))
         for n in names]
@@ -47,8 +48,7 @@ def start(tmp_path):
     return subprocess.Popen(
         [sys.executable, '-c', WALK, tmp_path / 'walk', tmp_path / 'log', *names], text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'JAX_PLATFORMS': 'cpu'},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs)  # a job in the background ignores it
+        env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'JAX_PLATFORMS': 'cpu'}, **kwargs)
   return run
 
 
