@@ -6,7 +6,7 @@ than that, Muon, windows twice as long, rope, two heads, the square of a ReLU, s
   python -m experiments.evaluate --workdir=runs/shakespeare_cpu --stride=32
 
 1500 steps take no longer than PyTorch's 2000 of nanoGPT's setting, by `python -m benchmarks.shakespeare` on 2 cores of
-an Intel Xeon (jax 0.10.2, PyTorch 2.13.0, Python 3.11): 83.3 and 89.6 s in one run. Shape, weight decay, rate and the
+an Intel Xeon (jax 0.10.2, PyTorch 2.13.0, Python 3.11): 71.8 and 74.8 s in one run. Shape, weight decay, rate and the
 rest were chosen on other text by benchmarks/shakespeare_search.py, whose table is beside it.
 
 On the last tenth of the text, seeds 0, 1 and 2: 1.535, 1.527 and 1.540 nats a character with windows side by side, and
