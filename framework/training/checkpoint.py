@@ -90,7 +90,7 @@ class Checkpoints:
       state = jax.tree.map(jnp.copy, state)
     with self._saving():
       self._manager.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)))
+          state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record)))
 
   def wait(self) -> None:
     """Returns when everything saved is on disk under its final name. Raises NotSaved if it could not be."""
@@ -119,7 +119,8 @@ class Checkpoints:
     """The newest checkpoint that can be trusted, with its record; None if the run has none at all.
 
     Args:
-      like: a State of arrays or ShapeDtypeStructs with the shardings wanted.
+      like: a State of arrays or ShapeDtypeStructs with the shardings wanted. Where its optimizer is None, the
+        optimizer's state is neither read nor compared, whatever it was.
 
     Raises:
       ConfigError: the run has checkpoints, but none that can be used.
@@ -142,16 +143,18 @@ class Checkpoints:
     record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
     if record.get('format') != FORMAT:
       raise ConfigError(f"format is {record.get('format')}; expected {FORMAT}")
+    wanted = {name: value for name, value in vars(like).items() if value is not None}
     shapes = {path: list(leaf.shape) for path, leaf in _paths(like)}
-    for path in sorted(set(shapes) | set(record['shapes'])):
-      saved, expected = record['shapes'].get(path), shapes.get(path)
+    held = {path: shape for path, shape in record['shapes'].items() if re.match(r'\.(\w+)', path)[1] in wanted}
+    for path in sorted(set(shapes) | set(held)):
+      saved, expected = held.get(path), shapes.get(path)
       if saved != expected:
         raise OtherShape(f'checkpoint {step} of {self.folder} holds {path} of shape {saved}; '
                          f'the config expects {expected}')
-    state = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))).state
-    found = fingerprint(state)
-    damaged = [path for path, value in record['fingerprint'].items() if found[path] != value]
+    item = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+    state = like.replace(**self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
+        item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))).state)
+    damaged = [path for path, value in fingerprint(state).items() if record['fingerprint'][path] != value]
     if damaged:
       raise ConfigError(f'{len(damaged)} arrays differ from what was saved, first {damaged[0]}')
     return state, record

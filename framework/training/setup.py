@@ -72,7 +72,7 @@ def load(workdir: pathlib.Path) -> Trained:
   setup = set_up(config, tokenizer.size)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:
-    restored = checkpoints.restore(setup.like())
+    restored = checkpoints.restore(setup.like().replace(optimizer=None))
   finally:
     checkpoints.close()
   if restored is None:

@@ -1,5 +1,7 @@
 """Checkpoints: policy, exactness, fingerprints, and a state that is overwritten while it is being saved."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,26 @@ def test_another_shape_is_named(made, tmp_path):
   with pytest.raises(config_lib.ConfigError, match=r"embedding.*\[300, 64\].*\[301, 64\]"):
     checkpoints.restore(other.like())
   checkpoints.close()
+
+
+def test_parameters_are_read_without_the_optimizer(made, tmp_path):
+  """A run can be evaluated by code whose optimizer keeps another state."""
+  s, state = made
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', keep())
+  checkpoints.save(at(state, 5), {})
+  checkpoints.wait()
+  checkpoints.close()
+  config = dataclasses.replace(s.config, optimizer=dataclasses.replace(s.config.optimizer, name='muon'))
+  like = setup.set_up(config, 300).like()
+  reader = checkpoint.Checkpoints(tmp_path / 'c', read_only=True)
+  with pytest.raises(config_lib.ConfigError, match=r'holds \.optimizer'):
+    reader.restore(like)
+  restored, record = reader.restore(like.replace(optimizer=None))
+  jax.tree.map(np.testing.assert_array_equal, (at(state, 5).params, 5), (restored.params, record['step']))
+  assert restored.optimizer is None
+  with pytest.raises(config_lib.ConfigError, match=r'holds \.params'):
+    reader.restore(setup.set_up(s.config, 301).like().replace(optimizer=None))
+  reader.close()
 
 
 def test_a_reader_leaves_an_unfinished_checkpoint_alone(made, tmp_path):
