@@ -49,6 +49,8 @@ def fill_disk(where: str, size: int, call: int) -> None:
   @functools.wraps(original)
   def limited(*args, **kwargs):
     if next(calls) == call:
+      if last == 'save':
+        args[0].wait()  # the checkpoint before it, which is still being written, had room
       limit_files(size)
     return original(*args, **kwargs)
   setattr(owner, last, limited)
