@@ -3,7 +3,7 @@
 Example:
   python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder
   python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder \
-    --runs=runs/quickstart,runs/lstm --tokens=200000
+    --runs=runs/first,runs/lstm --tokens=200000
 
 Uniform, unigram, bigram (Shannon's Markov model), n-grams with two smoothings, gzip, bz2 and xz that have read the
 training text, and trained runs on the same corpus. Writes ladder.json, ladder.svg and, with runs, positions.svg: their
@@ -20,7 +20,8 @@ OUTPUT = flags.DEFINE_string('output', None, 'folder of the table and the figure
                              'are replaced')
 RUNS = flags.DEFINE_list('runs', [], 'folders of trained runs on the same corpus')
 ORDERS = flags.DEFINE_list('orders', ['3', '4', '5', '6', '7', '8'], 'orders of the n-grams, after the bigram')
-TOKENS = flags.DEFINE_integer('tokens', 0, 'held-out tokens, from the first on; 0: all', lower_bound=0)
+TOKENS = flags.DEFINE_integer('tokens', 0, 'held-out tokens; 0: all. They are the first, of the first '
+                               'documents by name: a small number is the text of a few', lower_bound=0)
 STRIDE = flags.DEFINE_integer('stride', 0, "tokens predicted per window; 0: each run's own", lower_bound=0)
 
 
@@ -71,13 +72,13 @@ def main() -> int:
 
   output.mkdir(parents=True, exist_ok=True)
   files.write_json(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
-                                            'targets': split.tokens - 1, 'bytes': split.bytes, 'rows': rows,
-                                            'quoted': rungs.QUOTED})
+                                            'targets': split.tokens - 1, 'bytes': split.bytes,
+                                            'documents': split.documents, 'rows': rows, 'quoted': rungs.QUOTED})
   files.write_atomically(output / 'ladder.svg', draw.svg(draw.ladder(rows)))
   if folders:
     by_position = {row['name']: row['loss_by_position'] for row in rows if 'loss_by_position' in row}
     files.write_atomically(output / 'positions.svg', draw.svg(draw.positions(by_position)))
-  print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes')
+  print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
   print(rungs.table(rows))
   return 0
 

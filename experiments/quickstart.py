@@ -22,7 +22,7 @@ PARTS = ('attention', 'perplexity', 'gemm', 'chinchilla', 'rasp', 'thinking')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the walk; new, or one to go on with')
 PARTS_FLAG = flags.DEFINE_list('parts', list(PARTS), 'which parts; perplexity needs attention')
 
-CONFIG = 'experiments/configs/bytes_small.py'
+CONFIG = 'experiments/configs/quickstart.py'
 
 
 def plan(root: pathlib.Path, parts: list[str]):
@@ -31,15 +31,14 @@ def plan(root: pathlib.Path, parts: list[str]):
   run, ladder, rasp = root / 'decoder', root / 'ladder', root / 'rasp'
   steps = {
       'attention': [
-          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume',
-                                       '--config.evaluation.every_steps=400'), 125),
+          Step('training a decoder', ('experiments.train', f'--config={CONFIG}', f'--workdir={run}', '--resume'), 195),
           Step('evaluating it', ('experiments.evaluate', f'--workdir={run}', '--stride=32', '--windows=1024'), 9),
           Step('drawing its attention', ('experiments.attention', f'--workdir={run}'), 4),
           Step('sampling from it', ('experiments.generate', f'--workdir={run}', '--prompt=def main(', '--tokens=400'),
                7, run / 'sample.txt')],
       'perplexity': [
           Step('the ladder of predictors', ('experiments.ladder', f'--config={CONFIG}', f'--output={ladder}',
-                                            f'--runs={run}', '--orders=3,4,5,6', '--tokens=150000'), 20)],
+                                            f'--runs={run}', '--orders=3,4,5,6', '--stride=32'), 70)],
       'gemm': [Step('measuring the roofline', ('experiments.gemm', f"--output={root / 'gemm'}"), 9)],
       'chinchilla': [
           Step('a sweep and its law', ('experiments.sweep', '--sweep=experiments/sweeps/first.py',

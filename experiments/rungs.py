@@ -33,7 +33,7 @@ def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
   if not tokens or tokens >= split.tokens:
     return split
   size = int(np.asarray(text.tokenizer.token_bytes)[split.read(1, tokens)].sum())
-  return dataclasses.replace(split, tokens=tokens, bytes=size)
+  return dataclasses.replace(corpus.first_tokens(split, tokens), bytes=size)
 
 
 def count(text: corpus.Corpus, order: int, smoothing: str) -> ngram.NGram:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -56,7 +57,7 @@ def test_ladder(place):
   assert abs(bits['uniform'] - 8.0056) < 1e-3 and bits['lstm'] < bits['unigram']
   assert rows['lstm']['guessing_lower'] < rows['lstm']['guessing_upper']
   lines = done.stdout.splitlines()
-  assert lines[0].startswith('2,999 held-out tokens')
+  assert re.fullmatch(r'2,999 held-out tokens, 2,99\d bytes, \d documents', lines[0])
   assert any(line.startswith('birnn *') for line in lines) and any(line.split()[-1] == '15.0' for line in lines)
   assert (place / 'out' / 'ladder.svg').read_text().startswith('<?xml')
   assert 'lstm' in (place / 'out' / 'positions.svg').read_text()
