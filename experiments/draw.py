@@ -64,7 +64,9 @@ def attention(weights_NxHxQxT, labels: list[str], path: pathlib.Path) -> None:
   axes = left.add_subplot(title=f'layer {layer + 1}, head {head + 1}')
   axes.imshow(weights_NxHxQxT[layer, head], cmap='Blues', vmin=0, vmax=1)
   for axis in (axes.xaxis, axes.yaxis):
-    axis.set_ticks(range(len(names)), names, fontsize=min(9, 240 / len(names)), family='monospace')
+    axis.set_ticks(range(len(names)), names, fontsize=min(9, 240 / len(names)), family='monospace', parse_math=False)
+  if max(map(len, names)) > 1:
+    axes.tick_params('x', rotation=90)
   axes.set_xlabel('is read')
   axes.set_ylabel('reads')
   for ax, (n, h) in zip(right.subplots(N, H, squeeze=False).flat, [(n, h) for n in range(N) for h in range(H)]):
