@@ -106,16 +106,16 @@ def muon(learning_rate: optax.Schedule, weight_decay: float, beside: optax.Gradi
 def build(c: config_lib.Optimizer, steps: int) -> optax.GradientTransformation:
   """Clipping by the global norm, then the optimizer with decoupled weight decay on matrices only."""
   rate = schedule(c, steps)
-  def adamw(**kwargs):  # Loshchilov and Hutter 2019, arXiv:1711.05101
-    return optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix, **kwargs)
+  # Loshchilov and Hutter 2019, arXiv:1711.05101. Without Nesterov's momentum beside Muon, short runs end worse: 1.841
+  # against 1.827 nats, the mean of nine seeds of the largest cell of sweeps/first.py.
+  adamw = optax.adamw(rate, c.beta1, c.beta2, c.epsilon, weight_decay=c.weight_decay, mask=is_matrix,
+                      nesterov=c.name == 'muon')
   if c.name == 'adamw':
-    update = adamw()
+    update = adamw
   elif c.name == 'lion':  # Chen et al. 2023, arXiv:2302.06675
     update = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=is_matrix)
   else:
-    # Without Nesterov's momentum here, short runs end worse: 1.841 against 1.827 nats, the mean of nine seeds of the
-    # largest cell of sweeps/first.py.
-    update = muon(rate, c.weight_decay, adamw(nesterov=True))
+    update = muon(rate, c.weight_decay, adamw)
   return optax.chain(optax.clip_by_global_norm(c.clip_norm), update) if c.clip_norm else update
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.experiments.test_launchers import launch
+from tests.commands import launch
 
 
 @pytest.fixture(scope='module')

@@ -1,22 +1,12 @@
 """A ladder of runs of every model, a file compressed and restored under them, and what the launchers refuse."""
 
 import json
-import os
-import pathlib
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def launch(name, *arguments):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return subprocess.run([sys.executable, '-m', f'experiments.{name}', *map(str, arguments)], cwd=ROOT, env=env,
-                        capture_output=True, text=True, timeout=300)
+from tests.commands import launch
 
 
 @pytest.fixture(scope='module')

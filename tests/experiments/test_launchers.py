@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import pty
 import random
 import subprocess
@@ -11,17 +10,12 @@ import termios
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.commands import ROOT, environment, launch
+
 RESULT_KEYS = (
     'run model params_total params_embedding params_head flops_train_exact flops_6nd tokens tokens_unique epochs '
     'batch_tokens steps window stride lr schedule seed loss_nats_per_token bits_per_byte loss_smoothed '
     'loss_by_position seconds devices status').split()
-
-
-def launch(name, *arguments, **kwargs):
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return subprocess.run([sys.executable, '-m', f'experiments.{name}', *arguments], cwd=ROOT, env=env,
-                        capture_output=True, text=True, timeout=300, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -89,13 +83,12 @@ def test_help_holds_an_example(name):
 def test_a_terminal_shows_one_live_line(text, tmp_path):
   main, other = pty.openpty()
   termios.tcsetwinsize(other, (24, 160))
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'TERM': 'xterm'}
   process = subprocess.Popen(
       [sys.executable, '-m', 'experiments.train', '--config=experiments/configs/bytes_small.py',
        f'--workdir={tmp_path / "run"}', f'--config.data.path={text}', f'--config.data.cache={tmp_path / "cache"}',
        '--config.data.window=16', '--config.model.width=16', '--config.model.layers=1', '--config.training.batch=4',
        '--config.training.steps=200', '--config.evaluation.every_steps=0', '--config.checkpoint.every_steps=0'],
-      cwd=ROOT, env=env, stdout=other, stderr=other)
+      cwd=ROOT, env=environment() | {'TERM': 'xterm'}, stdout=other, stderr=other)
   os.close(other)
   shown = b''
   while True:

@@ -14,7 +14,7 @@ import pytest
 from experiments import chapters, page
 from framework.config import ConfigError
 from scaling import ledger
-from tests.experiments.test_launchers import ROOT, launch
+from tests.commands import ROOT, environment, launch
 from tests.experiments.test_report import make_run, text_of
 
 
@@ -97,25 +97,23 @@ def test_the_chapter_of_the_sweep_has_the_law_the_prediction_and_what_came(tmp_p
 @pytest.mark.slow
 def test_killed_three_times_the_walk_ends_with_a_whole_page(tmp_path):
   rng = random.Random(os.environ.get('LEMMA_SEED', '0'))
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  command = [sys.executable, '-m', 'experiments.quickstart', f'--workdir={tmp_path / "walk"}']
+  workdir = f'--workdir={tmp_path / "walk"}'
   for _ in range(3):
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    process = subprocess.Popen([sys.executable, '-m', 'experiments.quickstart', workdir], cwd=ROOT, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(rng.uniform(20, 120))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-  done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3600)
+  done = launch('quickstart', workdir, timeout=3600)
   assert done.returncode == 0, done.stderr[-2000:]
   page = (tmp_path / 'walk' / 'report.html').read_text()
   for title in ('1. Perplexity', '2. Attention', '3. GEMM', '4. Chinchilla', '5. RASP', 'Thinking in text'):
     assert title in page
   start = time.monotonic()
-  assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False).returncode == 0
+  assert launch('quickstart', workdir).returncode == 0
   assert time.monotonic() - start < 30  # a finished walk is only shown
   # The decoder is the first thing trained, so at least one kill met it.
-  alone = [sys.executable, '-m', 'experiments.train', '--config=experiments/configs/quickstart.py',
-           f'--workdir={tmp_path / "alone"}']
-  subprocess.run(alone, cwd=ROOT, env=env, capture_output=True, check=True)
+  alone = launch('train', '--config=experiments/configs/quickstart.py', f'--workdir={tmp_path / "alone"}', timeout=3600)
+  assert alone.returncode == 0, alone.stderr[-2000:]
   assert ((tmp_path / 'alone' / 'metrics.jsonl').read_bytes()
           == (tmp_path / 'walk' / 'decoder' / 'metrics.jsonl').read_bytes())

@@ -2,10 +2,6 @@
 
 import html
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,8 +13,7 @@ from framework import config as config_lib
 from framework import flops
 from framework.data.tasks.one_way import Task
 from framework.models import tiered
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import commands
 
 
 def test_every_study_says_what_it_claims():
@@ -232,9 +227,7 @@ def test_a_finished_part_is_not_done_again_and_another_setting_is_refused(tmp_pa
     (folder / f'{part.replace(" ", "_")}_0.json').write_text(json.dumps(
         {'setting': s, 'numbers': {'losses': [1.0], 'accuracy': {n: good for n in ('4', '8', '32')}}, 'seconds': 2.0}))
   def launch(*more):
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    return subprocess.run([sys.executable, '-m', 'experiments.study', '--name=one_way', '--seeds=1',
-                           f'--workdir={tmp_path / "run"}', *more], cwd=ROOT, env=env, capture_output=True, text=True)
+    return commands.launch('study', '--name=one_way', '--seeds=1', f'--workdir={tmp_path / "run"}', *more)
   done = launch()
   assert done.returncode == 0, done.stderr
   verdict = json.loads((tmp_path / 'run' / 'verdict.json').read_text())

@@ -1,8 +1,6 @@
 """The whole of a sweep, killed on the way: the same cells, ledger and figures as one that was left alone."""
 
 import json
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -15,8 +13,8 @@ from experiments import cells as cells_lib
 from experiments.cells import expand, ladders
 from framework import config as config_lib
 from scaling import ledger, lints
+from tests.commands import ROOT, environment
 
-ROOT = pathlib.Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / 'experiments' / 'sweeps').glob('[a-z]*.py'))
 TINY = '''
 from experiments.cells import Sweep, over, product
@@ -79,13 +77,12 @@ def whole(path, workdir):
 def test_a_sweep_that_is_killed_ends_as_one_that_is_not(tmp_path):
   path = tmp_path / 'tiny.py'
   path.write_text(TINY)
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  done = subprocess.run(whole(path, tmp_path / 'calm'), cwd=ROOT, env=environment, capture_output=True, text=True)
+  done = subprocess.run(whole(path, tmp_path / 'calm'), cwd=ROOT, env=environment(), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   rng, ended = random.Random(0), {}
   finished = lambda: sorted((tmp_path / 'killed' / 'cells').glob('*/result.json'))
   for cells in (1, 4, 8, 10):  # kills in the first cells, in the middle and in the largest, which is the ninth
-    process = subprocess.Popen(whole(path, tmp_path / 'killed'), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
+    process = subprocess.Popen(whole(path, tmp_path / 'killed'), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(finished()) < cells:
       time.sleep(0.02)

@@ -1,7 +1,5 @@
 """Exact resume: a run killed at any moment ends with the bytes of one that was not."""
 
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -14,8 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from framework import files
+from tests.commands import ROOT, environment
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 120
 
 
@@ -37,10 +35,6 @@ def command(text, workdir, *more):
           '--config.data.window=32', '--config.data.stride=24', '--config.training.batch=8',
           f'--config.training.steps={STEPS}', '--config.training.log_every=3', '--config.checkpoint.every_steps=10',
           '--config.evaluation.every_steps=25', '--config.evaluation.windows=8', '--resume', *more]
-
-
-def environment():
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
 
 
 def start(text, workdir, *more):

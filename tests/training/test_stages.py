@@ -1,8 +1,7 @@
 """One command trains tiers: killed in each stage it ends with the same bytes; sampled and evaluated as users do."""
 
+import functools
 import json
-import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -17,8 +16,9 @@ import pytest
 from framework import config as config_lib
 from framework import files
 from framework.training import stages
+from tests import commands
+from tests.commands import ROOT, environment
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = {1: 30, 2: 40, 3: 20}
 
 
@@ -45,10 +45,6 @@ def command(text, workdir, tiers, *more):
           '--config.training.batch=8', '--config.optimizer.warmup_steps=5', '--config.training.log_every=2',
           '--config.checkpoint.every_steps=5', '--config.evaluation.windows=8', '--config.evaluation.every_steps=0',
           '--resume', *more]
-
-
-def environment():
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
 
 
 def train(text, workdir, tiers, *more):
@@ -108,9 +104,7 @@ def two(text, tmp_path_factory):
   return killed_in_every_stage(text, tmp_path_factory.mktemp('two'), 2)
 
 
-def launch(name, *arguments):
-  return subprocess.run([sys.executable, '-m', f'experiments.{name}', *arguments], cwd=ROOT, env=environment(),
-                        capture_output=True, text=True, timeout=600)
+launch = functools.partial(commands.launch, timeout=600)
 
 
 def test_killed_in_both_stages_ends_the_same(two):
