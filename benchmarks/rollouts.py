@@ -1,4 +1,5 @@
-"""Times the rollouts of all starts of a window, and what they cost in training, beside the formulas of framework.flops.
+"""Times the rollouts of all starts of a window, and what they cost in training, beside the formulas of
+framework.models.flops.
 
   python -m benchmarks.rollouts
 
@@ -19,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
-from framework import flops as count
-from framework.models import nodes, rollouts, tiered
+from framework.models import flops as count
+from framework.tiered import nodes, rollouts
+from framework.tiered import model as tiered
 from framework.training import optimizer, state, step
 
 WINDOW = flags.DEFINE_integer('window', 512, 'tokens of a window', lower_bound=2)

@@ -50,10 +50,10 @@ def validation(corpus, config):
 
 def lemma(config):
   """Returns functions: a step, the validation loss, and one that waits for the last step."""
-  from experiments import launch
+  from experiments.shared import launch
   launch.start_jax(config)
   import jax
-  from framework import evaluation
+  from framework.training import evaluation
   from framework.data import corpus as corpus_lib
   from framework.training import partition, setup, step
   corpus = corpus_lib.prepare(config.data)

@@ -111,9 +111,9 @@ def measure(settings: dict) -> dict:
 def train(settings: dict) -> dict:
   """Trains a candidate and evaluates it: every character once, with windows side by side and with overlapping ones."""
   config = config_lib.check(config_lib.from_flat(BASE | settings))
-  from experiments import launch
+  from experiments.shared import launch
   launch.start_jax(config)
-  from framework import evaluation
+  from framework.training import evaluation
   from framework.data import corpus as corpus_lib
   from framework.training import loop, run, setup
   text = corpus_lib.prepare(config.data)

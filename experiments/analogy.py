@@ -8,7 +8,7 @@ Questions are made from the vocabulary, so the run needs whole words as tokens: 
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
@@ -23,7 +23,7 @@ def main() -> int:
   launch.start_jax(config)
 
   import numpy as np
-  from framework import analogy
+  from framework.baselines import analogy
   from framework.training import setup
   trained = setup.load(workdir)
   found = {name: pairs[:MOST.value] for name, pairs in analogy.pairs(trained.tokenizer.table).items()}

@@ -8,7 +8,7 @@ The picture is attention.svg in the run's folder: a row of each matrix is a toke
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
@@ -28,7 +28,7 @@ def main() -> int:
 
   import jax
   import numpy as np
-  from experiments import draw
+  from experiments.reports import figures as draw
   from framework.data import corpus
   from framework.data import tokenizer as tokenizer_lib
   from framework.training import setup

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 from framework import files
 
@@ -44,9 +44,10 @@ def target(source: pathlib.Path) -> pathlib.Path:
 
 def load(workdir: pathlib.Path, config: config_lib.Config):
   """(tokenizer, fingerprint, rows -> predictor) of a run."""
-  from framework import models, predictors
+  from framework import models
+  from framework.coding import predictors
   from framework.data import tokenizer as tokenizer_lib
-  from framework.models import ngram
+  from framework.baselines import ngram
   from framework.training import run, setup
   tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   text = (workdir / run.TOKENIZER).read_text(encoding='utf-8')
@@ -78,8 +79,8 @@ def main(source: str = '') -> int:
   config.training.devices = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   launch.start_jax(config)
 
-  from experiments import progress
-  from framework import compression
+  from experiments.shared import progress
+  from framework.coding import archive as compression
   tokenizer, fingerprint, make = load(workdir, config)
   try:
     with progress.bar() as show:

@@ -10,7 +10,7 @@ import json
 
 from absl import flags, logging
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 CONFIG = launch.define_config()
@@ -27,10 +27,11 @@ def main() -> int:
   config.model = config_lib.Model(name='ngram')
   config_lib.check(config)
 
-  from experiments import progress, rungs
+  from experiments.shared import progress
+  from framework.baselines import ladder as rungs
   from framework import files
   from framework.data import corpus
-  from framework.models import ngram
+  from framework.baselines import ngram
   from framework.training import run
   ngram.check(ORDER.value, SMOOTHING.value)
   with progress.bar() as show:

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
@@ -41,8 +41,10 @@ def main() -> int:
   launch.start_jax(config)
 
   import tqdm
-  from experiments import draw, progress
-  from framework import evaluation, files
+  from experiments.reports import figures as draw
+  from experiments.shared import progress
+  from framework import files
+  from framework.training import evaluation
   from framework.data import corpus
   from framework.training import setup
   with progress.bar() as show:

@@ -12,7 +12,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 
 OUTPUT = flags.DEFINE_string('output', None, 'folder of the results; files of an earlier measurement are replaced')
 SIZES = flags.DEFINE_list('sizes', ['16', '32', '64', '128', '256', '512', '1024', '2048'], 'n of the products')
@@ -36,7 +36,7 @@ def measure(sizes: list[int], seconds: float) -> tuple[list[dict[str, float]], f
   """(a row for each n: n, FLOPs, seconds, FLOP/s, FLOPs a byte; bytes a second of a copy), float32, all cores."""
   import jax
   import jax.numpy as jnp
-  from pallas_kernels.runtime import traffic
+  from pallas_kernels.traffic import count as traffic
   product = jax.jit(jnp.matmul)
   rows = []
   for n in sizes:
@@ -66,9 +66,9 @@ def main() -> int:
   launch.start_jax(config)
 
   import jax
-  from experiments import draw
+  from experiments.reports import figures as draw
   from framework import files
-  from pallas_kernels.runtime import traffic
+  from pallas_kernels.traffic import count as traffic
   rows, bandwidth = measure(sorted({int(word) for word in SIZES.value}), SECONDS.value)
   peak = max(row['flops_per_second'] for row in rows)
   lecture = [[f'{m} x {n}', t.reads, t.writes, t.bytes, t.least_reads] for m, n in LECTURE

@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
@@ -80,7 +80,7 @@ def main() -> int:
 
 def _tiers(trained, prompt, settings):
   """The text of a tiered model, a row at a time, with the rollouts of the lower tiers in it where they are shown."""
-  from framework import tiered_generation
+  from framework.tiered import generation as tiered_generation
   text = trained.tokenizer.stream()
   for token, said in tiered_generation.generate(trained.setup.module, trained.params, prompt, tokens=TOKENS.value,
                                                 settings=settings, seed=SEED.value):

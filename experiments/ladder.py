@@ -12,7 +12,7 @@ loss by position in the window. Runs get the bounds of Shannon's guessing game t
 
 from absl import flags, logging
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 CONFIG = launch.define_config()
@@ -52,7 +52,9 @@ def main() -> int:
                                      'that')
     launch.start_jax(config)
 
-  from experiments import draw, progress, rungs
+  from experiments.reports import figures as draw
+  from experiments.shared import progress
+  from framework.baselines import ladder as rungs
   from framework import files
   from framework.data import corpus
   with progress.bar() as show:

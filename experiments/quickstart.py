@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 PARTS = ('attention', 'perplexity', 'gemm', 'chinchilla', 'rasp', 'thinking')
@@ -27,7 +27,7 @@ CONFIG = 'experiments/configs/quickstart.py'
 
 def plan(root: pathlib.Path, parts: list[str]):
   """The steps of the parts, with the seconds that each took on 2 cores of a Xeon."""
-  from experiments.steps import Step
+  from experiments.shared.pipeline import Step
   run, ladder, rasp = root / 'decoder', root / 'ladder', root / 'rasp'
   steps = {
       'attention': [
@@ -55,7 +55,7 @@ def plan(root: pathlib.Path, parts: list[str]):
 
 def write_page(root: pathlib.Path, parts: list[str]) -> pathlib.Path:
   """Writes report.html of the parts, which are done."""
-  from experiments import chapters, page
+  from experiments.reports import chapters, page
   from framework import files
   made = {'perplexity': (chapters.perplexity, 'ladder'), 'attention': (chapters.attention, 'decoder'),
           'gemm': (chapters.gemm, 'gemm'), 'chinchilla': (chapters.chinchilla, 'sweep'),
@@ -79,7 +79,7 @@ def main() -> int:
   if strangers and not (root / '.lock').exists():
     raise config_lib.ConfigError(f'workdir {root} is not empty and holds no walk (found {sorted(strangers)[0]}); give '
                                  'an empty or a new folder')
-  from experiments import steps
+  from experiments.shared import pipeline as steps
   try:
     steps.walk(root, plan(root, PARTS_FLAG.value), lambda text: print(f'== {text}', flush=True))
   except steps.Failed as error:

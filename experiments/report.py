@@ -12,7 +12,8 @@ named beside it.
 
 from absl import flags
 
-from experiments import launch, sections
+from experiments.reports import sections
+from experiments.shared import launch
 from framework import files
 
 RUNS = flags.DEFINE_list('runs', None, 'folders of runs and studies, or folders of such folders')

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies')
@@ -28,12 +28,11 @@ SCALE = flags.DEFINE_enum('scale', 'cpu', ['quick', 'cpu', 'gpu', 'paper'],
                           'sizes of models and numbers of steps; quick: a first look, where a study has one')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the results; new, or the one to continue')
 flags.adopt_module_key_flags(launch)
-SHARED = ('fit', 'text')  # what studies use
 
 
 def names() -> list[str]:
   from experiments import studies
-  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__) if m.name not in SHARED)
+  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__))
 
 
 def study_of(name: str) -> Any:
@@ -73,8 +72,9 @@ def main() -> int:
   config = config_lib.check(config_lib.Config())
   config.training.devices = getattr(study, 'DEVICES', 1)
   launch.start_jax(config)
-  from experiments import draw, progress
-  from experiments.studies import text
+  from experiments.reports import figures as draw
+  from experiments.shared import progress
+  from experiments.shared import text_training as text
   from framework import files
   folder.mkdir(parents=True, exist_ok=True)
   for number, job in enumerate(work):

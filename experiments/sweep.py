@@ -16,7 +16,7 @@ import threading
 
 from absl import flags, logging
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 from framework import files
 
@@ -35,7 +35,7 @@ ATTACHED = flags.DEFINE_bool('attached', False, 'with --cells: end when stdin en
 def main() -> int:
   path = files.expand('--sweep', launch.required(SWEEP)).resolve()
   workdir = launch.workdir_path(WORKDIR.value or f'runs/{path.stem}')
-  from experiments import cells as cells_lib
+  from experiments.sweeping import cells as cells_lib
   sweep = cells_lib.load(path)
   cells = cells_lib.expand(sweep)
   cells_lib.check_steps(cells, sweep.allow)
@@ -59,7 +59,8 @@ def work(cells, workdir: pathlib.Path) -> int:
   if CORES.value and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, [int(core) for core in CORES.value])
   launch.start_jax(cells[0].config)
-  from experiments import draw, workers
+  from experiments.reports import figures as draw
+  from experiments.sweeping import workers
   from framework.data import corpus
   from framework.training import branch, loop, run
   for cell in cells:
@@ -93,8 +94,9 @@ def _end_with_parent() -> None:
 
 def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   """Runs all cells but the largest, predicts that, runs it, compares, and fits all."""
-  from experiments import cells as cells_lib
-  from experiments import forecast, progress, workers
+  from experiments.sweeping import cells as cells_lib
+  from experiments.shared import progress
+  from experiments.sweeping import forecast, workers
   from framework.data import corpus
   from framework.training import branch
   from scaling.table import TableError
@@ -143,7 +145,7 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
 
 
 def _flops(cell, vocabulary: int) -> float:
-  from framework import flops
+  from framework.models import flops
   c = cell.config
   return c.training.steps * c.training.batch * flops.train(c.model, vocabulary, c.data.window)
 
@@ -152,7 +154,8 @@ def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:
   """(N, D) of a run as the table will count them, before it starts."""
   import jax
   jax.config.update('jax_platforms', 'cpu')  # accelerators are the workers'
-  from framework import flops, models
+  from framework import models
+  from framework.models import flops
   from scaling import table
   module = models.build(config.model, vocabulary, config.data.window)
   counts = flops.parameters(jax.eval_shape(lambda: models.init(module, jax.random.key(0))))

@@ -10,7 +10,7 @@ import signal
 
 from absl import flags, logging
 
-from experiments import launch
+from experiments.shared import launch
 from framework import config as config_lib
 
 CONFIG = launch.define_config()
@@ -31,9 +31,11 @@ def main() -> int:
   launch.start_jax(config)
 
   import jax
-  from experiments import draw, progress
+  from experiments.reports import figures as draw
+  from experiments.shared import progress
   from framework.data import corpus
-  from framework.training import loop, run, setup, stages
+  from framework.tiered import stages
+  from framework.training import loop, run, setup
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   tiered = config.model.name == 'tiered'

@@ -13,7 +13,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from experiments.shared import launch
 from framework import files
 
 RUNS = flags.DEFINE_list('runs', None, 'folders of runs, or folders of such folders')
@@ -24,7 +24,7 @@ SERVE = flags.DEFINE_integer('serve', None, 'port of a local page; 0: any that i
 
 def main() -> int:
   roots = [files.expand('--runs', name).resolve() for name in launch.required(RUNS)]
-  from experiments import view  # not for --help, which needs no JAX
+  from experiments.reports import live as view  # not for --help, which needs no JAX
   text = view.table(roots, time.time())  # refuses what cannot be shown, before a screen is cleared or a port taken
   try:
     if SERVE.value is not None:

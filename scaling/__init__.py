@@ -14,6 +14,6 @@ In a notebook:
   print(plan.compute_optimal(result, 1e20))
 
 `table` reads, `lints` refuses, `laws` and `objective` define, `fit` fits, `uncertainty` doubts, `approaches` and
-`rollout` compare, `plan` recommends, `ledger` remembers, `plot` and `report` show.
+`holdout` compare, `plan` recommends, `ledger` remembers, `plot` and `report` show.
 From a shell: python -m scaling --help.
 """

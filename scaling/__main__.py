@@ -306,7 +306,8 @@ def run_design() -> int:
 
 
 def run_compare() -> int:
-  from scaling import ledger, report, rollout
+  from scaling import ledger, report
+  from scaling import holdout
   from scaling.approaches import side_by_side
   from scaling.fit import fit
   from scaling.table import TableError
@@ -314,7 +315,7 @@ def run_compare() -> int:
     raise TableError('compare needs --runs, --ledger or both')
   if FLAGS.runs:
     observations, findings = _table()
-    found = [rollout.rollout(observations, _law(name), _loss(), cuts=rollout.thin(observations), reach=FLAGS.reach)
+    found = [holdout.holdout(observations, _law(name), _loss(), cuts=holdout.thin(observations), reach=FLAGS.reach)
              for name in FLAGS.laws]
     print(report.comparison(found, [fit(observations, _law(name), _loss()).rms for name in FLAGS.laws]))
     print(report.approaches_text(*side_by_side(observations, _loss()), _target(observations)))

@@ -14,7 +14,7 @@ from scaling.approaches import Optima, frontier
 from scaling.fit import Fit
 from scaling.laws import allocation
 from scaling.lints import isoflop_groups
-from scaling.rollout import Rollout
+from scaling.holdout import Holdout
 from scaling.table import Observations
 
 BLUE, ORANGE, GREY = '#1f5fa8', '#c8601a', '#777777'
@@ -130,12 +130,12 @@ def optimum_band(o: Observations, result: Fit, thetas, level: float = 0.9, other
   return Chart(figure, ('series', 'C', 'N_opt', 'low', 'high'), rows)
 
 
-def rollout_error(rollouts: Sequence[Rollout]) -> Chart:
+def holdout_error(holdouts: Sequence[Holdout]) -> Chart:
   """Extrapolation error of each law against the compute below which it was fitted."""
   figure, axes = _axes('Error of prediction beyond the fitted compute', 'largest compute fitted (FLOPs)',
                        'rms error of ln loss above it (%)', 'xy')
   rows = []
-  for item in rollouts:
+  for item in holdouts:
     axes.plot(item.cut, 100 * item.error, 'o-', markersize=3, linewidth=1, label=item.law)
     rows += [(item.law, c, 100 * e, 100 * b, *r) for c, e, b, r in zip(item.cut, item.error, item.bias, item.runs)]
   axes.legend(frameon=False)

@@ -16,7 +16,7 @@ from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
-from scaling.rollout import Rollout, rollout, thin, weights
+from scaling.holdout import Holdout, holdout, thin, weights
 from scaling.table import Counting, Observations, Runs, best_rate
 from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
 
@@ -119,14 +119,14 @@ def _line(interval: Interval) -> str:
   return f'{interval.estimate:.5g}   {_bounded(interval)}'
 
 
-def comparison(rollouts: Sequence[Rollout], rms: Sequence[float]) -> str:
+def comparison(holdouts: Sequence[Holdout], rms: Sequence[float]) -> str:
   """A row a law: error inside the fit, error of prediction, weight; then which is preferred."""
-  shares = weights(rollouts)
+  shares = weights(holdouts)
   lines = [f'{"law":<14s} {"inside %":>9s} {"beyond %":>9s} {"weight":>7s}']
-  for item, inside, part in zip(rollouts, rms, shares):
+  for item, inside, part in zip(holdouts, rms, shares):
     lines.append(f'{item.law:<14s} {100 * inside:9.3f} {100 * item.score:9.3f} {part:7.3f}')
-  best = rollouts[int(np.argmax(shares))].law
-  lines.append(f'preferred {best} ({len(rollouts[0].cut)} cuts, fitted below, predicted above)')
+  best = holdouts[int(np.argmax(shares))].law
+  lines.append(f'preferred {best} ({len(holdouts[0].cut)} cuts, fitted below, predicted above)')
   return '\n'.join(lines)
 
 
@@ -174,7 +174,7 @@ CAPTIONS = {
     'isoflop': 'Runs of equal compute against their size, with the slices of the law and their minima.',
     'contours': 'The loss that the law gives to each compute and size, the runs, and the efficient frontier.',
     'optimum': 'The size to train for each compute: the law, the band of its bootstrap, and the other approaches.',
-    'rollout': 'Error of each law on the runs beyond the compute that it was fitted to.',
+    'holdout': 'Error of each law on the runs beyond the compute that it was fitted to.',
     'residuals': 'What the law leaves over, run by run.',
 }
 STYLE = """:root{color-scheme:light dark}
@@ -199,9 +199,9 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
     charts['contours'] = plot.contours(o, result)
     charts['optimum'] = plot.optimum_band(o, result, about.draws, others=found[:3])
   try:
-    rollouts = [rollout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
-    texts.append(('Choice of law', comparison(rollouts, [fit(o, law_of(name), loss).rms for name in laws])))
-    charts['rollout'] = plot.rollout_error(rollouts)
+    holdouts = [holdout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
+    texts.append(('Choice of law', comparison(holdouts, [fit(o, law_of(name), loss).rms for name in laws])))
+    charts['holdout'] = plot.holdout_error(holdouts)
   except ValueError as error:
     texts.append(('Choice of law', f'left out: {error}'))
   charts['residuals'] = plot.residuals(result)

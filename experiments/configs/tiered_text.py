@@ -5,7 +5,7 @@ bytes every 64, and a decoder over text and rollouts predicts the next byte.
   python -m experiments.generate --workdir=runs/tiered --prompt='def main(' --show_rollouts
 
 runs/tiered/tier_1 and tier_2 are run folders of their own. A rollout is 1/4 of a byte a byte (R/P): by the formula of
-framework.flops, tier 2 costs 1.9 times a step of the same decoder without rollouts.
+framework.models.flops, tier 2 costs 1.9 times a step of the same decoder without rollouts.
 """
 
 from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Tiered, Training

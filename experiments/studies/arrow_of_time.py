@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies import text
+from experiments.shared import text_training as text
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.studies import fit
+from experiments.shared import task_training as fit
 from framework import config as config_lib
 from framework import models
 from framework.data.tasks.one_way import Task

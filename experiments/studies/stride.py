@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies import text
+from experiments.shared import text_training as text
 from framework import config as config_lib
 from framework import cross_entropy
 from framework.data import corpus as corpus_lib

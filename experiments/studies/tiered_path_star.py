@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
-from experiments.studies import fit
+from experiments.shared import task_training as fit
 from framework import config as config_lib
 from framework.data.tasks.path_star import Task
-from framework.models import tiered
+from framework.tiered import model as tiered
 
 CLAIM = ('A decoder guesses the first step on a path-star graph; a reader of K of its rollouts takes the right one as '
          'often as K random walks allow.')

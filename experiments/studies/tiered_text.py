@@ -18,13 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.studies import text
+from experiments.shared import text_training as text
 from framework import config as config_lib
-from framework import cross_entropy, flops
+from framework import cross_entropy
+from framework.models import flops
 from framework import models as models_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
-from framework.models import tiered
+from framework.tiered import model as tiered
 from framework.training import run as run_lib
 from framework.training import setup
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.studies import fit
+from experiments.shared import task_training as fit
 from framework import config as config_lib
 from framework.data.tasks.one_way import Task
-from framework.models import tiered
+from framework.tiered import model as tiered
 
 CLAIM = ('A decoder that reads its own rollout solves the answer-first word problem of S_5, where the decoder alone, a '
          'reader of filler and a reader of foreign rollouts stay at chance.')

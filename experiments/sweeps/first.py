@@ -5,7 +5,7 @@
 It is too short for a law to be trusted far from it: see quick.py and hour.py, which also check the learning rates.
 """
 
-from experiments.cells import Sweep, over, product
+from experiments.sweeping.cells import Sweep, over, product
 from experiments.sweeps import quick
 
 

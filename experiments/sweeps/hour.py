@@ -8,7 +8,7 @@ three learning rates at both ends that the rate is at its optimum. It has not be
 times those of quick.py.
 """
 
-from experiments.cells import Sweep, chain, over, product
+from experiments.sweeping.cells import Sweep, chain, over, product
 from experiments.sweeps.quick import base, rates, size
 
 

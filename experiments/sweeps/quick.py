@@ -10,7 +10,7 @@ predicted at 1.332 [1.294, 1.372] nats per byte before it ran, measured 1.360; E
 the coupled law, and N_opt ~ C^.64 (90 %: .59 to .69).
 """
 
-from experiments.cells import Sweep, chain, over, product
+from experiments.sweeping.cells import Sweep, chain, over, product
 from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
 
 

@@ -9,7 +9,7 @@ at 8, below a million tokens, a model has not yet learnt to look at the symbol b
 rate of its own, at this one it is worse than 64.
 """
 
-from experiments.cells import Sweep, over, product
+from experiments.sweeping.cells import Sweep, over, product
 from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
 
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
-from framework.models import decoder, encoder_decoder, markov, masked, recurrent, tiered
+from framework.models import decoder, encoder_decoder, markov, masked, recurrent
 from pallas_kernels import attention
 
 MODELS = {'decoder': decoder.Decoder, 'rnn': recurrent.Recurrent, 'lstm': recurrent.Recurrent,
           'birnn': recurrent.Bidirectional, 'masked': masked.build, 'markov': markov.Markov}
-OF_CONFIG = {'tiered': tiered.build, 'encoder_decoder': encoder_decoder.build}  # need more than the section `model`
+OF_CONFIG = {'tiered': lambda *given: importlib.import_module('framework.tiered.model').build(*given),
+             'encoder_decoder': encoder_decoder.build}  # need more than the section `model`
 NAMES = (*MODELS, *OF_CONFIG)
 
 

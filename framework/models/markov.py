@@ -1,6 +1,6 @@
 """The neural Markov model: the next token from the embeddings of the last two (Bengio et al. 2003, "A Neural
 Probabilistic Language Model", section 2, with a tied head). Its embeddings learn from two neighbours, as word2vec's
-do: framework/analogy.py asks them for analogies. It has one hidden layer, whatever model.layers says.
+do: framework/baselines/analogy.py asks them for analogies. It has one hidden layer, whatever model.layers says.
 """
 
 import flax.linen as nn

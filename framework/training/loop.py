@@ -13,7 +13,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from framework import config as config_lib
-from framework import evaluation, files, flops
+from framework import files
+from framework.models import flops
+from framework.training import evaluation
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.training import checkpoint, clock, optimizer, partition, step, writer

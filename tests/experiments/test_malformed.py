@@ -437,7 +437,8 @@ def test_full_disk_training(server, root, tmp_path, call, size, pattern, saved):
 def test_full_disk_evaluation(server, root, tmp_path):
   copied_run(overwrite('evaluations.jsonl', b'{"step": 1}\n'))(tmp_path / 'run', root)
   before = digest(tmp_path, root)
-  reply = server('evaluate', f'--workdir={tmp_path}/run', '--windows=1', full=['framework.evaluation:evaluate', 20, 0])
+  reply = server('evaluate', f'--workdir={tmp_path}/run', '--windows=1',
+                 full=['framework.training.evaluation:evaluate', 20, 0])
   refused(reply, 1, r'File too large: \S+/run/evaluations.jsonl')
   assert digest(tmp_path, root) == before
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import chapters, page
+from experiments.reports import chapters, page
 from framework.config import ConfigError
 from scaling import ledger
 from tests.commands import ROOT, environment, launch

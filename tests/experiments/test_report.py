@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from experiments import folders, page, sections
+from experiments.reports import page, sections
+from experiments.reports import runs as folders
 from framework.config import ConfigError
 
 SVG = '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><text>four &lt; five</text></svg>'

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import sections, study
-from experiments.studies import arrow_of_time, fit, one_way, stride, tiered_path_star, tiered_text, tiered_word_problem
+from experiments import study
+from experiments.reports import sections
+from experiments.shared import task_training as fit
+from experiments.studies import arrow_of_time, one_way, stride, tiered_path_star, tiered_text, tiered_word_problem
 from framework import config as config_lib
-from framework import flops
+from framework.models import flops
 from framework.data.tasks.one_way import Task
-from framework.models import tiered
+from framework.tiered import model as tiered
 from tests import commands
 
 

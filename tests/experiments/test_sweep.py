@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from experiments import cells as cells_lib
-from experiments.cells import expand, ladders
+from experiments.sweeping import cells as cells_lib
+from experiments.sweeping.cells import expand, ladders
 from framework import config as config_lib
 from scaling import ledger, lints
 from tests.commands import ROOT, environment
 
 SWEEPS = sorted((ROOT / 'experiments' / 'sweeps').glob('[a-z]*.py'))
 TINY = '''
-from experiments.cells import Sweep, over, product
+from experiments.sweeping.cells import Sweep, over, product
 from framework.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Training
 
 def get_sweep():
@@ -45,7 +45,7 @@ def run(words, **more):
 
 @pytest.mark.parametrize('text,words', [
     (None, "did you mean '"),
-    ('def get_sweep(): return 3', 'returned int; expected an experiments.cells.Sweep'),
+    ('def get_sweep(): return 3', 'returned int; expected an experiments.sweeping.cells.Sweep'),
     ('import nothing_of_that_name', 'ModuleNotFoundError'),
     (TINY.replace("'few_steps', ", ''), "cell width8_steps60 has 60 steps; expected 200 or more"),
     (TINY.replace('heads=2', 'heads=3'), 'model.heads is 3; expected a divisor'),

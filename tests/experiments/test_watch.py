@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from experiments import view
+from experiments.reports import live as view
 from tests.experiments.test_report import make_run
 
 

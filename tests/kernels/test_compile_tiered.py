@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from framework import config as config_lib
-from framework.models import tiered
+from framework.tiered import model as tiered
 from framework.training import optimizer, partition, state, step
 from pallas_kernels.runtime import targets
 from tests.kernels.test_compile import need

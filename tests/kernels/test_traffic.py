@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.experimental import pallas as pl
 
 from pallas_kernels.attention.mask import Mask
-from pallas_kernels.runtime import traffic
+from pallas_kernels.traffic import count as traffic
 
 
 @pytest.mark.parametrize('block_m, block_n, reads', [(1, 1, 54), (3, 1, 36), (1, 3, 36), (3, 3, 18)])

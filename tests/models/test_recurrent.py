@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from framework import config as config_lib
-from framework import flops, generation, models
+from framework import generation, models
+from framework.models import flops
 from framework.models import masked, recurrent
 from framework.training import optimizer, state, step
 

@@ -10,7 +10,7 @@ import pytest
 
 kenlm = pytest.importorskip('kenlm')
 
-from framework.models import ngram
+from framework.baselines import ngram
 
 pytestmark = pytest.mark.peers
 TESTS = pathlib.Path(__file__).parents[1]

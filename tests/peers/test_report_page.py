@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from experiments import sections
+from experiments.reports import sections
 from tests.experiments.test_report import make_run, make_study
 
 pytestmark = pytest.mark.peers

@@ -14,7 +14,8 @@ import sys
 import numpy as np
 import pytest
 
-from scaling import laws, plot, report, rollout, uncertainty
+from scaling import laws, plot, report, uncertainty
+from scaling import holdout
 from scaling.fit import fit
 from scaling.objective import Loss
 
@@ -108,7 +109,7 @@ def test_the_table_behind_a_figure(tmp_path, known):
   charts = {'envelope': plot.envelope(o, result), 'isoflops': plot.isoflops(o, result),
             'contours': plot.contours(o, result), 'residuals': plot.residuals(result),
             'optimum': plot.optimum_band(o, result, uncertainty.bootstrap(result, 20)),
-            'rollout': plot.rollout_error([rollout.rollout(o, laws.additive(), Loss('squares'))])}
+            'holdout': plot.holdout_error([holdout.holdout(o, laws.additive(), Loss('squares'))])}
   for name, chart in charts.items():
     png, svg, table = plot.save(chart, tmp_path / name)
     assert png.read_bytes()[:4] == b'\x89PNG' and '<svg' in svg.read_text()

@@ -1,7 +1,7 @@
-"""Plans against brute force and published ones; approaches, rollout and ledger.
+"""Plans against brute force and published ones; approaches, holdout and ledger.
 
 Mutations that fail here: inference cost left out of the search; repetition that ignores U; information of a repeat
-that does not saturate; a parabola in place of the exact slice; a rollout that tests on fitted rows; a ledger without
+that does not saturate; a parabola in place of the exact slice; a holdout that tests on fitted rows; a ledger without
 its chain.
 """
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from scaling import approaches, laws, ledger, lints, plan, rollout, table, uncertainty
+from scaling import approaches, laws, ledger, lints, plan, table, uncertainty
+from scaling import holdout
 from scaling.fit import fit
 from scaling.objective import Loss
 from scaling.table import Observations, TableError
@@ -222,7 +223,7 @@ def test_olmo_ladder(tables):
   assert len(o) == 16
   assert float(fit(o).predict(13202396160, 5.0000885e12)) == pytest.approx(2.3444, abs=2e-4)
   o = ladder.observe()
-  errors = {name: rollout.rollout(o, laws.law(name), cuts=[o.C.max() / 10]).error[0]
+  errors = {name: holdout.holdout(o, laws.law(name), cuts=[o.C.max() / 10]).error[0]
             for name in ('additive', 'coupled')}
   assert errors['coupled'] < 0.0035 and errors['additive'] == pytest.approx(0.017, abs=0.001)
 
@@ -248,20 +249,20 @@ def test_exact_memoriser_prefers_the_coupled_law():
   assert coupled.values['alpha'] == pytest.approx(0.5, abs=0.02)
   assert coupled.values['beta'] == pytest.approx(1 / 3, abs=0.02) and coupled.values['E'] == pytest.approx(1, abs=0.01)
   assert abs(additive.values['alpha'] - 0.5) > 0.1 and abs(additive.values['beta'] - 1 / 3) > 0.05
-  found = [rollout.rollout(o, laws.law(name), cuts=rollout.thin(o, 6)) for name in ('additive', 'coupled')]
-  assert rollout.weights(found)[1] > 0.9
+  found = [holdout.holdout(o, laws.law(name), cuts=holdout.thin(o, 6)) for name in ('additive', 'coupled')]
+  assert holdout.weights(found)[1] > 0.9
   from scaling import report
   assert 'preferred coupled' in report.comparison(found, [additive.rms, coupled.rms])
 
 
 def test_rollout_tests_only_what_it_did_not_fit(known):
   law, _, _, o = known
-  exact = rollout.rollout(o, law, Loss('squares'))
+  exact = holdout.holdout(o, law, Loss('squares'))
   assert exact.error.max() < 1e-6 and (exact.runs.sum(1) == 20).all()
   broken = dataclasses.replace(o, loss=np.where(o.C == o.C.max(), o.loss * 1.1, o.loss))
-  assert rollout.rollout(broken, law, Loss('squares'), least_test=1).error.min() > 0.02
+  assert holdout.holdout(broken, law, Loss('squares'), least_test=1).error.min() > 0.02
   with pytest.raises(TableError, match='no compute below which'):
-    rollout.rollout(o.take(slice(0, 6)), law)
+    holdout.holdout(o.take(slice(0, 6)), law)
 
 
 def test_ledger_is_never_rewritten(tmp_path):

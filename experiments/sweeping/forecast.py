@@ -1,0 +1,103 @@
+"""A sweep's laws: the largest cell is predicted, in the ledger, before it starts, and compared when it has ended."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from framework import files
+from framework.config import Data
+from framework.data import stream
+from scaling import ledger, lints, report, table, uncertainty
+from scaling.fit import Fit, fit
+from scaling.laws import law as law_of
+from scaling.objective import Loss
+from scaling.holdout import holdout, thin
+
+LAWS = ('additive', 'tied', 'kaplan', 'coupled')
+LOSS = Loss('huber', 0.0)  # delta from the residuals
+LEVEL = 0.9
+LEDGER = 'ledger.jsonl'
+
+
+def observations(runs: pathlib.Path, allow: Sequence[str]) -> tuple[table.Observations, list[lints.Finding]]:
+  """The finished runs below a folder, checked, each cell at its best learning rate. Raises TableError."""
+  read = table.read(runs)
+  _, findings = lints.check(read, allow=allow)
+  return table.best_rate(read).observe(), findings
+
+
+def choose(o: table.Observations, law: str) -> Fit:
+  """The fit of a law; of '', of that law of LAWS which predicts best beyond what it was fitted to."""
+  if law:
+    return fit(o, law_of(law), LOSS)
+  scores = {}
+  for name in LAWS:
+    result = fit(o, law_of(name), LOSS)
+    scores[name] = (not result.accepted, holdout(o, law_of(name), LOSS, cuts=thin(o)).score)
+  return fit(o, law_of(min(scores, key=scores.get)), LOSS)
+
+
+def predict(folder: pathlib.Path, name: str, N: float, D: float, law: str, allow: Sequence[str]) -> dict:
+  """Writes the prediction of a cell of N parameters and D tokens that has not begun; once written it stays."""
+  for record in ledger.read(folder / LEDGER):
+    if record['kind'] == 'prediction' and record['name'] == name:
+      return record
+  o, _ = observations(folder / 'cells', allow)
+  result = choose(o, law)
+  quantity = uncertainty.loss_at(result.law, N, D)
+  interval = uncertainty.profile(result, quantity, LEVEL, new_run=True)
+  return ledger.predict(folder / LEDGER, name, N=N, D=D, loss=interval.estimate, low=interval.low, high=interval.high,
+                        level=LEVEL, law=result.law.name, objective='huber 0', runs=len(o), source=str(folder.name))
+
+
+def measure(folder: pathlib.Path, name: str) -> dict:
+  """Writes what the cell measured beside its prediction; once written it stays."""
+  for record in ledger.read(folder / LEDGER):
+    if record['kind'] == 'measurement' and record['name'] == name:
+      return record
+  result = json.loads((folder / 'cells' / name / 'result.json').read_text(encoding='utf-8'))
+  return ledger.measure(folder / LEDGER, name, result['loss_nats_per_token'])
+
+
+def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -> tuple[str, pathlib.Path]:
+  """(what the finished sweep on `data` shows, in words; the page with its figures)."""
+  o, findings = observations(folder / 'cells', allow)
+  result = choose(o, law)
+  C = 10.0 * float(o.C.max())
+  about = report.doubt(result, C, fit_scale=True)
+  truth = _known_truth(result, about.errors, data)
+  page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings, f'Sweep {folder.resolve().name}',
+                     [*compared(folder), *truth])
+  files.write_json(folder / 'report' / 'law.json', {
+      'law': result.law.name, 'formula': result.law.formula, 'values': result.values, 'errors': result.errors,
+      'runs': len(o), 'rms_percent': 100 * result.rms})
+  return '\n'.join([report.summary(result, about, findings), *truth]), page
+
+
+def _known_truth(result: Fit, errors: dict[str, float], data: Data) -> list[str]:
+  """E beside the entropy of a synthetic language that knows it, and beside that of its held-out text as drawn."""
+  if not data.task or 'E' not in result.values:
+    return []
+  _, held_out, *_ = stream.splits(data)
+  if not hasattr(held_out.task, 'entropy'):
+    return []
+  E, error = result.values['E'], errors['E']
+  length = held_out.tokens // held_out.task.length * held_out.task.length
+  entropy, drawn = held_out.task.entropy, float(held_out.task.nats(held_out.read(0, length)).mean())
+  return [f'the entropy of {data.task} is {entropy:.5f} nats per token: E {E:.5f} ± {error:.5f} is '
+          f'{(E - entropy) / error:+.2f} standard errors from it, {(E - drawn) / error:+.2f} from the {drawn:.5f} of '
+          'the held-out text']
+
+
+def compared(folder: pathlib.Path) -> list[str]:
+  """A line for each prediction of the ledger."""
+  records = ledger.read(folder / LEDGER)
+  measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
+  lines = []
+  for p in (r for r in records if r['kind'] == 'prediction'):
+    line = (f"{p['name']}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
+            f"the {p['law']} law from {p['runs']} runs, {p['written']}")
+    m = measured.get(p['name'])
+    lines.append(line + (f"; measured {m['measured']:.4f} ({m['error_percent']:+.2f} %), "
+                         f"{'inside' if m['inside'] else 'outside'} the interval, {m['written']}" if m else ''))
+  return lines

@@ -1,0 +1,71 @@
+"""Chooses among laws by prediction: fit below a compute, predict above it, for every compute that leaves enough runs.
+
+The error inside the fitted range says little about a prediction (an additive law within .25 % of its ladder missed the
+13B model of that ladder by 3.8 %, Bhagia et al. 2024, arXiv:2412.04403), so it plays no part.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from scaling.fit import fit
+from scaling.laws import Law
+from scaling.objective import Loss
+from scaling.table import Observations, TableError
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdout:
+  """One law's errors. cut: largest compute fitted, FLOPs. error: rms ln loss above it. runs: fitted, held."""
+  law: str
+  cut: np.ndarray
+  error: np.ndarray
+  bias: np.ndarray  # mean of predicted - measured ln loss
+  runs: np.ndarray  # [cuts, 2]
+
+  @property
+  def score(self) -> float:
+    """Root mean square over the cuts."""
+    return float(np.sqrt(np.mean(self.error ** 2)))
+
+
+def holdout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2, cuts=None,
+            reach: float = 0.0) -> Holdout:
+  """Errors of a law at every cut (or at `cuts`, FLOPs). reach: only cuts at most C_max/reach.
+
+  A cut needs two rows more than the law with most parameters has (8), so that all laws meet the same cuts; a refit that
+  is not accepted still counts, as its prediction would have.
+  """
+  least = 8
+  values = np.unique(o.C) if cuts is None else np.asarray(cuts, float)
+  kept, errors, biases, counts = [], [], [], []
+  for cut in values:
+    below = o.C <= cut * (1 + 1e-9)
+    if below.sum() < least or (~below).sum() < least_test or (reach and cut > o.C.max() / reach * (1 + 1e-9)):
+      continue
+    train, test = o.take(below), o.take(~below)
+    if len(np.unique(train.N)) < 3 or len(np.unique(train.D)) < 3:
+      continue
+    result = fit(train, law, loss)
+    columns = {key: value for key, value in (('U', test.U), ('K', test.K)) if value is not None}
+    off = np.log(result.predict(test.N, test.D, **columns)) - test.y
+    kept.append(cut)
+    errors.append(np.sqrt(np.mean(off ** 2)))
+    biases.append(off.mean())
+    counts.append((below.sum(), (~below).sum()))
+  if not kept:
+    raise TableError(f'{len(o)} runs leave no compute below which {least} are fitted and above which {least_test} are '
+                     'predicted')
+  return Holdout(law.name, np.array(kept), np.array(errors), np.array(biases), np.array(counts))
+
+
+def weights(holdouts) -> np.ndarray:
+  """Weights that add to one, proportional to 1/error^2, the error over the cuts that all laws share."""
+  inverse = np.array([1.0 / max(r.score, 1e-9) ** 2 for r in holdouts])
+  return inverse / inverse.sum()
+
+
+def thin(o: Observations, most: int = 12) -> np.ndarray:
+  """At most that many cuts, spread evenly over the ranks of the distinct computes."""
+  values = np.unique(o.C)
+  return values if len(values) <= most else values[np.unique(np.linspace(0, len(values) - 2, most).round().astype(int))]
