@@ -24,7 +24,7 @@ from absl import app, flags
 from benchmarks import shakespeare
 from experiments.configs import shakespeare_nanogpt
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 OUTPUT = flags.DEFINE_string('output', 'search.csv', 'the table; new, or one to continue')
 ONE = flags.DEFINE_string('one', None, 'internal: what to do, measure or train, and the settings of a candidate')

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments.shared import launch
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
 RESTORE = flags.DEFINE_bool('restore', False, 'turn a compressed file back into what it was')

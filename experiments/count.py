@@ -29,7 +29,7 @@ def main() -> int:
 
   from experiments.shared import progress
   from framework.baselines import ladder as rungs
-  from framework import files
+  from foundation import files
   from framework.data import corpus
   from framework.baselines import ngram
   from framework.training import run

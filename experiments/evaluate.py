@@ -43,7 +43,7 @@ def main() -> int:
   import tqdm
   from experiments.reports import figures as draw
   from experiments.shared import progress
-  from framework import files
+  from foundation import files
   from framework.training import evaluation
   from framework.data import corpus
   from framework.training import setup

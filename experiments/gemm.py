@@ -67,7 +67,7 @@ def main() -> int:
 
   import jax
   from experiments.reports import figures as draw
-  from framework import files
+  from foundation import files
   from pallas_kernels.traffic import count as traffic
   rows, bandwidth = measure(sorted({int(word) for word in SIZES.value}), SECONDS.value)
   peak = max(row['flops_per_second'] for row in rows)

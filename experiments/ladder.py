@@ -55,7 +55,7 @@ def main() -> int:
   from experiments.reports import figures as draw
   from experiments.shared import progress
   from framework.baselines import ladder as rungs
-  from framework import files
+  from foundation import files
   from framework.data import corpus
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)

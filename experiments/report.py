@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.reports import sections
 from experiments.shared import launch
-from framework import files
+from foundation import files
 
 RUNS = flags.DEFINE_list('runs', None, 'folders of runs and studies, or folders of such folders')
 OUTPUT = flags.DEFINE_string('output', None, 'the page; default: report.html in the first folder of --runs')

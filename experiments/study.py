@@ -75,7 +75,7 @@ def main() -> int:
   from experiments.reports import figures as draw
   from experiments.shared import progress
   from experiments.shared import text_training as text
-  from framework import files
+  from foundation import files
   folder.mkdir(parents=True, exist_ok=True)
   for number, job in enumerate(work):
     if done[job]:

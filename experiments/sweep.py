@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from experiments.shared import launch
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 SWEEP = flags.DEFINE_string('sweep', None, 'a file of experiments/sweeps, whose get_sweep() returns a Sweep')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the sweep; default: runs/ and the name of the file')

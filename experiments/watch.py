@@ -14,7 +14,7 @@ import time
 from absl import flags
 
 from experiments.shared import launch
-from framework import files
+from foundation import files
 
 RUNS = flags.DEFINE_list('runs', None, 'folders of runs, or folders of such folders')
 EVERY = flags.DEFINE_float('every', 2.0, 'seconds between two looks', lower_bound=0.1)

@@ -6,13 +6,10 @@ slots, so that setting a field that does not exist is an error.
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-
-class ConfigError(ValueError):
-  """What the user gave cannot be honoured; the message is one line, fit to be shown without a traceback."""
+from foundation.errors import ConfigError, nearest
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)  # hashed as a part of a module, once it is checked and at rest
@@ -205,12 +202,6 @@ BOUNDS = {
     'tiered.corruption': (0.0, 1.0), 'tiered.temperature': (0.0, 1e4), 'tiered.top_k': (0, 2**24),
     'tiered.rollout_dropout': (0.0, 1.0), 'tiered.memorisation': (0.0, 1.0), 'tiered.folds': (0, 10**4),
 }
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-  """" (did you mean 'x'?)" for the choice closest to `word`, or ''."""
-  close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-  return f" (did you mean '{close[0]}'?)" if close else ''
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from framework import files
+from foundation import files
 from framework.config import ConfigError
 from rasp import interpreter, language
 from rasp.compiler import Compiled

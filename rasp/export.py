@@ -10,7 +10,7 @@ from flax import traverse_util
 import numpy as np
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.config import ConfigError, Model
 from rasp.compiler import Compiled, Report
 from rasp.language import constant

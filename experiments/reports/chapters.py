@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from experiments.reports import page, sections
+from foundation import page
+from experiments.reports import sections
 from experiments.reports import runs as folders
 from experiments.sweeping import forecast
 from experiments.shared.pipeline import Step
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from scaling import ledger
 
 Chapter = tuple[str, page.Section]

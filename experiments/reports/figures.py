@@ -4,7 +4,7 @@ import io
 import pathlib
 from typing import Any
 
-from framework import files
+from foundation import files
 
 
 def svg(figure) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.reports import sections
 from experiments.reports import runs as folders
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.training import clock
 
 BARS = '▁▂▃▄▅▆▇█'

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 # What marks a folder: a training run, a study, a section of a page that another program has written.
 MARKS = ('config.json', 'verdict.json', 'section.json')

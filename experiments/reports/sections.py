@@ -5,12 +5,12 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.reports import page
+from foundation import page
 from experiments.reports import figures as draw
 from experiments.reports import runs as folders
 from experiments.reports.runs import relative
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 # What a run's row shows beside the settings in which runs differ: heading, and key of result.json.
 RESULTS = (('bits/byte', 'bits_per_byte'), ('nats/token', 'loss_nats_per_token'), ('parameters', 'params_total'),

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk's fault, not the request's
 
@@ -107,7 +107,7 @@ def _plain_log() -> None:
   What fails in a thread of a library is raised in ours as well, so its traceback and those of its fellows are dropped.
   """
   root = str(pathlib.Path(__file__).parents[2]) + os.sep
-  ours = tuple(root + name for name in ('experiments', 'framework', 'pallas_kernels', 'rasp', 'scaling'))
+  ours = tuple(root + name for name in ('experiments', 'foundation', 'framework', 'pallas_kernels', 'rasp', 'scaling'))
   handler = logging.get_absl_handler()
   def keep(record: py_logging.LogRecord) -> bool:
     if record.pathname.startswith(ours):

@@ -14,7 +14,7 @@ import sys
 import time
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.training import clock
 
 

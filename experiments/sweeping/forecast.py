@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from framework import files
+from foundation import files
 from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from framework import files
+from foundation import files
 from framework.config import ConfigError, nearest
 
 ORDERS = range(9)

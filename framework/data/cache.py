@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 
-from framework import files
+from foundation import files
 
 
 def temporary(folder: pathlib.Path) -> pathlib.Path:

@@ -28,7 +28,7 @@ from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
 from framework.data import stream
 from framework.data import tokenizer as tokenizers
-from framework.files import expand, lock
+from foundation.files import expand, lock
 
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
 FEW = 20  # documents; fewer are held out by their last tenths, not whole

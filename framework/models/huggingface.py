@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework import models
 from framework.config import ConfigError, Model
 

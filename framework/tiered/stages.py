@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.models import flops
 from framework.data import corpus as corpus_lib
 from framework.data import windows

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.tiered import model as tiered

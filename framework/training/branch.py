@@ -12,7 +12,7 @@ import pathlib
 import shutil
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.training import optimizer, run
 
 

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.models import flops
 from framework.training import evaluation
 from framework.data import corpus as corpus_lib

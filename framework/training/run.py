@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.data import corpus as corpus_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 import tqdm
 
-from framework import files
+from foundation import files
 from framework.training import clock
 
 

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from experiments.reports import chapters, page
+from foundation import page
+from experiments.reports import chapters
 from framework.config import ConfigError
 from scaling import ledger
 from tests.commands import ROOT, environment, launch

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from experiments.reports import page, sections
+from foundation import page
+from experiments.reports import sections
 from experiments.reports import runs as folders
 from framework.config import ConfigError
 

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from framework import config as config_lib
-from framework import files
+from foundation import files
 from framework.tiered import stages
 from tests import commands
 from tests.commands import ROOT, environment

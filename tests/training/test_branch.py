@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from framework import files
+from foundation import files
 from framework.config import Checkpoint, Config, ConfigError, Data, Evaluation, Model, Optimizer, Training, check
 from framework.data import corpus
 from framework.training import branch, loop, optimizer, run, setup

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from framework import files
+from foundation import files
 from tests.commands import ROOT, environment
 
 STEPS = 120

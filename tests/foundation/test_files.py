@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from framework import files
+from foundation import files
 
 APPEND = '''
 import pathlib, sys
-from framework import files
+from foundation import files
 sys.stdin.read()
 for n in range(200):
   files.append_rows(pathlib.Path(sys.argv[1]), [{'step': n, 'process': int(sys.argv[2])}])

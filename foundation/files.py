@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from framework.config import ConfigError
+from foundation.errors import ConfigError
 
 try:
   import fcntl

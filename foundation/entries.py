@@ -1,0 +1,76 @@
+"""Finds what a fork adds: a file is an entry, known by its name, and the package's `__init__` says what it must hold.
+
+Models, optimizers, schedules, tasks, studies, laws and RASP programs are all found here. A name is that of a file in
+the package's folder; a path that ends in .py is a file anywhere else, so that a fork need not touch the package.
+"""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import pkgutil
+import sys
+import types
+
+from foundation.errors import ConfigError, nearest, one_line
+
+
+def names(package: types.ModuleType) -> list[str]:
+  """The entries of a package: its modules but for those whose name begins with an underscore, sorted."""
+  return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
+                if not module.ispkg and not module.name.startswith('_'))
+
+
+def find(package: types.ModuleType, name: str, key: str, needs: Sequence[str], known: Sequence[str] = ()
+         ) -> types.ModuleType:
+  """The entry called `name`, a module that holds everything in `needs`.
+
+  Args:
+    key: the setting or flag that the user gave, for messages.
+    needs: names that every entry of the package must define.
+    known: the entries' names, where not every file of the package is an entry; default: all its files.
+
+  Raises:
+    ConfigError: there is no such entry, its file cannot be run, or it lacks something; the message names it.
+  """
+  known = known or names(package)
+  if name.endswith('.py'):
+    module = from_file(name, key)
+  elif name in known:
+    module = importlib.import_module(f'{package.__name__}.{name}')
+  else:
+    raise ConfigError(f"{key} is '{name}'; expected one of {', '.join(known)}, or the path of a .py file"
+                      f'{nearest(name, known)}')
+  missing = [need for need in needs if not hasattr(module, need)]
+  if missing:
+    raise ConfigError(f"{key} is '{name}', whose file has no '{missing[0]}'; expected {', '.join(needs)}: see "
+                      f'{package.__name__}')
+  return module
+
+
+def from_file(path: str, key: str) -> types.ModuleType:
+  """The module of a Python file outside the packages; the same file gives the same module again."""
+  full = pathlib.Path(os.path.expanduser(path)).resolve()
+  if not full.is_file():
+    around = [str(p) for p in full.parent.glob('*.py')] if full.parent.is_dir() else []
+    raise ConfigError(f"{key} is '{path}', which does not exist{nearest(str(full), around)}")
+  return _run(full, path, key, full.stat().st_mtime_ns)
+
+
+@functools.cache
+def _run(full: pathlib.Path, path: str, key: str, changed: int) -> types.ModuleType:
+  name = f'{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}'
+  spec = importlib.util.spec_from_file_location(name, full)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look their module up
+  try:
+    spec.loader.exec_module(module)
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever a user's file does
+    raise ConfigError(f"{key} is '{path}', which fails ({type(error).__name__}: {one_line(error)}); expected a file "
+                      'that Python can run') from None
+  return module
