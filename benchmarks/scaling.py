@@ -8,20 +8,22 @@ law. Times are wall seconds of this process. Every method is shown with the obje
 whose least is 1.0182740e-3 on the published 240 rows.
 """
 
-import argparse
 import dataclasses
 import itertools
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
 from scipy import optimize
 
+from foundation.command import Command, Flag, run
+from foundation.errors import ConfigError
 from scaling import laws, table, uncertainty
 from scaling.fit import fit, screen
 from scaling.objective import Loss, Problem, refine_optimistix
-from scaling.table import Observations
+from scaling.observations import Observations
 
 GRID = dict(alpha=(0, 0.5, 1, 1.5, 2), beta=(0, 0.5, 1, 1.5, 2), e=(-1, -0.5, 0, 0.5, 1), a=(0, 5, 10, 15, 20, 25),
             b=(0, 5, 10, 15, 20, 25))  # Hoffmann et al. 2022, section 3.3: 4500 starts
@@ -64,8 +66,8 @@ def lbfgs(o: Observations, starts: int, seed: int = 0):
   grid = list(itertools.product(GRID['a'], GRID['b'], GRID['e'], GRID['alpha'], GRID['beta']))
   chosen = np.random.default_rng(seed).choice(len(grid), starts, replace=False)
   begin = time.perf_counter()
-  found = np.array([optimize.minimize(objective, grid[i], method='L-BFGS-B').fun for i in chosen])
-  return found.min(), (time.perf_counter() - begin) / starts, len(grid), found
+  objectives = np.array([optimize.minimize(objective, grid[i], method='L-BFGS-B').fun for i in chosen])
+  return objectives.min(), (time.perf_counter() - begin) / starts, len(grid), objectives
 
 
 def speed(sample: int) -> None:
@@ -74,8 +76,8 @@ def speed(sample: int) -> None:
   result, first, later = timed(lambda: fit(o), 5)
   print(f'{f"one fit, {len(o)} rows, first call in the process":<52s} {first:9.3f} {result.objective:14.9f}')
   print(f'{"one fit, later calls (median of 5)":<52s} {later:9.3f} {result.objective:14.9f}')
-  best, each, size, found = lbfgs(o, sample)
-  share = (found < result.objective * 1.001).mean()
+  best, each, size, objectives = lbfgs(o, sample)
+  share = (objectives < result.objective * 1.001).mean()
   print(f'{f"scipy L-BFGS-B, {sample} of {size} starts":<52s} {each * sample:9.3f} {best:14.9f}')
   print(f'{f"  extrapolated to {size}; {100 * share:.0f} % of starts at the least":<52s} {each * size:9.1f}')
   problem = Problem.of(result.law, o.x, o.y)
@@ -92,7 +94,7 @@ def speed(sample: int) -> None:
     shown = result.law.display(draws)
     print(f'{"posterior, 2 x (500 + 1000), with compiling":<52s} {first:9.3f}   ' + ', '.join(
         f'{k} {v.mean():.4g} ± {v.std():.2g}' for k, v in shown.items()) + f', r_hat {state["r_hat"]:.3f}')
-  except table.TableError as error:
+  except ConfigError as error:
     print(f'posterior left out: {error}')
 
 
@@ -131,13 +133,19 @@ def coverage(count: int) -> None:
           f'  {time.perf_counter() - begin:7.1f}')
 
 
+def main(flags) -> None:
+  """Runs the parts that were asked for."""
+  if flags.part != 'coverage':
+    speed(flags.starts)
+  if flags.part != 'speed':
+    coverage(flags.sweeps)
+
+
+COMMAND = Command('', main, 'speed of fits and coverage of their intervals', __doc__, (
+    Flag('part', str, 'all', 'what to measure', ('speed', 'coverage', 'all')),
+    Flag('starts', int, 60, 'grid starts of scipy that are run', least=1),
+    Flag('sweeps', int, 200, 'simulated sweeps', least=1)))
+
+
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--part', choices=('speed', 'coverage', 'all'), default='all')
-  parser.add_argument('--starts', type=int, default=60, help='grid starts of scipy that are run')
-  parser.add_argument('--sweeps', type=int, default=200, help='simulated sweeps')
-  given = parser.parse_args()
-  if given.part in ('speed', 'all'):
-    speed(given.starts)
-  if given.part in ('coverage', 'all'):
-    coverage(given.sweeps)
+  sys.exit(run('python -m benchmarks.scaling', '', [COMMAND]))

@@ -1,7 +1,6 @@
 """Speed of every implementation on the device that is here, next to the vendor's: python -m pallas_kernels.bench."""
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -9,15 +8,15 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
+from foundation import files
+from foundation.command import Command, Flag, run
+from foundation.errors import ConfigError
 from pallas_kernels import attention, matmul
 from pallas_kernels.runtime import device, targets, timing, tune
 
-FLAGS = flags.FLAGS
 WRONG = 0.05  # a larger error, relative to the largest entry, is that of no dtype's rounding
-HELP = """Times matrix products and attention, every implementation that can run here, in one call.
-
+HELP = """
 A row: seconds, TFLOP/s, per cent of the vendor's library in the same run (cuBLAS by XLA; cuDNN where it is there, else
 XLA's own attention), the roofline's floor in seconds where the device is known, the memory that it needs beside inputs
 and outputs, the largest difference from XLA (of attention: in blocks), relative to the largest entry. Backward counts
@@ -32,16 +31,6 @@ Examples:
 --tune also remembers the fastest implementation of each shape (of attention: forward and backward together), which
 calls of that shape on this device take from then on where they name none.
 """
-
-
-def define_flags() -> None:
-  flags.DEFINE_enum('only', '', ['', 'matmul', 'attention'], 'One operation; empty: both.')
-  flags.DEFINE_string('json', '', 'File that the rows are written to, with device and versions.')
-  flags.DEFINE_bool('tune', False, 'Times the candidate tiles first; remembers the fastest.')
-  flags.DEFINE_integer('length', 0, 'Attention: one length in place of the list.', lower_bound=0)
-  flags.DEFINE_integer('width', 0, 'Attention: one width of a head in place of the list.', lower_bound=0)
-  flags.DEFINE_integer('heads', 0, 'Attention: query heads; 0: 2048 / width, on a CPU 2.', lower_bound=0)
-  flags.DEFINE_integer('kv_heads', 0, 'Attention: key heads; 0: as many as heads.', lower_bound=0)
 
 
 def roofline_of(kind: str) -> targets.Gpu | None:
@@ -88,13 +77,13 @@ def matmul_rows(on_cpu: bool):
   for dtype in dtypes:
     for n in sizes:
       kind = 'float32' if dtype == 'tf32' else dtype
-      more = {'precision': 'tf32'} if dtype == 'tf32' else {}
+      options = {'precision': 'tf32'} if dtype == 'tf32' else {}
       pairs = [(normal((n, n), kind, 2 * i), normal((n, n), kind, 2 * i + 1)) for i in range(
           timing.copies([jax.ShapeDtypeStruct((n, n), kind)] * 2))]
-      def run(implementation, config=None, more=more):
-        return lambda a, b: matmul.matmul(a, b, implementation=implementation, config=config, **more)
+      def product(implementation, config=None, options=options):
+        return lambda a, b: matmul.matmul(a, b, implementation=implementation, config=config, **options)
       item = jnp.dtype(kind).itemsize
-      yield f'matmul {dtype} {n}', run, pairs, 2 * n**3, 2 * n * n * item + n * n * max(item, 2), tune.key(
+      yield f'matmul {dtype} {n}', product, pairs, 2 * n**3, 2 * n * n * item + n * n * max(item, 2), tune.key(
           'matmul', '{}', dtype, n, n, n)
   n = 1024 if on_cpu else 8192
   mask = np.random.default_rng(0).random((n // 128, n // 128)) < 0.1
@@ -105,16 +94,15 @@ def matmul_rows(on_cpu: bool):
          pairs, 2 * n**3 * float(mask.mean()), 3 * n * n * 2, '')
 
 
-def attention_rows(on_cpu: bool):
-  """The same for attention; causal."""
-  f = FLAGS
+def attention_rows(f, on_cpu: bool):
+  """The same for attention of the flags f; causal."""
   for n in (f.length,) if f.length else (8192,) if on_cpu else (4096, 8192, 16384):
     for width in (f.width,) if f.width else (64,) if on_cpu else (64, 128):
       B, H, dtype = (1, 2, 'float32') if on_cpu else (max(1, 16384 // n), 2048 // width, 'bfloat16')
       H = f.heads or H
       G = f.kv_heads or H
       if H % G:
-        raise app.UsageError(f'--kv_heads is {G}; expected a divisor of the {H} query heads')
+        raise ConfigError(f'--kv_heads is {G}; expected a divisor of the {H} query heads')
       inputs = [tuple(normal((B, n, heads, width), dtype, 3 * i + j) for j, heads in enumerate((H, G, G)))
                 for i in range(2)]
       flops, size = 2 * B * H * n * n * width, 2 * B * n * (H + G) * width * jnp.dtype(dtype).itemsize
@@ -178,7 +166,8 @@ def line_of(row) -> str:
           f"{row['gbytes']:8.1f} GB/s {share}{floor}{scratch}  error {row['error']:.1e}")
 
 
-def main(_) -> None:
+def bench(flags) -> None:
+  """Prints a row an implementation of every case, and writes them to --json."""
   on_cpu = device.platform() == 'cpu'
   roof = roofline_of(device.kind())
   print(f'{device.kind()}, jax {jax.__version__}', flush=True)
@@ -186,26 +175,32 @@ def main(_) -> None:
   here = {'cpu': ('xla', 'xla_chunked'), 'tpu': ('xla', 'xla_chunked', 'mosaic_tpu'),
           'gpu': ('cudnn', 'xla', 'xla_chunked', 'triton', 'mosaic_gpu', 'pallas_triton')}[device.platform()]
   cases = []
-  if FLAGS.only != 'attention':
+  if flags.only != 'attention':
     cases += [(c, [i for i in here if i in matmul.IMPLEMENTATIONS]) for c in matmul_rows(on_cpu)]
-  if FLAGS.only != 'matmul':
-    cases += [(c, [i for i in here if i in attention.IMPLEMENTATIONS]) for c in attention_rows(on_cpu)]
+  if flags.only != 'matmul':
+    cases += [(c, [i for i in here if i in attention.IMPLEMENTATIONS]) for c in attention_rows(flags, on_cpu)]
   rows, start = [], time.monotonic()
   for number, (case, implementations) in enumerate(cases):
     spent = time.monotonic() - start
     left = f', about {spent / number * (len(cases) - number):.0f} s left' if number else ''
     print(f'{case[0]} ({number + 1} of {len(cases)}{left})', flush=True)
-    found = measure(*case, implementations, roof, FLAGS.tune)
-    print('\n'.join(map(line_of, found)), flush=True)
-    rows += found
-    if FLAGS.json:
-      path = pathlib.Path(FLAGS.json)
-      temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-      temporary.write_text(json.dumps({'device': device.kind(), 'jax': jax.__version__, 'rows': rows}, indent=1) + '\n')
-      os.replace(temporary, path)
+    measured = measure(*case, implementations, roof, flags.tune)
+    print('\n'.join(map(line_of, measured)), flush=True)
+    rows += measured
+    if flags.json:
+      table = {'device': device.kind(), 'jax': jax.__version__, 'rows': rows}
+      files.write_atomically(pathlib.Path(flags.json), json.dumps(table, indent=1) + '\n')
+
+
+COMMAND = Command('', bench, 'times matrix products and attention, every implementation that can run here', HELP, (
+    Flag('only', str, '', 'one operation, both if empty', ('matmul', 'attention')),
+    Flag('json', str, '', 'file that the rows are written to, with device and versions'),
+    Flag('tune', bool, False, 'times the candidate tiles first; remembers the fastest'),
+    Flag('length', int, 0, 'attention: one length in place of the list', least=0),
+    Flag('width', int, 0, 'attention: one width of a head in place of the list', least=0),
+    Flag('heads', int, 0, 'attention: query heads; 0: 2048 / width, on a CPU 2', least=0),
+    Flag('kv_heads', int, 0, 'attention: key heads; 0: as many as heads', least=0)))
 
 
 if __name__ == '__main__':
-  define_flags()
-  sys.modules['__main__'].__doc__ = HELP
-  app.run(main)
+  sys.exit(run('python -m pallas_kernels.bench', '', [COMMAND]))

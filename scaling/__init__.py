@@ -7,7 +7,7 @@ In a notebook:
   from scaling.objective import Loss
 
   runs = table.read('runs')                                # result.json folders, or a CSV
-  observations, warnings = lints.check(runs)               # raises TableError on an unfit table
+  observations, warnings = lints.check(runs)               # raises ConfigError on an unfit table
   result = fit(observations, laws.coupled(), Loss('huber', 0.0))
   print(result.values, result.notes)                       # {'E': ..., ...}, doubts in words
   print(uncertainty.profile(result, uncertainty.n_opt(result.law, 1e20)))

@@ -9,11 +9,12 @@ import dataclasses
 
 import numpy as np
 
+from foundation.errors import ConfigError
 from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import isoflop_groups
 from scaling.objective import Loss
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def envelope(o: Observations) -> Optima:
   """Approach 1: the line through the sizes on the frontier. Biased to the sizes on the grid; end points only."""
   index = frontier(o)
   if len(np.unique(o.N[index])) < 3:
-    raise TableError(f'envelope: {len(np.unique(o.N[index]))} sizes on the frontier of {len(o)} runs; expected 3 or '
+    raise ConfigError(f'envelope: {len(np.unique(o.N[index]))} sizes on the frontier of {len(o)} runs; expected 3 or '
                      'more')
   return _line('1 envelope', o.C[index], o.N[index])
 
@@ -78,7 +79,7 @@ def isoflop(o: Observations) -> Optima:
     else:
       notes.append(f'no interior minimum at C={np.exp(np.log(o.C[group]).mean()):.3g}')
   if len(C) < 2:
-    raise TableError(f'isoFLOP: {len(C)} budgets with four sizes and a minimum inside; expected 2 or more')
+    raise ConfigError(f'isoFLOP: {len(C)} budgets with four sizes and a minimum inside; expected 2 or more')
   return _line('2 isoFLOP parabolas', C, N, notes)
 
 
@@ -90,7 +91,7 @@ def isoflop_exact(o: Observations) -> Optima:
   """
   groups = isoflop_groups(o)
   if len(groups) < 2:
-    raise TableError(f'isoFLOP: {len(groups)} budgets with four sizes or more; expected 2 or more')
+    raise ConfigError(f'isoFLOP: {len(groups)} budgets with four sizes or more; expected 2 or more')
   rows = np.concatenate(groups)
   which = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
   n, d = np.log(o.N[rows]), np.log(o.D[rows])
@@ -109,7 +110,7 @@ def isoflop_exact(o: Observations) -> Optima:
     first, second = np.linspace(low[0], high[0], 9), np.linspace(low[1], high[1], 9)
     value = np.array([[solve(np.exp(p), np.exp(q))[1] for q in second] for p in first])
     if not np.isfinite(value).any():
-      raise TableError('isoFLOP: no slice shape with positive A and B fits these runs')
+      raise ConfigError('isoFLOP: no slice shape with positive A and B fits these runs')
     i, j = np.unravel_index(np.argmin(value), value.shape)
     half = (high - low) / 4
     centre = np.array([first[i], second[j]])
@@ -135,19 +136,19 @@ def parametric(o: Observations, result: Fit) -> Optima:
 
 
 def side_by_side(o: Observations, loss: Loss = Loss(), laws=('additive', 'coupled')) -> tuple[list[Optima], list[str]]:
-  """Every approach that the table allows, and why the others are left out."""
-  found, left = [], []
+  """Every approach that the table allows, and why the others are reasons out."""
+  optima, reasons = [], []
   for approach in (envelope, isoflop, isoflop_exact):
     try:
-      found.append(approach(o))
-    except TableError as error:
-      left.append(str(error))
+      optima.append(approach(o))
+    except ConfigError as error:
+      reasons.append(str(error))
   for name in laws:
     try:
-      found.append(parametric(o, fit(o, law_of(name), loss)))
-    except TableError as error:
-      left.append(str(error))
-  return found, left
+      optima.append(parametric(o, fit(o, law_of(name), loss)))
+    except ConfigError as error:
+      reasons.append(str(error))
+  return optima, reasons
 
 
 @np.errstate(all='ignore')
@@ -160,11 +161,11 @@ def positions(N, D, losses, exponents=None) -> dict[str, np.ndarray]:
   """
   n, d, losses = np.log(np.asarray(N, float)), np.log(np.asarray(D, float)), np.asarray(losses, float)
   if losses.ndim != 2 or losses.shape[0] != len(n):
-    raise TableError(f'losses of shape {losses.shape}; expected ({len(n)} runs, positions)')
+    raise ConfigError(f'losses of shape {losses.shape}; expected ({len(n)} runs, positions)')
   if len(n) < 6:
-    raise TableError(f'{len(n)} runs; expected 6 or more for five parameters a position')
+    raise ConfigError(f'{len(n)} runs; expected 6 or more for five parameters a position')
   if not (np.isfinite(losses).all() and (losses > 0).all()):
-    raise TableError('losses by position: expected positive finite numbers of nats')
+    raise ConfigError('losses by position: expected positive finite numbers of nats')
   n0, d0 = n.mean(), d.mean()
 
   def solve(alpha, beta):

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import optimize
 
+from foundation.errors import ConfigError
 from scaling.laws import Law, additive, allocation
 from scaling.objective import GRADIENT, Loss, Problem, finite, hessian, minimise
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 RANKS = (0, 1, 3, 7, 15, 31, 63, 127)  # of the screened exponents, the starts that are refined
 
@@ -131,9 +132,9 @@ def _scale(residual, loss: Loss, parameters: int) -> Loss:
   def likelihood(p):
     return dataclasses.replace(loss, sigma=float(np.exp(p[0])), nu=float(np.exp(p[1]))).total(residual)
   start = [np.log(loss.sigma or spread), np.log(loss.nu)]
-  found = optimize.minimize(likelihood, start, method='L-BFGS-B', bounds=[(start[0] - 9, start[0] + 9), (-1.0, 4.6)],
+  fitted = optimize.minimize(likelihood, start, method='L-BFGS-B', bounds=[(start[0] - 9, start[0] + 9), (-1.0, 4.6)],
                             options={'ftol': 1e-15, 'gtol': 1e-9}).x
-  return dataclasses.replace(loss, sigma=float(np.exp(found[0])), nu=float(np.exp(found[1])))
+  return dataclasses.replace(loss, sigma=float(np.exp(fitted[0])), nu=float(np.exp(fitted[1])))
 
 
 def _refine(problem: Problem, starts, loss: Loss):
@@ -169,17 +170,17 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
         fixed: Mapping[str, float] | None = None, starts=None) -> Fit:
   """The law (additive unless given) that minimises the loss on the observations.
 
-  fixed: displayed values kept as they are. starts: theta[lanes, P] instead of the screen's. Raises TableError if there
+  fixed: displayed values kept as they are. starts: theta[lanes, P] instead of the screen's. Raises ConfigError if there
   are not more rows than free parameters; an unsure minimum is returned with `accepted` False and says so in `notes`.
   """
   law, fixed = law or additive(), dict(fixed or {})
   x, y = observations.x, observations.y
   problem = Problem.of(law, x, y, fixed)
   if len(y) <= len(problem.free):
-    raise TableError(f'{len(y)} rows cannot determine {len(problem.free)} parameters of the law {law.name}; expected '
+    raise ConfigError(f'{len(y)} rows cannot determine {len(problem.free)} parameters of the law {law.name}; expected '
                      f'at least {len(problem.free) + 1}')
   if np.ptp(x['n']) == 0 or np.ptp(x['d']) == 0:
-    raise TableError(f'all rows have the same {"N" if np.ptp(x["n"]) == 0 else "D"}; a law needs several')
+    raise ConfigError(f'all rows have the same {"N" if np.ptp(x["n"]) == 0 else "D"}; a law needs several')
   given = starts is not None
   if not given:
     rough = loss if loss.name in ('huber', 'asymmetric') and loss.delta else Loss('huber', 1e-2)

@@ -8,10 +8,11 @@ import dataclasses
 
 import numpy as np
 
+from foundation.errors import ConfigError
 from scaling.fit import fit
 from scaling.laws import Law
 from scaling.objective import Loss
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def holdout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2,
     biases.append(off.mean())
     counts.append((below.sum(), (~below).sum()))
   if not kept:
-    raise TableError(f'{len(o)} runs leave no compute below which {least} are fitted and above which {least_test} are '
+    raise ConfigError(f'{len(o)} runs leave no compute below which {least} are fitted and above which {least_test} are '
                      'predicted')
   return Holdout(law.name, np.array(kept), np.array(errors), np.array(biases), np.array(counts))
 

@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 
-from scaling.table import TableError, nearest
+from foundation.errors import ConfigError, nearest
 
 
 def _digest(line: str) -> str:
@@ -17,7 +17,7 @@ def _digest(line: str) -> str:
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
-  """All records; raises TableError at the first line that was changed or whose predecessor was."""
+  """All records; raises ConfigError at the first line that was changed or whose predecessor was."""
   path = pathlib.Path(path)
   if not path.exists():
     return []
@@ -26,10 +26,11 @@ def read(path: str | pathlib.Path) -> list[dict]:
     try:
       record = json.loads(line)
     except ValueError:
-      raise TableError(f'{path.name}, line {number}: not a JSON record; a ledger is only ever appended to') from None
+      raise ConfigError(f'{path.name}, line {number}: not a JSON record; a ledger is only ever appended to') from None
     body = {key: value for key, value in record.items() if key != 'digest'}
     if record.get('before') != before or record.get('digest') != _digest(json.dumps(body, sort_keys=True)):
-      raise TableError(f'{path.name}, line {number}: the record was changed after it was written, or one before it was')
+      raise ConfigError(f'{path.name}, line {number}: the record was changed after it was written, or one before it '
+                        'was')
     records.append(record)
     before = record['digest']
   return records
@@ -55,9 +56,9 @@ def predict(path: str | pathlib.Path, name: str, *, N: float, D: float, loss: fl
   """
   path = pathlib.Path(path)
   if any(r['kind'] == 'prediction' and r['name'] == name for r in read(path)):
-    raise TableError(f'{path.name} already predicts {name!r}; an entry is never rewritten, choose another name')
+    raise ConfigError(f'{path.name} already predicts {name!r}; an entry is never rewritten, choose another name')
   if not low <= loss <= high:
-    raise TableError(f'prediction {loss} is outside its own interval [{low}, {high}]')
+    raise ConfigError(f'prediction {loss} is outside its own interval [{low}, {high}]')
   return _append(path, {'kind': 'prediction', 'name': name, 'N': N, 'D': D, 'loss': loss, 'low': low, 'high': high,
                         'level': level, 'law': law, 'objective': objective, 'runs': runs, 'source': source,
                         'seen': bool(seen)})
@@ -70,12 +71,12 @@ def measure(path: str | pathlib.Path, name: str, loss: float) -> dict:
   predicted = [r for r in records if r['kind'] == 'prediction' and r['name'] == name]
   if not predicted:
     names = [r['name'] for r in records if r['kind'] == 'prediction']
-    raise TableError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}'
+    raise ConfigError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}'
                      f'{nearest(name, names)}')
   if any(r['kind'] == 'measurement' and r['name'] == name for r in records):
-    raise TableError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
+    raise ConfigError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
   if not loss > 0:
-    raise TableError(f'measured loss {loss}: expected a positive number of nats per token')
+    raise ConfigError(f'measured loss {loss}: expected a positive number of nats per token')
   p = predicted[0]
   return _append(path, {'kind': 'measurement', 'name': name, 'measured': loss, 'predicted': p['loss'],
                         'error_percent': 100.0 * (p['loss'] / loss - 1.0),

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from scaling.table import Counting, Observations, Runs, TableError, nearest
+from foundation.errors import ConfigError, nearest
+from scaling.observations import Counting, Observations
+from scaling.table import Runs
 
 SIZES, STEPS, DECADES = 5, 200, 1.5
 CODES = ('few_sizes', 'few_tokens', 'short_range', 'few_steps', 'no_interior_minimum', 'rate_edge', 'mixed_schedules',
@@ -43,14 +45,14 @@ def isoflop_groups(o: Observations, tolerance: float = 0.1, least: int = 4) -> l
 
   Greedy: the compute with most runs around it first. A group has `least` sizes or more, over a factor of 2 or more.
   """
-  c, left, groups = np.log(o.C), np.ones(len(o), bool), []
-  while left.any():
-    near = (np.abs(c[:, None] - c) <= tolerance) & left
-    centre = int(np.argmax(np.where(left, near.sum(1), -1)))
+  c, remaining, groups = np.log(o.C), np.ones(len(o), bool), []
+  while remaining.any():
+    near = (np.abs(c[:, None] - c) <= tolerance) & remaining
+    centre = int(np.argmax(np.where(remaining, near.sum(1), -1)))
     group = np.flatnonzero(near[centre])
     if len(group) < least:
       break
-    left[group] = False
+    remaining[group] = False
     if len(levels(o.N[group])) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
       groups.append(group)
   return sorted(groups, key=lambda g: c[g].mean())
@@ -228,13 +230,13 @@ def lint(runs: Runs, counting: Counting = Counting(), uninformed: float | None =
 
 def check(runs: Runs, counting: Counting = Counting(), allow: Iterable[str] = (),
           uninformed: float | None = None) -> tuple[Observations, list[Finding]]:
-  """Observations and the warnings; raises TableError of the first refusal whose code is not in `allow`."""
+  """Observations and the warnings; raises ConfigError of the first refusal whose code is not in `allow`."""
   allow = tuple(allow)
   for code in allow:
     if code not in CODES:
-      raise TableError(f'allow: {code!r} is not one of {", ".join(CODES)}{nearest(code, CODES)}')
+      raise ConfigError(f'allow: {code!r} is not one of {", ".join(CODES)}{nearest(code, CODES)}')
   findings = lint(runs, counting, uninformed)
   for finding in findings:
     if finding.refuses and finding.code not in allow:
-      raise TableError(f'{runs.source}: {finding} (override with --allow={finding.code})')
+      raise ConfigError(f'{runs.source}: {finding} (override with --allow={finding.code})')
   return runs.observe(counting), findings

@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 from scipy import special
 
+from foundation.errors import ConfigError, nearest
 from scaling.laws import Law
-from scaling.table import TableError, nearest
 
 LOSSES = ('huber', 'lad', 'student_t', 'asymmetric', 'squares')
 GRADIENT = 1e-6  # scaled gradient below which a minimum is accepted
@@ -33,11 +33,11 @@ class Loss:
 
   def __post_init__(self):
     if self.name not in LOSSES:
-      raise TableError(f'loss {self.name!r} is not one of {", ".join(LOSSES)}{nearest(self.name, LOSSES)}')
+      raise ConfigError(f'loss {self.name!r} is not one of {", ".join(LOSSES)}{nearest(self.name, LOSSES)}')
     if not np.all(np.asarray(self.delta) >= 0) or not np.all(np.isfinite(self.delta)):
-      raise TableError(f'delta={self.delta}: expected a positive number such as 1e-3, or 0 to fit it')
+      raise ConfigError(f'delta={self.delta}: expected a positive number such as 1e-3, or 0 to fit it')
     if not self.penalty > 0:
-      raise TableError(f'penalty={self.penalty}: expected a positive number such as 10')
+      raise ConfigError(f'penalty={self.penalty}: expected a positive number such as 10')
 
   def take(self, index) -> 'Loss':
     """The loss of some lanes, where delta differs by lane ([lanes, 1])."""
@@ -125,11 +125,11 @@ class Problem:
     """fixed: {displayed name: value} kept as given."""
     for key in law.columns:
       if key not in x:
-        raise TableError(f'law {law.name} needs the column {key.upper()} besides N and D')
+        raise ConfigError(f'law {law.name} needs the column {key.upper()} besides N and D')
     fixed = fixed or {}
     for name in fixed:
       if name not in law.parameters:
-        raise TableError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}'
+        raise ConfigError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}'
                          f'{nearest(name, law.parameters)}')
     base, full = np.zeros(len(law.parameters)), np.eye(len(law.parameters))
     place = {name: i for i, name in enumerate(law.parameters)}
@@ -279,7 +279,7 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
   The independent road to the same minimum; it pays where thousands of starts share one compilation. huber and squares.
   """
   if loss.name not in ('huber', 'squares'):
-    raise TableError(f'loss {loss.name!r}: the optimistix refinement knows huber and squares')
+    raise ConfigError(f'loss {loss.name!r}: the optimistix refinement knows huber and squares')
   import jax
   import jax.numpy as jnp
   import optimistix
@@ -300,5 +300,5 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
       solver = optimistix.LevenbergMarquardt(rtol=1e-10, atol=1e-12)
       return optimistix.least_squares(residual, solver, p, max_steps=steps, throw=False).value
 
-    found = np.asarray(jax.jit(jax.vmap(solve))(jnp.asarray(phi)))
-  return found, loss.total(problem.residual(found))
+    refined = np.asarray(jax.jit(jax.vmap(solve))(jnp.asarray(phi)))
+  return refined, loss.total(problem.residual(refined))

@@ -9,9 +9,9 @@ import dataclasses
 import numpy as np
 from scipy import optimize
 
+from foundation.errors import ConfigError, nearest
 from scaling.fit import Fit
 from scaling.laws import allocation
-from scaling.table import TableError, nearest
 from scaling.uncertainty import Quantity, loss_at, n_opt
 
 UNITS = ('flops', 'seconds', 'dollars')
@@ -32,20 +32,20 @@ class Rates:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if not (np.isfinite(value) and value >= 0):
-        raise TableError(f'{field.name}={value}: expected a positive number')
+        raise ConfigError(f'{field.name}={value}: expected a positive number')
 
   def flops(self, budget: float, unit: str = 'flops') -> float:
     """Training FLOPs that a budget in FLOPs, seconds or dollars buys."""
     if unit not in UNITS:
-      raise TableError(f'budget unit {unit!r} is not one of {", ".join(UNITS)}{nearest(unit, UNITS)}')
+      raise ConfigError(f'budget unit {unit!r} is not one of {", ".join(UNITS)}{nearest(unit, UNITS)}')
     if not (np.isfinite(budget) and budget > 0):
-      raise TableError(f'budget={budget} {unit}: expected a positive number')
+      raise ConfigError(f'budget={budget} {unit}: expected a positive number')
     if unit == 'flops':
       return budget
     if not self.flops_per_second:
-      raise TableError(f'a budget in {unit} needs flops_per_second, the useful FLOP/s of the machine')
+      raise ConfigError(f'a budget in {unit} needs flops_per_second, the useful FLOP/s of the machine')
     if unit == 'dollars' and not self.dollars_per_hour:
-      raise TableError('a budget in dollars needs dollars_per_hour')
+      raise ConfigError('a budget in dollars needs dollars_per_hour')
     return budget * self.flops_per_second * (1.0 if unit == 'seconds' else 3600.0 / self.dollars_per_hour)
 
   def cost(self, N, D, prefill: float = 0.0, decode: float = 0.0):
@@ -53,7 +53,7 @@ class Rates:
     base = self.flops_per_second or 1.0
     stages = [(prefill, self.prefill_flops_per_second), (decode, self.decode_flops_per_second)]
     if any(rate for _, rate in stages) and not self.flops_per_second:
-      raise TableError('prefill and decode rates need flops_per_second, the training rate they are compared with')
+      raise ConfigError('prefill and decode rates need flops_per_second, the training rate they are compared with')
     return 6.0 * N * D + sum(2.0 * N * tokens * base / (rate or base) for tokens, rate in stages)
 
 
@@ -88,14 +88,16 @@ def _far(result: Fit, C: float) -> tuple[str, ...]:
 def compute_optimal(result: Fit, C: float, K: float | None = None) -> Plan:
   """Least loss for C training FLOPs."""
   if 'u' in result.law.columns:
-    raise TableError(f'law {result.law.name} needs a number of unique tokens: use with_repetition')
+    raise ConfigError(f'law {result.law.name} needs a number of unique tokens: use with_repetition')
   n, d = (float(v) for v in allocation(result.law, result.theta, C, K=K))
   if not (np.isfinite(n) and np.isfinite(d)):
-    raise TableError(f'the law {result.law.name} has no optimum here: its exponents are not both positive')
+    why = 'its loss falls or rises with size all the way' if result.law.terms is None else \
+        'its exponents are not both positive'
+    raise ConfigError(f'the law {result.law.name} has no optimum here: {why}')
   sizes = np.exp(n + np.linspace(-4, 4, 1601))
   losses = result.predict(sizes, C / (6.0 * sizes), **({} if K is None else {'K': K}))
   if not np.isfinite(losses).all():
-    raise TableError(f'the fitted law gives no loss around its optimum of {np.exp(n):.3g} parameters')
+    raise ConfigError(f'the fitted law gives no loss around its optimum of {np.exp(n):.3g} parameters')
   return Plan(np.exp(n), np.exp(d), C, float(losses[800]), C, _near(sizes, losses), notes=_far(result, C))
 
 
@@ -108,15 +110,15 @@ def _near(sizes, losses) -> tuple[float, float]:
 def with_repetition(result: Fit, C: float, unique: float) -> Plan:
   """Least loss for C training FLOPs when only `unique` tokens exist; more tokens are repetitions of them."""
   if 'u' not in result.law.columns:
-    raise TableError(f'law {result.law.name} knows no repetition; fit repeated, repeated_tied or repeated_coupled')
+    raise ConfigError(f'law {result.law.name} knows no repetition; fit repeated, repeated_tied or repeated_coupled')
   if not unique > 0:
-    raise TableError(f'unique tokens {unique}: expected a positive number')
+    raise ConfigError(f'unique tokens {unique}: expected a positive number')
   middle = 0.5 * np.log(C / 6.0)
   sizes = np.exp(middle + np.linspace(-12, 12, 4801))
   losses = result.predict(sizes, C / (6.0 * sizes), U=unique)
   best = int(np.argmin(losses))
   if best in (0, len(sizes) - 1):
-    raise TableError(f'no optimum between {sizes[0]:.3g} and {sizes[-1]:.3g} parameters at C={C:.3g}')
+    raise ConfigError(f'no optimum between {sizes[0]:.3g} and {sizes[-1]:.3g} parameters at C={C:.3g}')
   D = C / (6.0 * sizes[best])
   epochs = max(D / unique, 1.0)
   seen = (result.observations.D / result.observations.U).max()
@@ -145,10 +147,10 @@ def inference_aware(result: Fit, loss: float, prefill: float = 0.0, decode: floa
   The saving is against the compute-optimal model of the same loss, serving as much.
   """
   if 'u' in result.law.columns or 'k' in result.law.columns:
-    raise TableError(f'law {result.law.name}: inference-aware plans know laws of N and D alone')
+    raise ConfigError(f'law {result.law.name}: inference-aware plans know laws of N and D alone')
   floor = float(result.predict(1e25, 1e25))
   if not loss > floor:
-    raise TableError(f'loss {loss} is not above {floor:.4f}, the least that the law allows at any size')
+    raise ConfigError(f'loss {loss} is not above {floor:.4f}, the least that the law allows at any size')
 
   def cost(n):
     size = np.exp(n)
@@ -187,6 +189,49 @@ class Purchase:
   K: float = 1.0  # experts
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+  """The runs on offer, [cells] each: N, D, unique tokens U, experts K, and their cost in FLOPs."""
+  N: np.ndarray
+  D: np.ndarray
+  U: np.ndarray
+  K: np.ndarray
+
+  @property
+  def cost(self) -> np.ndarray:
+    return 6.0 * self.N * self.D
+
+
+def _offer(result: Fit, sizes, tokens, unique: float, epochs, K: float) -> _Cells:
+  """Every size at every number of tokens, of epochs (a law of repeated data) and of experts (a law of experts)."""
+  o, columns = result.observations, result.law.columns
+  doubling = lambda v: v.min() * 2.0 ** np.arange(0, np.ceil(np.log2(v.max() / v.min())) + 2)
+  sizes = doubling(o.N) if sizes is None else np.asarray(sizes, float)
+  tokens = doubling(o.D) if tokens is None else np.asarray(tokens, float)
+  epochs = epochs if 'u' in columns else (1,)
+  experts = np.unique([1.0, K, *o.K]) if 'k' in columns else (1.0,)
+  n, d, e, k = (g.ravel() for g in np.meshgrid(sizes, tokens, epochs, experts, indexing='ij'))
+  exist = d / e <= unique if 'u' in columns else np.ones(len(n), bool)
+  return _Cells(n[exist], d[exist], (d / e)[exist], k[exist])
+
+
+def _wanted(result: Fit, C: float, unique: float, K: float) -> Quantity:
+  """What the next runs shall tell: N_opt(C), or of repeated data the loss of its best run."""
+  if 'u' in result.law.columns:
+    best = with_repetition(result, C, unique)
+    return loss_at(result.law, best.N, best.D, min(unique, best.D))
+  return n_opt(result.law, C, K if 'k' in result.law.columns else None)
+
+
+def _check_next(result: Fit, C: float, budget: float, unique: float) -> None:
+  law = result.law
+  if 'u' in law.columns and not unique > 0:
+    raise ConfigError(f'law {law.name}: next runs need the number of unique tokens that exist (--unique)')
+  for name, value in (('budget', budget), ('C', C)):
+    if not (np.isfinite(value) and value > 0):
+      raise ConfigError(f'{name}={value}: expected a positive number of FLOPs')
+
+
 @np.errstate(all='ignore')
 def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, quantity: Quantity | None = None,
               seed_noise: float = 0.0, misfit: float = 0.002, largest: float = 0.5, unique: float = 0.0,
@@ -203,54 +248,42 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   two over the fitted range and one step beyond).
   """
   o, law = result.observations, result.law
-  repeats_data, has_experts = 'u' in law.columns, 'k' in law.columns
-  if set(law.columns) - {'u', 'k'} != {'n', 'd'}:
-    raise TableError(f'law {law.name}: next runs are proposed for laws of N, D, repeated data and experts alone')
-  if repeats_data and not unique > 0:
-    raise TableError(f'law {law.name}: next runs need the number of unique tokens that exist (--unique)')
-  for name, value in (('budget', budget), ('C', C)):
-    if not (np.isfinite(value) and value > 0):
-      raise TableError(f'{name}={value}: expected a positive number of FLOPs')
-  if quantity is None and repeats_data:
-    best = with_repetition(result, C, unique)
-    quantity = loss_at(law, best.N, best.D, min(unique, best.D))
-  quantity = quantity or n_opt(law, C, K if has_experts else None)
-  noise = seed_noise or result.rms
-  doubling = lambda v: v.min() * 2.0 ** np.arange(0, np.ceil(np.log2(v.max() / v.min())) + 2)
-  sizes = doubling(o.N) if sizes is None else np.asarray(sizes, float)
-  tokens = doubling(o.D) if tokens is None else np.asarray(tokens, float)
-  seen_k = o.K if has_experts else np.ones(len(o))
-  grid_n, grid_d, grid_e, grid_k = (g.ravel() for g in np.meshgrid(
-      sizes, tokens, epochs if repeats_data else (1,), np.unique([1.0, K, *seen_k]) if has_experts else (1.0,),
-      indexing='ij'))
-  if repeats_data:
-    exist = grid_d / grid_e <= unique
-    grid_n, grid_d, grid_e, grid_k = grid_n[exist], grid_d[exist], grid_e[exist], grid_k[exist]
-  grid_u, seen_u = grid_d / grid_e, o.D if o.U is None else o.U
-  cost = 6.0 * grid_n * grid_d
-  affordable = cost <= largest * budget
+  _check_next(result, C, budget, unique)
+  quantity = quantity or _wanted(result, C, unique, K)
+  cells = _offer(result, sizes, tokens, unique, epochs, K)
+  affordable = cells.cost <= largest * budget
   if not affordable.any():
-    raise TableError(f'budget {budget:.3g} FLOPs: the cheapest cell on offer costs {cost.min():.3g}, more than '
-                     f'{largest:g} of it')
+    raise ConfigError(f'budget {budget:.3g} FLOPs: the cheapest cell on offer costs {cells.cost.min():.3g}, more than '
+                      f'{largest:g} of it')
+  ran = _Cells(o.N, o.D, o.D if o.U is None else o.U, o.K if 'k' in law.columns else np.ones(len(o)))
   free = np.array([i for i, name in enumerate(law.parameters) if name not in result.fixed])
 
-  def rows(n, d, u, k):
-    x = {'n': np.log(n), 'd': np.log(d), 'u': np.log(u), 'k': np.log(k)}
+  def rows(runs):
+    x = {'n': np.log(runs.N), 'd': np.log(runs.D), 'u': np.log(runs.U), 'k': np.log(runs.K)}
     return law.jacobian(result.theta[None], x)[0][:, free]
 
-  def floor(n, d):
-    return misfit * np.maximum(np.log10(C / (6.0 * n * d)), 0.25)
-
   # coordinates in which the runs' rows are orthogonal
-  centre = np.linalg.pinv(np.linalg.qr(rows(o.N, o.D, seen_u, seen_k), mode='r'))
-  known = rows(o.N, o.D, seen_u, seen_k) @ centre
-  information = (known.T / (noise ** 2 + floor(o.N, o.D) ** 2)) @ known
+  centre = np.linalg.pinv(np.linalg.qr(rows(ran), mode='r'))
+  noise = seed_noise or result.rms
+  floor = lambda runs: misfit * np.maximum(np.log10(C / runs.cost), 0.25)
+  known = rows(ran) @ centre
+  information = (known.T / (noise ** 2 + floor(ran) ** 2)) @ known
   if not np.linalg.cond(information) < 1e12:
-    raise TableError(f'the {len(o)} runs do not determine the law {law.name}; no next run can be valued by it')
+    raise ConfigError(f'the {len(o)} runs do not determine the law {law.name}; no next run can be valued by it')
   gradient = quantity.gradient(result.theta[None])[0][free] @ centre
-  offered, repeats = rows(grid_n, grid_d, grid_u, grid_k) @ centre, np.zeros(len(grid_n), int)
-  bound = floor(grid_n, grid_d) ** 2
-  bought, left = [], budget
+  if not np.isfinite(gradient).all():
+    raise ConfigError(f'the law {law.name} has no optimum at {C:.3g} FLOPs; no next run can be valued by it')
+  return _buy(cells, affordable, budget, information, rows(cells) @ centre, gradient, noise, floor(cells))
+
+
+def _buy(cells: _Cells, affordable, budget: float, information, offered, gradient, noise: float, floor
+         ) -> list[Purchase]:
+  """Greedy purchases of the cells whose rows are `offered`, from the information of the runs that there are.
+
+  gradient: of the quantity. noise, floor [cells]: standard deviations of a seed, and of what no repeat removes.
+  """
+  cost, bound = cells.cost, floor ** 2
+  repeats, bought, unspent = np.zeros(len(cost), int), [], budget
   while True:
     inverse = np.linalg.inv(information)
     before = float(gradient @ inverse @ gradient)
@@ -259,13 +292,13 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
     along, size = offered @ inverse @ gradient, np.einsum('ij,jk,ik->i', offered, inverse, offered)
     gain = added * along ** 2 / (1.0 + added * size)
     worth = (repeats == 0) | (noise ** 2 / np.maximum(repeats, 1) > bound)
-    allowed = worth & affordable & (cost <= left)
+    allowed = worth & affordable & (cost <= unspent)
     if not allowed.any():
       return bought
     i = int(np.argmax(np.where(allowed, gain / cost, -1.0)))
     information = information + added[i] * np.outer(offered[i], offered[i])
     repeats[i] += 1
-    left -= cost[i]
-    bought.append(Purchase(float(grid_n[i]), float(grid_d[i]), int(repeats[i]), float(cost[i]), before ** 0.5,
-                           float(gradient @ np.linalg.inv(information) @ gradient) ** 0.5, float(grid_u[i]),
-                           float(grid_k[i])))
+    unspent -= cost[i]
+    bought.append(Purchase(float(cells.N[i]), float(cells.D[i]), int(repeats[i]), float(cost[i]), before ** 0.5,
+                           float(gradient @ np.linalg.inv(information) @ gradient) ** 0.5, float(cells.U[i]),
+                           float(cells.K[i])))

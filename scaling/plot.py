@@ -5,20 +5,20 @@ matplotlib is imported when a figure is drawn. A chart's series is a table: what
 
 import csv
 import dataclasses
+import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from foundation import figures, files
+from foundation.figures import BLUE, GREY, ORANGE
 from scaling.approaches import Optima, frontier
 from scaling.fit import Fit
 from scaling.laws import allocation
 from scaling.lints import isoflop_groups
 from scaling.holdout import Holdout
-from scaling.table import Observations
-
-BLUE, ORANGE, GREY = '#1f5fa8', '#c8601a', '#777777'
-
+from scaling.observations import Observations
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
@@ -26,21 +26,6 @@ class Chart:
   figure: object
   header: tuple[str, ...]
   rows: list
-
-
-def _axes(title: str, x: str, y: str, log: str = 'x'):
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-  figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  axes.set(title=title, xlabel=x, ylabel=y)
-  if 'x' in log:
-    axes.set_xscale('log')
-  if 'y' in log:
-    axes.set_yscale('log')
-  axes.spines[['top', 'right']].set_visible(False)
-  return figure, axes
 
 
 def _colours(values):
@@ -51,13 +36,13 @@ def _colours(values):
 
 def envelope(o: Observations, result: Fit | None = None) -> Chart:
   """Loss against compute, coloured by size, with the frontier of the runs and, if given, the law's."""
-  figure, axes = _axes('Loss against compute', 'training compute C (FLOPs)', 'loss (nats per token)')
+  figure, axes = figures.axes('Loss against compute', 'training compute C (FLOPs)', 'loss (nats per token)', 'x')
   axes.scatter(o.C, o.loss, c=_colours(o.N), s=14)
   index = frontier(o)
   axes.step(o.C[index], o.loss[index], where='post', color=GREY, linewidth=1, label='frontier of the runs')
   rows = [('run', c, l, n, d) for c, l, n, d in zip(o.C, o.loss, o.N, o.D)]
   rows += [('frontier', o.C[i], o.loss[i], o.N[i], o.D[i]) for i in index]
-  if result is not None and set(result.law.columns) == {'n', 'd'}:
+  if result is not None and result.law.plain:
     C = np.geomspace(o.C.min(), o.C.max() * 10, 60)
     N, D = result.optimum(C)
     loss = result.predict(N, D)
@@ -69,14 +54,14 @@ def envelope(o: Observations, result: Fit | None = None) -> Chart:
 
 def isoflops(o: Observations, result: Fit | None = None) -> Chart:
   """Loss against size for each compute budget, with the law's slices and their minima."""
-  figure, axes = _axes('IsoFLOP slices', 'parameters N', 'loss (nats per token)')
+  figure, axes = figures.axes('IsoFLOP slices', 'parameters N', 'loss (nats per token)', 'x')
   rows, groups = [], isoflop_groups(o)
   for group, colour in zip(groups, _colours([o.C[g].mean() for g in groups]) if groups else ()):
     C = np.exp(np.log(o.C[group]).mean())
     order = group[np.argsort(o.N[group])]
     axes.plot(o.N[order], o.loss[order], 'o', color=colour, markersize=4, label=f'{C:.1e} FLOPs')
     rows += [('run', C, o.N[i], o.loss[i]) for i in order]
-    if result is not None and set(result.law.columns) == {'n', 'd'}:
+    if result is not None and result.law.plain:
       N = np.geomspace(o.N[group].min() / 1.5, o.N[group].max() * 1.5, 60)
       loss = result.predict(N, C / (6.0 * N))
       axes.plot(N, loss, color=colour, linewidth=1)
@@ -92,8 +77,8 @@ def isoflops(o: Observations, result: Fit | None = None) -> Chart:
 
 def contours(o: Observations, result: Fit) -> Chart:
   """Contours of the law's loss over N and C = 6 N D, the runs, and the efficient frontier."""
-  figure, axes = _axes(f'{result.law.name}: loss over compute and size', 'training compute C (FLOPs)', 'parameters N',
-                       'xy')
+  figure, axes = figures.axes(f'{result.law.name}: loss over compute and size', 'training compute C (FLOPs)',
+                              'parameters N', 'xy')
   C = np.geomspace(o.C.min() / 2, o.C.max() * 20, 70)
   N = np.geomspace(o.N.min() / 2, o.N.max() * 4, 60)
   grid_c, grid_n = np.meshgrid(C, N)
@@ -114,7 +99,7 @@ def contours(o: Observations, result: Fit) -> Chart:
 
 def optimum_band(o: Observations, result: Fit, thetas, level: float = 0.9, others: Sequence[Optima] = ()) -> Chart:
   """Compute-optimal N against compute with the band of the draws theta[draws, P], and other approaches' points."""
-  figure, axes = _axes('Compute-optimal size', 'training compute C (FLOPs)', 'N_opt (parameters)', 'xy')
+  figure, axes = figures.axes('Compute-optimal size', 'training compute C (FLOPs)', 'N_opt (parameters)', 'xy')
   C = np.geomspace(o.C.min(), o.C.max() * 100, 60)
   middle = result.optimum(C)[0]
   draws = np.stack([allocation(result.law, thetas, c)[0] for c in C], 1)
@@ -132,8 +117,8 @@ def optimum_band(o: Observations, result: Fit, thetas, level: float = 0.9, other
 
 def holdout_error(holdouts: Sequence[Holdout]) -> Chart:
   """Extrapolation error of each law against the compute below which it was fitted."""
-  figure, axes = _axes('Error of prediction beyond the fitted compute', 'largest compute fitted (FLOPs)',
-                       'rms error of ln loss above it (%)', 'xy')
+  figure, axes = figures.axes('Error of prediction beyond the fitted compute', 'largest compute fitted (FLOPs)',
+                              'rms error of ln loss above it (%)', 'xy')
   rows = []
   for item in holdouts:
     axes.plot(item.cut, 100 * item.error, 'o-', markersize=3, linewidth=1, label=item.law)
@@ -145,7 +130,8 @@ def holdout_error(holdouts: Sequence[Holdout]) -> Chart:
 def residuals(result: Fit) -> Chart:
   """Residuals of ln loss (predicted - measured, %) against compute, coloured by size."""
   o = result.observations
-  figure, axes = _axes(f'{result.law.name}: residuals', 'training compute C (FLOPs)', 'predicted / measured - 1 (%)')
+  figure, axes = figures.axes(f'{result.law.name}: residuals', 'training compute C (FLOPs)',
+                              'predicted / measured - 1 (%)', 'x')
   axes.axhline(0, color=GREY, linewidth=0.7)
   axes.scatter(o.C, 100 * result.residuals, c=_colours(o.N), s=14)
   rows = [(name, c, n, d, 100 * r) for name, c, n, d, r in zip(o.rows, o.C, o.N, o.D, result.residuals)]
@@ -154,15 +140,14 @@ def residuals(result: Fit) -> Chart:
 
 def save(chart: Chart, stem: str | pathlib.Path) -> list[pathlib.Path]:
   """Writes stem.png, stem.svg and stem.csv; returns their paths."""
-  import matplotlib
   stem = pathlib.Path(stem)
   stem.parent.mkdir(parents=True, exist_ok=True)
   paths = [stem.with_suffix(suffix) for suffix in ('.png', '.svg', '.csv')]
-  chart.figure.savefig(paths[0], dpi=150)
-  with matplotlib.rc_context({'svg.hashsalt': stem.name, 'svg.fonttype': 'none'}):
-    chart.figure.savefig(paths[1], metadata={'Date': None})
-  with paths[2].open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(chart.header)
-    writer.writerows([[f'{v:.10g}' if isinstance(v, (float, np.floating)) else v for v in row] for row in chart.rows])
+  chart.figure.savefig(paths[0], dpi=150, bbox_inches='tight')
+  files.write_atomically(paths[1], figures.svg(chart.figure))
+  table = io.StringIO()
+  writer = csv.writer(table)
+  writer.writerow(chart.header)
+  writer.writerows([[f'{v:.10g}' if isinstance(v, (float, np.floating)) else v for v in row] for row in chart.rows])
+  files.write_atomically(paths[2], table.getvalue())
   return paths

@@ -4,12 +4,13 @@
 """
 
 import dataclasses
-import html
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from foundation import files
+from foundation.page import Figure, Section, Text, render
 from scaling import plot
 from scaling.approaches import Optima, positions, side_by_side
 from scaling.fit import Fit, fit
@@ -17,7 +18,8 @@ from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
 from scaling.holdout import Holdout, holdout, thin, weights
-from scaling.table import Counting, Observations, Runs, best_rate
+from scaling.observations import Counting, Observations
+from scaling.table import Runs, best_rate
 from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
 
 
@@ -30,12 +32,14 @@ class Doubt:
 
 
 def quantities(result: Fit, C: float):
-  """What intervals are given for: the free parameters, and decisions at C FLOPs where the law has a closed optimum."""
-  out = [parameter(result.law, name) for name in result.law.parameters if name not in result.fixed]
-  if set(result.law.columns) == {'n', 'd'}:
-    out += [] if result.law.name in ('tied', 'overtraining') else [share(result.law)]
-    out += [n_opt(result.law, C), d_opt(result.law, C), best_loss(result.law, C)]
-  return out
+  """What intervals are given for: the free parameters, and decisions at C FLOPs for a law of N and D alone."""
+  law = result.law
+  out = [parameter(law, name) for name in law.parameters if name not in result.fixed]
+  if not law.plain or law.terms is None and np.isnan(result.optimum(C)[0]):
+    return out
+  if law.terms is not None and np.abs(share(law).gradient(result.theta[None])).max() > 1e-12:  # not fixed at 1/2
+    out.append(share(law))
+  return out + [n_opt(law, C), d_opt(law, C), best_loss(law, C)]
 
 
 @np.errstate(all='ignore')
@@ -48,8 +52,8 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
   if simulations:
-    found = coverage(result, wanted, level, simulations, fit_scale=fit_scale)
-    intervals = [dataclasses.replace(i, coverage=float(c)) for i, c in zip(intervals, found)]
+    shares = coverage(result, wanted, level, simulations, fit_scale=fit_scale)
+    intervals = [dataclasses.replace(i, coverage=float(c)) for i, c in zip(intervals, shares)]
   return Doubt(thetas, spread, tuple(intervals))
 
 
@@ -130,13 +134,13 @@ def comparison(holdouts: Sequence[Holdout], rms: Sequence[float]) -> str:
   return '\n'.join(lines)
 
 
-def approaches_text(found: Sequence[Optima], left: Sequence[str], C: float) -> str:
-  """A row an approach: exponent a of N_opt ~ C^a, its standard error, and N_opt at C FLOPs."""
+def approaches_text(optima: Sequence[Optima], reasons: Sequence[str], C: float) -> str:
+  """A row an approach: exponent a of N_opt ~ C^a, its standard error, N_opt at C FLOPs; then why some are missing."""
   lines = [f'{"approach":<24s} {"a":>7s} {"± se":>7s} {"points":>7s}   N_opt at C={C:.3g}']
-  for item in found:
+  for item in optima:
     error = f'{item.a_error:7.4f}' if np.isfinite(item.a_error) else '      -'
     lines.append(f'{item.approach:<24s} {item.a:7.4f} {error} {len(item.C):7d}   {item.n_opt(C):.4g}')
-  return '\n'.join(lines + [f'left out: {reason}' for reason in left])
+  return '\n'.join(lines + [f'left out: {reason}' for reason in reasons])
 
 
 def positions_text(runs: Runs, counting: Counting, groups: int = 0) -> str:
@@ -144,10 +148,10 @@ def positions_text(runs: Runs, counting: Counting, groups: int = 0) -> str:
   runs = best_rate(runs)
   names, losses = runs.grouped_positions(groups)
   o = runs.observe(counting)
-  found = positions(o.N, o.D, losses)
-  lines = [f'laws by position, E + A/N^{found["alpha"]:.4g} + B/D^{found["beta"]:.4g}',
+  shared = positions(o.N, o.D, losses)
+  lines = [f'laws by position, E + A/N^{shared["alpha"]:.4g} + B/D^{shared["beta"]:.4g}',
            f'{"position":>12s} {"E":>9s} {"A":>9s} {"B":>9s} {"rms %":>7s}']
-  for name, e, a, b, rms in zip(names, found['E'], found['A'], found['B'], found['rms']):
+  for name, e, a, b, rms in zip(names, shared['E'], shared['A'], shared['B'], shared['rms']):
     lines.append(f'{name:>12s} {e:9.4f} {a:9.4g} {b:9.4g} {100 * rms:7.3f}')
   return '\n'.join(lines)
 
@@ -160,7 +164,7 @@ def headline(result: Fit, about: Doubt, C: float) -> str:
   known = {i.name.split(' at ')[0]: i for i in about.intervals}
   fitted = f'The {law.name} law of {len(o)} runs, to {100 * result.rms:.2g} % of their loss,'
   if 'loss' not in known:
-    return f'{fitted} has parameters but no closed optimum.'
+    return f'{fitted} has parameters but no compute optimum.'
   best = {name: known[name] for name in ('N_opt', 'D_opt', 'loss')}
   if not all(np.isfinite([i.low, i.high]).all() and i.low > 0 for i in best.values()):
     return f'{fitted} does not know what to train for {C:.3g} FLOPs: its optimum there has no bound.'
@@ -177,10 +181,6 @@ CAPTIONS = {
     'holdout': 'Error of each law on the runs beyond the compute that it was fitted to.',
     'residuals': 'What the law leaves over, run by run.',
 }
-STYLE = """:root{color-scheme:light dark}
-body{font:15px/1.45 system-ui,sans-serif;max-width:58em;margin:2em auto;padding:0 1em}
-pre{overflow-x:auto;font-size:12px}figure{margin:1.5em 0}figcaption{font-size:13px}
-img{max-width:100%;background:#fff;border-radius:4px}.lead{font-size:17px}"""
 
 
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
@@ -192,12 +192,12 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   """
   folder = pathlib.Path(folder)
   texts, charts = [('Fit', summary(result, about, findings))], {}
-  found, left = side_by_side(o, loss)
-  texts.append(('Approaches', approaches_text(found, left, C)))
+  optima, reasons = side_by_side(o, loss)
+  texts.append(('Approaches', approaches_text(optima, reasons, C)))
   charts['envelope'], charts['isoflop'] = plot.envelope(o, result), plot.isoflops(o, result)
-  if set(result.law.columns) == {'n', 'd'}:
+  if result.law.plain:
     charts['contours'] = plot.contours(o, result)
-    charts['optimum'] = plot.optimum_band(o, result, about.draws, others=found[:3])
+    charts['optimum'] = plot.optimum_band(o, result, about.draws, others=optima[:3])
   try:
     holdouts = [holdout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
     texts.append(('Choice of law', comparison(holdouts, [fit(o, law_of(name), loss).rms for name in laws])))
@@ -205,19 +205,13 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   except ValueError as error:
     texts.append(('Choice of law', f'left out: {error}'))
   charts['residuals'] = plot.residuals(result)
-  body = [f'<h1>{html.escape(title or o.source)}</h1>',
-          f'<p class="lead">{html.escape(headline(result, about, C))}</p>',
-          *(f'<p>{html.escape(fact)}</p>' for fact in facts), '<h2>Figures</h2>']
+  drawn = []
   for name, chart in charts.items():
-    if not chart.rows:  # no budget has enough sizes for a slice: the text below says so
-      continue
-    plot.save(chart, folder / name)
-    body.append(f'<figure><img src="{name}.svg" alt="{name}"><figcaption>{CAPTIONS[name]} '
-                f'<a href="{name}.csv">Data</a>, <a href="{name}.png">PNG</a></figcaption></figure>')
-  body += [f'<h2>{html.escape(name)}</h2>\n<pre>{html.escape(text)}</pre>' for name, text in texts]
+    if chart.rows:  # else no budget has enough sizes for a slice: the text below says so
+      _, svg, _ = plot.save(chart, folder / name)
+      drawn.append(Figure(svg.read_text(encoding='utf-8'), CAPTIONS[name], f'{name}.csv; also {name}.png, {name}.svg'))
+  sections = [*([Section('In short', facts)] if facts else []), Section('Figures', drawn),
+              *(Section(name, [Text(text)]) for name, text in texts)]
   path = folder / 'index.html'
-  path.write_text('<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
-                  '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-                  f'<title>{html.escape(title or o.source)}</title>\n<style>{STYLE}</style>\n' +
-                  '\n'.join(body) + '\n</html>\n')
+  files.write_atomically(path, render(title or o.source, headline(result, about, C), sections))
   return path

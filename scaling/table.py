@@ -6,25 +6,18 @@ row and the value, what was expected and the nearest valid choice.
 
 import csv
 import dataclasses
-import difflib
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
+from foundation.errors import ConfigError, nearest
+from scaling.observations import Counting, Observations, count_parameters
 
-class TableError(ValueError):
-  """What the user gave cannot be used; the message is one line, fit to be shown without a traceback."""
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-  """'; did you mean X?' of the closest choice, or ''."""
-  close = difflib.get_close_matches(name, list(choices), 1, 0.5)
-  return f'; did you mean {close[0]!r}?' if close else ''
-
+TableError = ConfigError  # under the name that sweeps know
 
 # standard name: the other headers under which it is found
 NAMES = {
@@ -43,73 +36,7 @@ UNITS = {
     'C': {'flop': 1.0, 'pflop_days': 8.64e19, 'exaflop': 1e18, 'log10': None},
     'loss': {'nats': 1.0, 'bits': math.log(2.0)},
 }
-PARAMETER_COUNTS = ('given', 'total', 'no_input', 'body')
-COMPUTE_COUNTS = ('given', 'exact', '6nd')
 _SUFFIX = {'k': 1e3, 'm': 1e6, 'b': 1e9, 't': 1e12}
-
-
-@dataclasses.dataclass(frozen=True)
-class Counting:
-  """What N and C mean.
-
-  parameters: given (column N) | total | no_input (total less an input embedding that does no multiplication; a tied
-  one, with params_head 0, is the output head as well, and stays) | body (total less embedding and head). compute: given
-  (column C) | exact (flops_train_exact) | 6nd (6 N D with that N).
-  An empty string picks the first that the table can give, in the orders given, no_input, total and given, exact, 6nd.
-  """
-  parameters: str = ''
-  compute: str = ''
-
-  def __post_init__(self):
-    for value, choices, name in ((self.parameters, PARAMETER_COUNTS, 'parameters'),
-                                 (self.compute, COMPUTE_COUNTS, 'compute')):
-      if value and value not in choices:
-        raise TableError(f'counting {name}={value!r} is not one of {", ".join(choices)}{nearest(value, choices)}')
-
-
-@dataclasses.dataclass(frozen=True)
-class Observations:
-  """Runs under one counting: N in parameters, D in tokens, loss in nats per token, C in FLOPs, each [rows]."""
-  N: np.ndarray
-  D: np.ndarray
-  loss: np.ndarray
-  C: np.ndarray
-  U: np.ndarray | None = None
-  K: np.ndarray | None = None
-  rows: tuple[str, ...] = ()  # how messages name each row
-  source: str = 'memory'
-
-  @classmethod
-  def of(cls, N, D, loss, C=None, **more) -> 'Observations':
-    """From plain arrays; C is 6 N D unless given."""
-    N, D, loss = (np.asarray(v, float) for v in (N, D, loss))
-    return cls(N, D, loss, 6.0 * N * D if C is None else np.asarray(C, float),
-               rows=tuple(f'row {i + 1}' for i in range(len(N))), **more)
-
-  def __len__(self) -> int:
-    return len(self.N)
-
-  @property
-  def x(self) -> dict[str, np.ndarray]:
-    """Log columns as laws read them."""
-    columns = {'n': np.log(self.N), 'd': np.log(self.D)}
-    if self.U is not None:
-      columns['u'] = np.log(self.U)
-    if self.K is not None:
-      columns['k'] = np.log(self.K)
-    return columns
-
-  @property
-  def y(self) -> np.ndarray:
-    """ln loss."""
-    return np.log(self.loss)
-
-  def take(self, keep) -> 'Observations':
-    """The rows of a mask or an index array."""
-    index = np.arange(len(self))[keep]
-    part = {f.name: (None if getattr(self, f.name) is None else getattr(self, f.name)[index])
-            for f in dataclasses.fields(self) if f.name not in ('rows', 'source')}
-    return Observations(**part, rows=tuple(self.rows[i] for i in index) if self.rows else (), source=self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +68,8 @@ class Runs:
     means of that many groups of equal width in the logarithm (a group that holds no position is left out).
     """
     if self.by_position is None:
-      raise TableError(f'{self.source}: no loss_by_position of one length in all runs; expected result.json folders of '
-                       'runs with the same window')
+      raise ConfigError(f'{self.source}: no loss_by_position of one length in all runs; expected result.json folders '
+                        'of runs with the same window')
     places = np.flatnonzero(np.isfinite(self.by_position).all(0))
     if not groups:
       return [str(i + 1) for i in places], self.by_position[:, places]
@@ -162,7 +89,7 @@ class Runs:
   def _number(self, column: str) -> np.ndarray:
     if column not in self.numbers:
       names = (*self.numbers, *self.texts)
-      raise TableError(f'{self.source}: no column {column!r}; it has {", ".join(names)}{nearest(column, names)}')
+      raise ConfigError(f'{self.source}: no column {column!r}; it has {", ".join(names)}{nearest(column, names)}')
     return self.numbers[column]
 
   def where(self, expression: str) -> 'Runs':
@@ -171,7 +98,7 @@ class Runs:
     for clause in filter(None, (c.strip() for c in expression.split(','))):
       match = re.fullmatch(r'(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+)', clause)
       if not match:
-        raise TableError(f'condition {clause!r}: expected COLUMN=VALUE with one of = != < <= > >=, such as role=train')
+        raise ConfigError(f'condition {clause!r}: expected COLUMN=VALUE with one of = != < <= > >=, such as role=train')
       column, operator, value = match.groups()
       if column in self.texts and operator in ('=', '!='):
         hit = np.isin(np.array(self.texts[column], object), value.split('|'))
@@ -180,12 +107,12 @@ class Runs:
         try:
           values = [float(v) for v in value.split('|')]
         except ValueError:
-          raise TableError(f'condition {clause!r}: expected a number for the column {column}, got {value!r}') from None
+          raise ConfigError(f'condition {clause!r}: expected a number for the column {column}, got {value!r}') from None
         hit = {'=': np.isin(numbers, values), '!=': np.isin(numbers, values), '<': numbers < values[0],
                '<=': numbers <= values[0], '>': numbers > values[0], '>=': numbers >= values[0]}[operator]
       keep &= ~hit if operator == '!=' else hit
     if not keep.any():
-      raise TableError(f'{self.source}: no row is left of {len(self)} where {expression}')
+      raise ConfigError(f'{self.source}: no row is left of {len(self)} where {expression}')
     return self.take(keep)
 
   def observe(self, counting: Counting = Counting()) -> Observations:
@@ -212,22 +139,13 @@ class Runs:
     return count_parameters(kind, *(self._number(f'params_{part}') for part in ('total', 'embedding', 'head')))
 
 
-def count_parameters(kind: str, total, embedding, head):
-  """N of one convention (total, no_input or body: see Counting) from the counts of a result.json."""
-  if kind == 'total':
-    return total
-  if kind == 'no_input':
-    return total - np.where(np.asarray(head) > 0, embedding, 0)
-  return total - embedding - head
-
-
 def _require_positive(runs: Runs, name: str, column: np.ndarray) -> None:
   for row, value in zip(runs.rows, column):
     if math.isnan(value):
-      raise TableError(f'{runs.source}, {row}: {name} is missing or NaN; expected a positive number, drop the row with '
-                       '--where or --exclude')
+      raise ConfigError(f'{runs.source}, {row}: {name} is missing or NaN; expected a positive number, drop the row '
+                        'with --where or --exclude')
     if not math.isfinite(value) or value <= 0:
-      raise TableError(f'{runs.source}, {row}: {name}={value:g}; expected a positive finite number')
+      raise ConfigError(f'{runs.source}, {row}: {name}={value:g}; expected a positive finite number')
 
 
 def parse_assignments(text: str, what: str) -> dict[str, str]:
@@ -236,9 +154,9 @@ def parse_assignments(text: str, what: str) -> dict[str, str]:
   for clause in filter(None, (c.strip() for c in text.split(','))):
     key, equals, value = clause.partition('=')
     if not equals or not key or not value:
-      raise TableError(f'{what}: {clause!r} is not NAME=VALUE')
+      raise ConfigError(f'{what}: {clause!r} is not NAME=VALUE')
     if key in out:
-      raise TableError(f'{what}: {key!r} is given twice')
+      raise ConfigError(f'{what}: {key!r} is given twice')
     out[key] = value
   return out
 
@@ -252,10 +170,10 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
   path = pathlib.Path(path)
   for name, unit in (units or {}).items():
     if name not in UNITS:
-      raise TableError(f'units: {name!r} has no unit to choose; expected one of {", ".join(UNITS)}'
+      raise ConfigError(f'units: {name!r} has no unit to choose; expected one of {", ".join(UNITS)}'
                        f'{nearest(name, UNITS)}')
     if unit not in UNITS[name]:
-      raise TableError(f'units: {name}={unit!r}; expected one of {", ".join(UNITS[name])}{nearest(unit, UNITS[name])}')
+      raise ConfigError(f'units: {name}={unit!r}; expected one of {", ".join(UNITS[name])}{nearest(unit, UNITS[name])}')
   by_position = None
   if path.is_dir():
     header, records, rows, warnings, by_position = _read_folder(path)
@@ -263,7 +181,7 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
     header, records, rows, warnings = _read_csv(path)
   else:
     close = [p.name for p in path.parent.glob('*')] if path.parent.is_dir() else []
-    raise TableError(f'{path}: no such file or folder{nearest(path.name, close)}')
+    raise ConfigError(f'{path}: no such file or folder{nearest(path.name, close)}')
   runs = _build(path.name, header, records, rows, columns or {}, units or {}, warnings)
   return dataclasses.replace(runs, by_position=by_position)
 
@@ -272,57 +190,58 @@ def _read_csv(path: pathlib.Path):
   try:
     text = path.read_text('utf-8-sig')
   except UnicodeDecodeError as error:
-    raise TableError(f'{path.name}: byte {error.start} is not UTF-8; expected a CSV file in UTF-8') from None
+    raise ConfigError(f'{path.name}: byte {error.start} is not UTF-8; expected a CSV file in UTF-8') from None
   lines = text.splitlines()
   if not lines or not lines[0].strip():
-    raise TableError(f'{path.name}: the file is empty; expected a header with the columns N, D, loss')
+    raise ConfigError(f'{path.name}: the file is empty; expected a header with the columns N, D, loss')
   if ',' not in lines[0]:
     for mark, name in ((';', 'semicolons'), ('\t', 'tabs')):
       if mark in lines[0]:
-        raise TableError(f'{path.name}: the header is separated by {name}; expected commas')
+        raise ConfigError(f'{path.name}: the header is separated by {name}; expected commas')
   header, *body = csv.reader(lines)
   header = [name.strip() for name in header]
   repeated = sorted({name for name in header if header.count(name) > 1})
   if repeated:
-    raise TableError(f'{path.name}: the column {repeated[0]!r} appears {header.count(repeated[0])} times in the header')
+    raise ConfigError(f'{path.name}: the column {repeated[0]!r} appears {header.count(repeated[0])} times in the '
+                      'header')
   records, rows = [], []
   for line, cells in enumerate(body, 2):
     if not cells or not any(cell.strip() for cell in cells):
       continue
     if len(cells) != len(header):
-      raise TableError(f'{path.name}, line {line}: {len(cells)} cells; expected {len(header)} as in the header')
+      raise ConfigError(f'{path.name}, line {line}: {len(cells)} cells; expected {len(header)} as in the header')
     records.append([cell.strip() for cell in cells])
     rows.append(f'line {line}')
   if not records:
-    raise TableError(f'{path.name}: a header and no rows; expected a row a run')
+    raise ConfigError(f'{path.name}: a header and no rows; expected a row a run')
   return header, records, rows, ()
 
 
 def _read_folder(path: pathlib.Path):
   files = sorted(path.glob('**/result.json'))
   if not files:
-    raise TableError(f'{path.name}: no result.json below this folder; expected a folder of run folders, or a CSV file')
-  found, rows, warnings = [], [], []
+    raise ConfigError(f'{path.name}: no result.json below this folder; expected a folder of run folders, or a CSV file')
+  finished, rows, warnings = [], [], []
   for file in files:
     name = str(file.parent.relative_to(path))
     try:
       record = json.loads(file.read_text())
     except ValueError as error:
-      raise TableError(f'{name}/result.json is not JSON: {error}') from None
+      raise ConfigError(f'{name}/result.json is not JSON: {error}') from None
     if not isinstance(record, dict):
-      raise TableError(f'{name}/result.json: expected an object with the keys of a run')
+      raise ConfigError(f'{name}/result.json: expected an object with the keys of a run')
     if record.get('status', 'complete') != 'complete':
       warnings.append(f'unfinished: run {name} is left out, its status is {record["status"]!r}')
       continue
-    found.append(record)
+    finished.append(record)
     rows.append(f'run {name}')
-  if not found:
-    raise TableError(f'{path.name}: none of {len(files)} runs has finished')
+  if not finished:
+    raise ConfigError(f'{path.name}: none of {len(files)} runs has finished')
   scalar = (str, int, float, bool)
-  header = list(dict.fromkeys(key for r in found for key, v in r.items() if isinstance(v, scalar) or v is None))
+  header = list(dict.fromkeys(key for r in finished for key, v in r.items() if isinstance(v, scalar) or v is None))
   cell = lambda v: '' if v is None or not isinstance(v, scalar) else repr(v) if isinstance(v, float) else str(v)
-  return (header, [[cell(record.get(key)) for key in header] for record in found], rows, tuple(warnings),
-          _by_position(found))
+  return (header, [[cell(record.get(key)) for key in header] for record in finished], rows, tuple(warnings),
+          _by_position(finished))
 
 
 def _by_position(records: list[dict]) -> np.ndarray | None:
@@ -337,7 +256,7 @@ def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[s
   out = {}
   for name, column in given.items():
     if column not in header:
-      raise TableError(f'{source}: no column {column!r} for {name}; it has {", ".join(header)}'
+      raise ConfigError(f'{source}: no column {column!r} for {name}; it has {", ".join(header)}'
                        f'{nearest(column, header)}')
     out[column] = name
   for name, others in NAMES.items():
@@ -347,7 +266,7 @@ def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[s
     low = {other.lower() for other in (name, *others)}
     hits = [column for column in header if column.lower() in low and column not in out]
     if len(hits) > 1:
-      raise TableError(f'{source}: both {hits[0]!r} and {hits[1]!r} could be {name}; say which with '
+      raise ConfigError(f'{source}: both {hits[0]!r} and {hits[1]!r} could be {name}; say which with '
                        f'--columns={name}={hits[0]}')
     if hits:
       out[hits[0]] = name
@@ -356,9 +275,9 @@ def _resolve(source: str, header: list[str], given: Mapping[str, str]) -> dict[s
       hint = nearest(name, header) or ''
       bits = [column for column in header if re.search(r'bits|bpb|bpt', column.lower())] if name == 'loss' else []
       if bits:
-        raise TableError(f'{source}: no loss in nats per token; map {bits[0]!r} with --columns=loss={bits[0]} '
+        raise ConfigError(f'{source}: no loss in nats per token; map {bits[0]!r} with --columns=loss={bits[0]} '
                          '--units=loss=bits if it is in bits per token')
-      raise TableError(f'{source}: no column {name!r} among {", ".join(header)}; map one with '
+      raise ConfigError(f'{source}: no column {name!r} among {", ".join(header)}; map one with '
                        f'--columns={name}=...{hint}')
   return out
 
@@ -375,7 +294,7 @@ def _number(source: str, row: str, column: str, cell: str) -> float:
     hint = f'; write {cell.replace(",", "")}'
   else:
     hint = ''
-  raise TableError(f'{source}, {row}: {column}={cell!r} is not a number{hint}')
+  raise ConfigError(f'{source}, {row}: {column}={cell!r} is not a number{hint}')
 
 
 def _build(source, header, records, rows, columns, units, warnings) -> Runs:

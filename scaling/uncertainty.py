@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import optimize, stats
 
+from foundation.errors import ConfigError, nearest
 from scaling.fit import Fit, fit
 from scaling.laws import Law, additive, allocation
 from scaling.objective import Loss, Problem, Pull, finite, hessian, minimise
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
+BOOTSTRAPS = ('pairs', 'cluster', 'residual')
 REACH = (0.5, 1.0, 1.4, 1.7, 2.0, 2.5, 3.2, 4.5, 7.0, 12.0, 25.0, 60.0)  # standard errors at which a profile is taken
 
 
@@ -43,7 +45,7 @@ class Quantity:
 def parameter(law: Law, name: str) -> Quantity:
   """One of the law's parameters."""
   if name not in law.parameters:
-    raise TableError(f'law {law.name} has no parameter {name!r}; it has {", ".join(law.parameters)}')
+    raise ConfigError(f'law {law.name} has no parameter {name!r}; it has {", ".join(law.parameters)}')
   i = law.parameters.index(name)
   return Quantity(name, lambda theta: theta[..., i], name in law.logs)
 
@@ -154,10 +156,10 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
   for start in (starts, near):
     usable = np.isfinite(result.loss.total(problem.residual(start)))
     start = np.where(usable[:, None], start, phi)
-    found, value, _ = minimise(problem, start, result.loss, pull=pull)
+    refined, value, _ = minimise(problem, start, result.loss, pull=pull)
     improve = value < best
-    best[improve], values[improve] = value[improve], result.loss.total(problem.residual(found))[improve]
-    achieved[improve] = quantity.value(problem.theta(found))[improve]
+    best[improve], values[improve] = value[improve], result.loss.total(problem.residual(refined))[improve]
+    achieved[improve] = quantity.value(problem.theta(refined))[improve]
   statistic = 2.0 * factor * np.maximum(values - result.objective, 0.0)
   limit = stats.f.ppf(level, 1, len(problem.y) - free)
   ends = []
@@ -183,7 +185,7 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
 
 def _check_level(level: float) -> None:
   if not 0 < level < 1:
-    raise TableError(f'level={level}: expected a probability between 0 and 1, such as 0.9')
+    raise ConfigError(f'level={level}: expected a probability between 0 and 1, such as 0.9')
 
 
 @np.errstate(all='ignore')
@@ -203,7 +205,7 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
     groups = int(group.max()) + 1
     weights = rng.multinomial(groups, np.full(groups, 1.0 / groups), count).astype(float)[:, group]
   else:
-    raise TableError(f'bootstrap kind {kind!r} is not one of pairs, cluster, residual')
+    raise ConfigError(f'bootstrap kind {kind!r} is not one of {", ".join(BOOTSTRAPS)}{nearest(kind, BOOTSTRAPS)}')
   return problem.theta(minimise(problem, starts, result.loss, weights)[0])
 
 
@@ -255,29 +257,29 @@ def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: fl
   """(inside[quantities, tables], theta[tables, P]) of a batch of tables whose y is [tables, rows]."""
   count, rows = simulated.y.shape
   free = starts.shape[-1]
-  found, value, _ = minimise(simulated, starts, loss)
+  refitted, value, _ = minimise(simulated, starts, loss)
   if fit_scale and loss.name == 'huber':
     for _ in range(6):
-      spread = 1.4826 * np.median(np.abs(simulated.residual(found)), -1, keepdims=True)
+      spread = 1.4826 * np.median(np.abs(simulated.residual(refitted)), -1, keepdims=True)
       loss = dataclasses.replace(loss, delta=1.345 * np.maximum(spread, 1e-12) * np.sqrt(rows / (rows - free)))
-      found, value, _ = minimise(simulated, found, loss, gauss=3)
-  residual = simulated.residual(found)
+      refitted, value, _ = minimise(simulated, refitted, loss, gauss=3)
+  residual = simulated.residual(refitted)
   factor = _significance(loss, residual, free)
   limit = stats.f.ppf(level, 1, rows - free)
   inside = []
   for quantity in quantities:
     target = float(quantity.value(truth[None])[0])
-    slope = quantity.gradient(simulated.theta(found)) @ simulated.move
-    jac = simulated.jacobian(found)
+    slope = quantity.gradient(simulated.theta(refitted)) @ simulated.move
+    jac = simulated.jacobian(refitted)
     gram = np.linalg.pinv(finite(jac.mT @ jac), hermitian=True)
     variance = np.einsum('si,sij,sj->s', slope, gram, slope) * np.mean(residual ** 2, -1)
     pull = Pull(quantity.value, quantity.gradient, np.full(count, target), 1e4 / (factor * np.maximum(variance, 1e-24)))
     held = np.full(count, np.inf)
-    for start in (starts, found):
+    for start in (starts, refitted):
       at, _, _ = minimise(simulated, start, loss, pull=pull)
       held = np.minimum(held, (loss.rho(simulated.residual(at))).sum(-1))
     inside.append(2.0 * factor * np.maximum(held - (loss.rho(residual)).sum(-1), 0.0) <= limit)
-  return np.array(inside), simulated.theta(found)
+  return np.array(inside), simulated.theta(refitted)
 
 
 def posterior(observations: Observations, law: Law | None = None, draws: int = 1000, warmup: int = 500, chains: int = 2,
@@ -291,7 +293,7 @@ def posterior(observations: Observations, law: Law | None = None, draws: int = 1
   try:
     import numpyro
   except ImportError:
-    raise TableError('a posterior needs numpyro; install the extra: pip install "lemma[bayes]"') from None
+    raise ConfigError('a posterior needs numpyro; install the extra: pip install "lemma[bayes]"') from None
   import jax
   import jax.numpy as jnp
   import numpyro.distributions as dist

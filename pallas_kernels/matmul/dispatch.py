@@ -1,6 +1,5 @@
 """The matmul call: what it accepts, and the choice of its backend."""
 
-import difflib
 import importlib
 import math
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from foundation.errors import nearest
 from pallas_kernels.matmul.epilogue import ACTIVATIONS, Operands, Settings
 from pallas_kernels.runtime import device, tune
 
@@ -107,9 +107,8 @@ def _check(a, b, c, beta, bias, activation, a_scale, b_scale, out_dtype, precisi
     if x is not None and jnp.shape(x) not in shapes:
       raise ValueError(f'{name} has shape {jnp.shape(x)}; expected {" or ".join(map(str, shapes))}')
   if activation is not None and activation not in ACTIVATIONS:
-    close = difflib.get_close_matches(str(activation), list(ACTIVATIONS), n=1, cutoff=0.5)
-    hint = f" (did you mean '{close[0]}'?)" if close else ''
-    raise ValueError(f"activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}{hint}")
+    raise ValueError(f"activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}"
+                     f'{nearest(str(activation), ACTIVATIONS)}')
   if precision not in PRECISIONS:
     raise ValueError(f"precision is '{precision}'; expected one of {', '.join(PRECISIONS)}")
   if precision == 'tf32' and a.dtype != jnp.float32:

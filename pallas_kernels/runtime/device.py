@@ -1,11 +1,11 @@
 """The device that a call is traced for, and the choice of an implementation for it."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from foundation.errors import nearest
 
 def kind() -> str:
   """The name of the device that is traced for: that of the current mesh (which may be absent hardware), else here."""
@@ -50,9 +50,8 @@ def first_able(
     raise ValueError(f'config is {config}; expected the one implementation that it belongs to to be named')
   for name in names:
     if name not in implementations:
-      close = difflib.get_close_matches(name, list(implementations), n=1, cutoff=0.5)
-      hint = f" (did you mean '{close[0]}'?)" if close else ''
-      raise ValueError(f"{operation} implementation is '{name}'; expected one of {', '.join(implementations)}{hint}")
+      raise ValueError(f"{operation} implementation is '{name}'; expected one of {', '.join(implementations)}"
+                       f'{nearest(name, implementations)}')
   reasons = []
   for name in names:
     try:

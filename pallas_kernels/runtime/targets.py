@@ -6,7 +6,6 @@ jax-cuda13-pjrt, or their cuda12 namesakes; libtpu).
 
 import contextlib
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
+
+from foundation.errors import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,8 @@ def describe(target: str) -> Gpu | Tpu:
   """The device of a target such as h100 or v5e:4x4. Raises ValueError, naming the nearest."""
   base = target.split(':')[0]
   if base not in names():
-    close = difflib.get_close_matches(base, names(), n=1, cutoff=0.4)
-    hint = f" (did you mean '{close[0]}'?)" if close else ''
     raise ValueError(f"target is '{target}'; expected one of {', '.join(names())}, a TPU also with its slice, as "
-                     f'v5e:4x4{hint}')
+                     f'v5e:4x4{nearest(base, names(), cutoff=0.4)}')
   return GPUS[base] if base in GPUS else TPUS[base]
 
 

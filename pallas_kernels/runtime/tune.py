@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from foundation import files
 from pallas_kernels.runtime import device, report, timing
 
 
@@ -52,9 +53,7 @@ def record(kernel: str, entry: dict[str, Any], file: pathlib.Path | None = None)
     table = json.loads(file.read_text())
   except (OSError, ValueError):
     table = {}
-  temporary = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
-  temporary.write_text(json.dumps(table | {kernel: entry}, indent=1, sort_keys=True) + '\n')
-  os.replace(temporary, file)
+  files.write_atomically(file, json.dumps(table | {kernel: entry}, indent=1, sort_keys=True) + '\n')
 
 
 def prune(f: Callable[[Any], Callable], arguments: Sequence[Any], configs: Iterable[Any], target: str) -> list[Any]:

@@ -6,14 +6,12 @@ import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing is run
 
-from absl import app, flags  # noqa: E402
-
+from foundation.command import Command, Flag, run  # noqa: E402
+from foundation.errors import ConfigError
 from pallas_kernels.runtime import targets  # noqa: E402
 from pallas_kernels.traffic import count as traffic
 
-FLAGS = flags.FLAGS
-HELP = """Elements and bytes that a kernel moves to and from global memory, the least possible, and the roofline.
-
+HELP = """
 Every tile of the result reads its rows of A and its columns of B once: taller and wider tiles read less.
 
 Examples:
@@ -24,21 +22,9 @@ Examples:
 SIZES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'float8': 1, 'int8': 1}
 
 
-def define_flags() -> None:
-  flags.DEFINE_enum('op', 'matmul', ['matmul', 'attention'], 'Which kernel.')
-  for name, default, what in (('m', 3, 'rows of A'), ('n', 3, 'columns of B'), ('k', 3, 'columns of A'),
-                              ('length', 4096, 'queries and keys'), ('heads', 1, 'query heads'),
-                              ('kv_heads', 0, 'key heads; 0: as many as heads'), ('width', 128, 'width of a head'),
-                              ('batch', 1, 'rows'), ('block', 3, 'rows and columns of a tile')):
-    flags.DEFINE_integer(name, default, f'{what[0].upper()}{what[1:]}.', lower_bound=0 if name == 'kv_heads' else 1)
-  flags.DEFINE_bool('causal', False, 'Attention: keys after the query are skipped.')
-  flags.DEFINE_enum('dtype', 'float32', list(SIZES), 'Of the operands and the result.')
-  flags.DEFINE_enum('device', 'h100', targets.names(), 'Whose roofline.')
-
-
-def rows() -> list[tuple[str, traffic.Traffic, float]]:
-  """(what the tiles are, their traffic, FLOPs)."""
-  f, item = FLAGS, SIZES[FLAGS.dtype]
+def rows(f) -> list[tuple[str, traffic.Traffic, float]]:
+  """(what the tiles are, their traffic, FLOPs) of the kernel that the flags f describe."""
+  item = SIZES[f.dtype]
   if f.op == 'matmul':
     flops = 2 * f.m * f.n * f.k
     tiles = dict.fromkeys([(1, 1), (f.block, 1), (f.block, f.block)])
@@ -46,7 +32,7 @@ def rows() -> list[tuple[str, traffic.Traffic, float]]:
   from pallas_kernels.attention.mask import Mask
   groups = f.kv_heads or f.heads
   if f.heads % groups:
-    raise app.UsageError(f'--kv_heads is {groups}; expected a divisor of --heads {f.heads}')
+    raise ConfigError(f'--kv_heads is {groups}; expected a divisor of --heads {f.heads}')
   mask = Mask(f.length, f.length, is_causal=f.causal)
   pairs = f.length * (f.length + 1) // 2 if f.causal else f.length**2
   flops = 4 * f.batch * f.heads * pairs * f.width
@@ -87,9 +73,10 @@ def roofline(points: list[tuple[str, float]], peak: float, bandwidth: float, wid
   return '\n'.join([*lines, ' ' * 14 + ' +' + '-' * width, ' ' * 16 + axis + '  FLOP/byte'])
 
 
-def main(_) -> None:
-  table = rows()
-  device = targets.describe(FLAGS.device)
+def show(flags) -> None:
+  """Prints a row a tile, then the roofline."""
+  table = rows(flags)
+  device = targets.describe(flags.device)
   peak, bandwidth = device.flops, device.bandwidth
   head = ('', 'tile', 'reads', 'writes', 'bytes', 'least reads', 'least bytes', 'FLOP/byte', 'roofline FLOP/s')
   lines, points = [head], []
@@ -101,12 +88,26 @@ def main(_) -> None:
   widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
   for line in lines:
     print('  '.join(cell.rjust(w) for cell, w in zip(line, widths)))
-  print(f'\n{FLAGS.device}: {human(peak)}FLOP/s in bfloat16, {human(bandwidth)}byte/s, '
+  print(f'\n{flags.device}: {human(peak)}FLOP/s in bfloat16, {human(bandwidth)}byte/s, '
         f'ridge at {peak / bandwidth:.3g} FLOP/byte\n')
   print(roofline(points, peak, bandwidth))
 
 
+def size(name: str, default: int, text: str, least: int = 1) -> Flag:
+  """A flag of a whole number."""
+  return Flag(name, int, default, text, least=least)
+
+
+COMMAND = Command('', show, 'elements and bytes that a kernel moves to and from memory, and the roofline', HELP, (
+    Flag('op', str, 'matmul', 'which kernel', ('matmul', 'attention')),
+    size('m', 3, 'rows of A'), size('n', 3, 'columns of B'), size('k', 3, 'columns of A'),
+    size('length', 4096, 'queries and keys'), size('heads', 1, 'query heads'),
+    size('kv_heads', 0, 'key heads; 0: as many as heads', least=0), size('width', 128, 'width of a head'),
+    size('batch', 1, 'rows'), size('block', 3, 'rows and columns of a tile'),
+    Flag('causal', bool, False, 'attention: keys after the query are skipped'),
+    Flag('dtype', str, 'float32', 'of the operands and the result', tuple(SIZES)),
+    Flag('device', str, 'h100', 'whose roofline', tuple(targets.names()))))
+
+
 if __name__ == '__main__':
-  define_flags()
-  sys.modules['__main__'].__doc__ = HELP
-  app.run(main)
+  sys.exit(run('python -m pallas_kernels.traffic', '', [COMMAND]))

@@ -46,20 +46,24 @@ def twice():
 
 
 @pytest.mark.parametrize('argv,message', [
-    (['rum'], "rasp: command is 'rum'; expected one of run, compile, draw, list (did you mean 'run'?)"),
+    (['rum'], "command is 'rum'; expected one of run, compile, draw, list (did you mean 'run'?)"),
+    (['run', '--program=reverse', '--out=x'], "--out is not a flag of 'python -m rasp run', only of compile, draw"),
+    (['draw', '--program=reverse', '--interpret'], "--interpret is not a flag of 'python -m rasp draw', only of run"),
+    (['list', '--program=reverse'], "--program is not a flag of 'python -m rasp list'"),
+    (['run', '--program=reverse', '--dtype=float64'], 'expected one of float32, bfloat16'),
     (['run', '--program=revers'], "did you mean 'reverse'?"),
-    (['run', '--program=no.py'], "--program is 'no.py', which does not exist; expected a Python file"),
+    (['run', '--program=no.py'], "--program is 'no.py', which does not exist"),
     (['run', '--program=reverse', '--input=abx'], "token 'x' is not in the vocabulary; expected one of a b c d"),
     (['run', '--program=reverse', '--causal'], 'compile with causal=False')])
 def test_one_line_for_what_the_user_can_mend(argv, message):
   code, _, err = command(*argv)
-  assert code == 1 and len(err) == 1 and err[0].startswith('rasp: ') and message in err[0]
+  assert code == 2 and len(err) == 1 and err[0].startswith('error: ') and message in err[0]
 
 
 def test_a_file_that_python_cannot_run_is_named(tmp_path):
   (tmp_path / 'broken.py').write_text('import rasp\nrasp.tokenz\n')
   code, _, err = command('run', '--program=broken.py', cwd=tmp_path)
-  assert code == 1 and len(err) == 1 and "which fails (AttributeError: module 'rasp' has no attribute" in err[0]
+  assert code == 2 and len(err) == 1 and "which fails (AttributeError: module 'rasp' has no attribute" in err[0]
 
 
 def test_list_and_interpret():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scaling import laws
-from scaling.table import Observations
+from scaling.observations import Observations
 
 
 @pytest.fixture(scope='session')

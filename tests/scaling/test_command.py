@@ -14,10 +14,12 @@ import sys
 import numpy as np
 import pytest
 
+from foundation.errors import ConfigError
 from scaling import laws, plot, report, uncertainty
 from scaling import holdout
 from scaling.fit import fit
 from scaling.objective import Loss
+from scaling.observations import Observations
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,6 +45,8 @@ def test_refusals_are_one_line_and_exit_2(tmp_path):
   path = tmp_path / 'runs.csv'
   path.write_text('N,D,loss\n1e6,1e8,3\n2e6,1e8,2.9\n')
   for arguments, words in ((['fit', f'--runs={path}'], 'few_sizes'), (['fti'], "did you mean 'fit'"),
+                           (['plan', '--report=x'], "not a flag of 'python -m scaling plan', only of fit (did you"),
+                           (['fit', '--budget=1'], "only of plan, design (did you mean '--"),
                            (['fit'], '--runs'), (['predict', f'--runs={path}'], 'expected the parameters and tokens'),
                            (['fit', f'--runs={path}', 'x'], "'x' is not a flag")):
     done = run(*arguments)
@@ -57,6 +61,16 @@ def test_help_holds_an_example_and_every_flag(command):
   used = set(re.findall(rf'python -m scaling {command} (.*)', done.stdout)[1:])
   for line in used:
     assert set(re.findall(r'--(\w+)=', line)) <= shown
+
+
+def test_choices_of_the_flags_are_those_of_the_library():
+  from scaling import __main__ as program, objective, observations, plan
+  flags = {flag.name: flag for command in program.COMMANDS for flag in command.flags}
+  assert flags['loss'].choices == objective.LOSSES and flags['unit'].choices == plan.UNITS
+  assert flags['params'].choices == observations.PARAMETER_COUNTS
+  assert flags['compute'].choices == observations.COMPUTE_COUNTS
+  assert flags['kind'].choices == uncertainty.BOOTSTRAPS
+  assert flags['law'].help.startswith(' | '.join(laws.names()))
 
 
 def test_predict_compare_plan_design_and_report(tmp_path, known):
@@ -81,9 +95,11 @@ def test_predict_compare_plan_design_and_report(tmp_path, known):
   done = run('fit', *runs, f'--report={tmp_path / "report"}', '--simulations=0', '--bootstrap=100')
   assert done.returncode == 0, done.stderr
   page = (tmp_path / 'report' / 'index.html').read_text()
-  for name in re.findall(r'src="(\w+)\.svg"', page):
+  names = re.findall(r'from (\w+)\.csv', page)
+  assert names == ['envelope', 'contours', 'optimum', 'holdout', 'residuals']  # no slice of equal compute
+  for name in names:
     assert all((tmp_path / 'report' / f'{name}.{kind}').stat().st_size > 10 for kind in ('png', 'svg', 'csv'))
-  assert page.count('<figure>') >= 5
+  assert page.count('<figure>') == len(names) and 'src="data:image/svg+xml' in page
   assert page.index('advises') < page.index('<figure>') and 'expects a loss of' in page
 
 
@@ -135,7 +151,6 @@ def test_matplotlib_and_jax_are_not_imported_before_they_are_needed():
 def test_nonsense_is_answered_or_refused_never_a_traceback(seed):
   """Tables without a law in them: few sizes, D tied to N, pure noise."""
   from scaling import plan, report
-  from scaling.table import Observations, TableError
   rng = np.random.default_rng(seed)
   rows = int(rng.integers(6, 14))
   N, D = 10 ** rng.uniform(4, 10, rows), 10 ** rng.uniform(5, 12, rows)
@@ -147,5 +162,5 @@ def test_nonsense_is_answered_or_refused_never_a_traceback(seed):
       assert report.summary(result, report.doubt(result, 1e20, 10, 3))
       plan.compute_optimal(result, 1e20)
       plan.next_runs(result, 1e22, 1e21)
-    except TableError as error:
+    except ConfigError as error:
       assert '\n' not in str(error)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from foundation.errors import ConfigError
 from scaling import laws, table
 from scaling.fit import fit, screen
 from scaling.objective import Loss, Problem, minimise, refine_optimistix
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 
 @pytest.fixture(scope='module')
@@ -220,6 +221,6 @@ def test_one_start_is_not_agreement(known):
     (lambda o: Loss('huber', -1.0), 'delta=-1.0'),
 ])
 def test_refusals(known, act, words):
-  with pytest.raises(TableError) as error:
+  with pytest.raises(ConfigError) as error:
     act(known[3])
   assert words in str(error.value) and '\n' not in str(error.value)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from foundation.errors import ConfigError
 from scaling import laws
-from scaling.table import TableError
 
-NAMES = (*laws.LAWS, 'bounded')
+NAMES = laws.names()
 
 
 def example(name):
@@ -121,6 +121,6 @@ def test_experts_of_one_are_the_base():
     (lambda: laws.allocation(laws.law('repeated'), np.ones(7), 1e20), 'no closed-form optimum'),
 ])
 def test_refusals(act, words):
-  with pytest.raises(TableError, match='.') as error:
+  with pytest.raises(ConfigError, match='.') as error:
     act()
   assert words in str(error.value) and '\n' not in str(error.value)

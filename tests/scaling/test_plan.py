@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from foundation.errors import ConfigError
 from scaling import approaches, laws, ledger, lints, plan, table, uncertainty
 from scaling import holdout
 from scaling.fit import fit
 from scaling.objective import Loss
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +64,7 @@ def test_budgets(hoffmann):
                      (lambda: rates.flops(-1), 'budget=-1'), (lambda: plan.Rates(-3.0), 'flops_per_second=-3.0'),
                      (lambda: plan.inference_aware(hoffmann, 1.0), 'is not above 1.69'),
                      (lambda: plan.with_repetition(hoffmann, 1e20, 1e9), 'knows no repetition')):
-    with pytest.raises(TableError) as error:
+    with pytest.raises(ConfigError) as error:
       act()
     assert words in str(error.value)
 
@@ -84,7 +85,7 @@ def test_with_repetition_agrees_without_a_limit_and_repeats_with_one(known):
   assert bound.epochs > 3 and bound.loss > plan.with_repetition(result, 1e22, 1e15).loss
   sizes = np.geomspace(1e8, 1e12, 2000)
   assert bound.loss <= law.loss(theta, sizes, 1e22 / 6 / sizes, 4e9).min() + 1e-6
-  with pytest.raises(TableError, match='with_repetition'):
+  with pytest.raises(ConfigError, match='with_repetition'):
     plan.compute_optimal(result, 1e20)
 
 
@@ -96,7 +97,7 @@ def test_next_runs_stay_in_budget_inform_and_stop_repeating(hoffmann):
   assert max(p.repeat for p in bought) <= 2  # seeds at 0.002 are below the misfit after one or two
   many = plan.next_runs(hoffmann, 1e24, 1e22, seed_noise=0.02, misfit=0.002)
   assert max(p.repeat for p in many) > max(p.repeat for p in bought)
-  with pytest.raises(TableError, match='the cheapest cell'):
+  with pytest.raises(ConfigError, match='the cheapest cell'):
     plan.next_runs(hoffmann, 1e24, 1e10)
 
 
@@ -142,7 +143,7 @@ def test_next_runs_of_repeated_data_buy_repetition():
   assert sum(p.D / p.U > 3 for p in bought) > len(bought) / 2  # the optimum repeats 1e21 FLOPs' tokens many times
   sd = [bought[0].sd_before] + [p.sd_after for p in bought]
   assert (np.diff(sd) < 0).all() and sd[-1] < 0.7 * sd[0]
-  with pytest.raises(TableError, match='--unique'):
+  with pytest.raises(ConfigError, match='--unique'):
     plan.next_runs(result, 1e21, 1e21)
 
 
@@ -195,7 +196,7 @@ def test_parabolas_are_biased_and_exact_slices_are_not(alpha, beta, bias):
 
 def test_approaches_say_what_they_lack(known):
   _, _, _, o = known
-  with pytest.raises(TableError, match='isoFLOP: 0 budgets'):
+  with pytest.raises(ConfigError, match='isoFLOP: 0 budgets'):
     approaches.isoflop(o)
 
 
@@ -208,7 +209,7 @@ def test_positions_with_shared_exponents(known):
   assert found['alpha'] == pytest.approx(0.35, abs=1e-4) and found['beta'] == pytest.approx(0.37, abs=1e-4)
   np.testing.assert_allclose(found['E'], e, rtol=1e-3)
   np.testing.assert_allclose(found['A'], a, rtol=5e-3)
-  with pytest.raises(TableError, match='expected \\(20 runs'):
+  with pytest.raises(ConfigError, match='expected \\(20 runs'):
     approaches.positions(o.N, o.D, losses[:5])
 
 
@@ -216,10 +217,10 @@ def test_olmo_ladder(tables):
   """The additive law's 2.344 for a run that measured 2.438, and the coupled law's error beyond a tenth of compute."""
   runs = table.read(tables / 'olmo_ladder.csv', {'loss': 'ce_c4_en_ma5', 'N': 'N_noembed'})
   ladder = runs.where('role=train,rerun=0')
-  few = ladder.where('chinchilla_mult=1|2|5|10,N_noembed<2e9')
-  with pytest.raises(TableError, match='few_sizes: 4 distinct N'):
-    lints.check(few)
-  o, _ = lints.check(few, allow=['few_sizes'])
+  small = ladder.where('chinchilla_mult=1|2|5|10,N_noembed<2e9')
+  with pytest.raises(ConfigError, match='few_sizes: 4 distinct N'):
+    lints.check(small)
+  o, _ = lints.check(small, allow=['few_sizes'])
   assert len(o) == 16
   assert float(fit(o).predict(13202396160, 5.0000885e12)) == pytest.approx(2.3444, abs=2e-4)
   o = ladder.observe()
@@ -255,13 +256,13 @@ def test_exact_memoriser_prefers_the_coupled_law():
   assert 'preferred coupled' in report.comparison(found, [additive.rms, coupled.rms])
 
 
-def test_rollout_tests_only_what_it_did_not_fit(known):
+def test_holdout_tests_only_what_it_did_not_fit(known):
   law, _, _, o = known
   exact = holdout.holdout(o, law, Loss('squares'))
   assert exact.error.max() < 1e-6 and (exact.runs.sum(1) == 20).all()
   broken = dataclasses.replace(o, loss=np.where(o.C == o.C.max(), o.loss * 1.1, o.loss))
   assert holdout.holdout(broken, law, Loss('squares'), least_test=1).error.min() > 0.02
-  with pytest.raises(TableError, match='no compute below which'):
+  with pytest.raises(ConfigError, match='no compute below which'):
     holdout.holdout(o.take(slice(0, 6)), law)
 
 
@@ -272,14 +273,14 @@ def test_ledger_is_never_rewritten(tmp_path):
   ledger.predict(path, 'largest', **entry)
   ledger.predict(path, 'other', **entry)
   first = path.read_text()
-  with pytest.raises(TableError, match='never rewritten'):
+  with pytest.raises(ConfigError, match='never rewritten'):
     ledger.predict(path, 'largest', **{**entry, 'loss': 2.05})
-  with pytest.raises(TableError, match="did you mean 'largest'"):
+  with pytest.raises(ConfigError, match="did you mean 'largest'"):
     ledger.measure(path, 'larges', 2.0)
   measured = ledger.measure(path, 'largest', 2.08)
   assert measured['inside'] and measured['error_percent'] == pytest.approx(-3.846, abs=1e-3)
   assert not ledger.measure(path, 'other', 2.2)['inside']
-  with pytest.raises(TableError, match='already holds a measurement'):
+  with pytest.raises(ConfigError, match='already holds a measurement'):
     ledger.measure(path, 'largest', 2.0)
   assert path.read_text().startswith(first) and len(ledger.read(path)) == 4
   lines = path.read_text().splitlines()
@@ -287,5 +288,5 @@ def test_ledger_is_never_rewritten(tmp_path):
                   [lines[0].replace('"loss": 2.0', '"loss": 2.08'), *lines[1:]],
                   [json.dumps({**json.loads(lines[0]), 'high': 3.0}, sort_keys=True), *lines[1:]]):
     path.write_text('\n'.join(changed) + '\n')
-    with pytest.raises(TableError, match='was changed after it was written'):
+    with pytest.raises(ConfigError, match='was changed after it was written'):
       ledger.read(path)

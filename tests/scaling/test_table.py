@@ -11,8 +11,9 @@ import json
 import numpy as np
 import pytest
 
+from foundation.errors import ConfigError
 from scaling import laws, lints, table
-from scaling.table import Counting, TableError
+from scaling.observations import Counting
 
 N = [1.2345e7, 3.7182e7, 1.1371e8, 3.2468e8, 9.9713e8]
 D = [4.1234e8, 1.3579e9, 3.9182e9, 1.2347e10]
@@ -130,7 +131,7 @@ def test_refused_in_one_clear_line(name, tmp_path):
   content, words = REFUSED[name]
   path = tmp_path / 'runs.csv'
   path.write_text(content)
-  with pytest.raises(TableError) as error:
+  with pytest.raises(ConfigError) as error:
     lints.check(table.read(path))
   assert words in str(error.value)
   assert '\n' not in str(error.value) and len(str(error.value)) < 400
@@ -163,11 +164,11 @@ def test_only_what_is_allowed_is_allowed(tmp_path):
   path = tmp_path / 'runs.csv'
   path.write_text(text([{**r, 'steps': 30} for r in good()[:16]]))
   runs = table.read(path)
-  with pytest.raises(TableError, match='few_steps'):
+  with pytest.raises(ConfigError, match='few_steps'):
     lints.check(runs, allow=['few_sizes'])
   observations, findings = lints.check(runs, allow=['few_sizes', 'few_steps'])
   assert len(observations) == 16 and {f.code for f in findings} >= {'few_sizes', 'few_steps'}
-  with pytest.raises(TableError, match="did you mean 'few_sizes'"):
+  with pytest.raises(ConfigError, match="did you mean 'few_sizes'"):
     lints.check(runs, allow=['few_size'])
 
 
@@ -192,7 +193,7 @@ def test_units_columns_and_selection(tmp_path):
                      (lambda: table.read(tmp_path / 'rons.csv'), "did you mean 'runs.csv'"),
                      (lambda: Counting('totl'), "did you mean 'total'"),
                      (lambda: table.parse_assignments('N', '--columns'), 'is not NAME=VALUE')):
-    with pytest.raises(TableError) as error:
+    with pytest.raises(ConfigError) as error:
       act()
     assert words in str(error.value)
 
@@ -214,13 +215,13 @@ def test_run_folders_and_counting(tmp_path):
   np.testing.assert_allclose(runs.observe(Counting('total', '6nd')).C[0], 6 * 1000 * 5000)
   assert runs.observe().U[0] == 4000
   assert runs.by_position.shape == (19, 2) and runs.take(slice(3)).by_position.shape == (3, 2)
-  with pytest.raises(TableError, match="no column 'N'"):
+  with pytest.raises(ConfigError, match="no column 'N'"):
     runs.observe(Counting('given'))
   (tmp_path / 'run03' / 'result.json').write_text('{')
-  with pytest.raises(TableError, match='run03/result.json is not JSON'):
+  with pytest.raises(ConfigError, match='run03/result.json is not JSON'):
     table.read(tmp_path)
   (tmp_path / 'run04' / 'result.json').unlink()
-  with pytest.raises(TableError, match='no result.json'):
+  with pytest.raises(ConfigError, match='no result.json'):
     table.read(tmp_path / 'run04')
 
 
@@ -248,7 +249,7 @@ def test_losses_by_position(tmp_path):
   assert names == ['2', '3-7', '8-21']  # 22^(1/3) = 2.8, 22^(2/3) = 7.85
   np.testing.assert_allclose(means[:, 1], losses[:, 1:6].mean(1))
   other = written(tmp_path / 'b', [[1.0, 2.0], [1.0]])
-  with pytest.raises(TableError, match='no loss_by_position of one length'):
+  with pytest.raises(ConfigError, match='no loss_by_position of one length'):
     other.grouped_positions()
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from foundation.errors import ConfigError
 from scaling import laws, table, uncertainty
 from scaling.fit import fit
 from scaling.objective import Loss, Problem
-from scaling.table import Observations, TableError
+from scaling.observations import Observations
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +133,7 @@ def test_posterior_agrees_with_the_robust_fit(known):
     (lambda f: uncertainty.bootstrap(f, 10, 'pair'), "kind 'pair'"),
 ])
 def test_refusals(noisy, act, words):
-  with pytest.raises(TableError) as error:
+  with pytest.raises(ConfigError) as error:
     act(noisy)
   assert words in str(error.value)
 

@@ -1,0 +1,27 @@
+"""One look for all figures, and the same bytes for the same figure. matplotlib is imported when one is drawn."""
+
+import io
+
+BLUE, ORANGE, GREY = '#1f5fa8', '#c8601a', '#777777'
+
+
+def axes(title: str, x: str, y: str, log: str = ''):
+  """(figure, axes) with these labels; log: which axes are logarithmic, of 'x', 'y' and 'xy'."""
+  from matplotlib.figure import Figure  # no pyplot: no display and no global state
+  figure = Figure(figsize=(6.4, 4.0))
+  plot = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+  plot.grid(alpha=0.3)
+  if 'x' in log:
+    plot.set_xscale('log')
+  if 'y' in log:
+    plot.set_yscale('log')
+  return figure, plot
+
+
+def svg(figure) -> str:
+  """A matplotlib figure as an SVG document without date or random names."""
+  import matplotlib
+  buffer = io.StringIO()
+  with matplotlib.rc_context({'svg.hashsalt': 'lemma'}):
+    figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
+  return buffer.getvalue()

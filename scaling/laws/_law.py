@@ -1,0 +1,145 @@
+"""What a law is: a dataclass whose fields are the answers that fits, plans and figures ask for."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from foundation.errors import ConfigError, nearest
+
+STANDARD = ('E', 'A', 'B', 'alpha', 'beta')
+EXPONENTS = {'alpha': (0.01, 3.0), 'beta': (0.01, 3.0)}
+COLUMNS = ('n', 'd', 'u', 'k')
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+  """A law in standard form: ln U = a - alpha n, ln V = b - beta d, joined with exponent q above ln E = e."""
+  e: np.ndarray
+  a: np.ndarray
+  b: np.ndarray
+  alpha: np.ndarray
+  beta: np.ndarray
+  q: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """One parametric law of the loss. Raises ConfigError, naming the field, if it contradicts itself.
+
+  name, formula, source: for people. parameters: displayed names in the order of theta.
+  log_loss(theta, x, xp): ln loss [..., rows] of coordinates theta [..., P] and log columns x, each [rows]; xp is numpy
+    or jax.numpy, and theta may be complex.
+  columns: what x holds besides `n` and `d`: `u` = ln unique tokens, `k` = ln experts.
+  logs: the parameters that theta holds as natural logarithms; None: those of E, A and B that there are.
+  jacobian(theta, x): d ln loss / d theta, [..., rows, P]; None: by complex steps, to machine precision.
+  terms(theta, x, xp): Terms at x, from which the compute optimum follows in closed form; None: there is no such form,
+    and a law of N and D is searched for its optimum.
+  start(additive): theta [..., P] from coordinates [..., 5] of the additive law, which a screen has found; None: those
+    of the same name, and for the others every combination of `tries`.
+  tries: displayed values from which parameters that the additive law lacks are fitted.
+  pairs: (scale, exponent, column, factor); centring a column moves the scale's log by factor * mean * exponent. None:
+    A with alpha in n, and B with beta in d, where the law has both.
+  bounds: displayed values outside which a fit is suspect; None: of alpha and beta.
+  """
+  name: str
+  formula: str
+  source: str
+  parameters: tuple[str, ...]
+  log_loss: Callable
+  jacobian: Callable | None = None
+  terms: Callable | None = None
+  start: Callable | None = None
+  tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  logs: tuple[str, ...] | None = None
+  pairs: tuple | None = None
+  columns: tuple[str, ...] = ('n', 'd')
+  bounds: Mapping[str, tuple[float, float]] | None = None
+
+  def __post_init__(self):
+    has = set(self.parameters).issuperset
+    usual = {
+        'logs': tuple(name for name in ('E', 'A', 'B') if has([name])),
+        'pairs': tuple(pair for pair in (('A', 'alpha', 'n', 1.0), ('B', 'beta', 'd', 1.0)) if has(pair[:2])),
+        'bounds': {name: ends for name, ends in EXPONENTS.items() if has([name])},
+        'jacobian': complex_step(self.log_loss)}
+    for field, value in usual.items():
+      if getattr(self, field) is None:
+        object.__setattr__(self, field, value)
+    for field, names, known in (
+        ('logs', self.logs, self.parameters), ('bounds', self.bounds, self.parameters),
+        ('tries', self.tries, self.parameters), ('columns', self.columns, COLUMNS),
+        ('pairs', [name for pair in self.pairs for name in pair[:2]], self.parameters)):
+      for name in names:
+        if name not in known:
+          raise ConfigError(f"law {self.name}: {field} has '{name}'; expected one of {', '.join(known)}"
+                            f'{nearest(name, known)}')
+    if not {'n', 'd'} <= set(self.columns):
+      raise ConfigError(f"law {self.name}: columns is {self.columns}; expected 'n' and 'd' among them")
+    if self.start is None:
+      unknown = [name for name in self.parameters if name not in (*STANDARD, *self.tries)]
+      if unknown:
+        raise ConfigError(f"law {self.name}: nothing says where '{unknown[0]}' starts; expected a value in tries, or a "
+                          'function start')
+      object.__setattr__(self, 'start', self._start)
+
+  def _start(self, additive):
+    own = [name for name in self.parameters if name in STANDARD and name not in self.tries]
+    columns = [additive[..., STANDARD.index(name)] if name in own else np.zeros(additive.shape[:-1])
+               for name in self.parameters]
+    lanes = np.stack(columns, -1)
+    for name, values in self.tries.items():
+      place = self.parameters.index(name)
+      copies = [np.array(lanes) for _ in values]
+      for copy, value in zip(copies, values):
+        copy[..., place] = np.log(value) if name in self.logs else value
+      lanes = np.concatenate(copies, 0)
+    return lanes
+
+  @property
+  def plain(self) -> bool:
+    """Whether the law is one of N and D alone, so that compute and size say all about a run."""
+    return set(self.columns) == {'n', 'd'}
+
+  def display(self, theta) -> dict[str, np.ndarray]:
+    """Displayed values (E, A, B not as logarithms) of theta[..., P]."""
+    theta = np.asarray(theta, float)
+    with np.errstate(over='ignore'):
+      return {name: np.exp(theta[..., i]) if name in self.logs else theta[..., i]
+              for i, name in enumerate(self.parameters)}
+
+  def coordinates(self, values: Mapping[str, float]) -> np.ndarray:
+    """theta of displayed values; refuses unknown, missing and non-positive ones."""
+    for name in values:
+      if name not in self.parameters:
+        raise ConfigError(f'law {self.name} has no parameter {name!r}; it has {", ".join(self.parameters)}'
+                          f'{nearest(name, self.parameters)}')
+    for name in self.parameters:
+      if name not in values:
+        raise ConfigError(f'law {self.name} needs a value of {name!r} besides {", ".join(values)}')
+      if name in self.logs and not values[name] > 0:
+        raise ConfigError(f'{name}={values[name]} must be positive in the law {self.name}')
+    return np.array([np.log(values[p]) if p in self.logs else values[p] for p in self.parameters], float)
+
+  def loss(self, theta, N, D, U=None, K=None) -> np.ndarray:
+    """Loss in nats per token at N parameters and D tokens (broadcast together), U unique tokens, K experts."""
+    given = {'n': N, 'd': D, 'u': U, 'k': K}
+    missing = [key.upper() for key in self.columns if given[key] is None]
+    if missing:
+      raise ConfigError(f'law {self.name} needs the column {missing[0]} besides N and D')
+    logs = np.broadcast_arrays(*(np.log(np.asarray(given[key], float)) for key in self.columns))
+    x = {key: np.ravel(value) for key, value in zip(self.columns, logs)}
+    theta = np.asarray(theta, float)
+    return np.exp(self.log_loss(theta, x, np)).reshape(theta.shape[:-1] + logs[0].shape)
+
+
+def complex_step(log_loss: Callable) -> Callable:
+  """d ln loss / d theta to machine precision (Squire and Trapp 1998): Im f(theta + i h) / h with h = 1e-30."""
+  def jacobian(theta, x):
+    columns = []
+    for i in range(theta.shape[-1]):
+      moved = theta.astype(complex)
+      moved[..., i] += 1e-30j
+      columns.append(log_loss(moved, x, np).imag / 1e-30)
+    return np.stack(columns, -1)
+  return jacobian

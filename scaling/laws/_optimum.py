@@ -1,0 +1,61 @@
+"""Where a law puts the compute optimum: the N and D of least loss for a number of FLOPs."""
+
+import numpy as np
+
+from foundation.errors import ConfigError
+from scaling.laws._law import Law
+
+
+def allocation(law: Law, theta, C, flops_per_parameter_token: float = 6.0, K=None) -> tuple[np.ndarray, np.ndarray]:
+  """ln N and ln D that minimise the loss at C = 6 N D FLOPs, for theta[..., P] and C broadcast.
+
+  Closed form: N = G (C/6)^(beta/(alpha+beta)), G = ((alpha/beta)^q A/B)^(1/(alpha+beta)); a head that is monotone in
+  the joined terms does not move it. A law without terms is searched; NaN where there is no optimum. That of a law of
+  repeated data depends on the unique tokens: `plan.with_repetition`. theta may be complex.
+  """
+  theta = np.asarray(theta)
+  if K is not None and not np.all(np.asarray(K, float) >= 1):
+    raise ConfigError(f'K={K} experts: expected at least 1')
+  total, k = np.log(np.asarray(C, float) / flops_per_parameter_token), 0.0 if K is None else np.log(K)
+  if 'u' in law.columns:
+    raise ConfigError(f'law {law.name} has no closed-form optimum; use the planner with a number of unique tokens')
+  if law.terms is None:
+    n = searched(law, theta, total, k)
+    return n, total - n
+  t = law.terms(theta, {'k': k})
+  with np.errstate(invalid='ignore', divide='ignore'):  # exponents of opposite sign have no optimum: NaN
+    balance = (t.q * np.log(t.alpha / t.beta) + t.a - t.b) / (t.alpha + t.beta)
+    n = balance + t.beta / (t.alpha + t.beta) * total
+  return n, total - n
+
+
+@np.errstate(all='ignore')
+def searched(law: Law, theta, total, k: float = 0.0) -> np.ndarray:
+  """ln N of the least loss where ln N + ln D = total, for theta[..., P] and total broadcast; NaN where it falls or
+  rises all the way from 12 below to 12 above the middle.
+
+  Grids, each within the last one's best cell, then two Newton steps, of which the last carries the imaginary part of
+  theta along: so the optimum can be differentiated.
+  """
+  theta, total = np.asarray(theta), np.asarray(total, float)
+  shape = np.broadcast_shapes(theta.shape[:-1], total.shape)
+  theta, total = np.broadcast_to(theta, shape + theta.shape[-1:]), np.broadcast_to(total, shape)[..., None]
+
+  def log_loss(theta, n):
+    return law.log_loss(theta, {'n': n, 'd': total - n, 'k': np.full(n.shape[-1], k)}, np)
+
+  best, inside, reach = 0.5 * total, True, 12.0
+  for points in (33, 9, 9, 9, 9):
+    n = best + np.linspace(-reach, reach, points)
+    value = log_loss(np.real(theta), n)
+    at = np.argmin(np.where(np.isfinite(value), value, np.inf), -1)[..., None]
+    if points == 33:
+      inside = (at > 0) & (at < points - 1)
+    best, reach = np.take_along_axis(n, at, -1), 2.0 * reach / (points - 1)
+  h = 1e-3
+  for coordinates in (np.real(theta), theta):
+    left, middle, right = np.moveaxis(log_loss(coordinates, best + np.array([-h, 0.0, h])), -1, 0)
+    curvature = np.real(left - 2.0 * middle + right) / h ** 2
+    step = (right - left) / (2.0 * h) / np.where(curvature > 0, curvature, np.nan)
+    best = best - step[..., None]
+  return np.where(inside, best, np.nan)[..., 0]
