@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from foundation import files
-from framework.config import ConfigError
+from foundation.errors import ConfigError
 from rasp import interpreter, language
-from rasp.compiler import Compiled
+from rasp.compiling import Compiled
 from rasp.language import SOp, Value
 
 FORMATS = ('.svg', '.png')
@@ -48,7 +48,7 @@ def panels(program: SOp, sequence: Sequence[Value], compiled: Compiled | None = 
   out = []
   for layer in range(compiled.plan.layers):
     weights = attention(compiled, sequence, layer)
-    for number, head in enumerate(h for h in compiled.plan.heads if h.time == 2 * layer):
+    for number, head in enumerate(h for h in compiled.plan.circuit.heads if h.time == 2 * layer):
       out.append(panel(head.node, f'layer {layer + 1}, head {number + 1}: {head.node!r}', weights[number, 1:]))
   return out
 

@@ -9,10 +9,10 @@ import zipfile
 from flax import traverse_util
 import numpy as np
 
-from framework import config as config_lib
 from foundation import files
-from framework.config import ConfigError, Model
-from rasp.compiler import Compiled, Report
+from foundation.errors import ConfigError
+from rasp import decoder
+from rasp.compiling import Compiled, Report
 from rasp.language import constant
 
 
@@ -35,7 +35,7 @@ def save(compiled: Compiled, folder: pathlib.Path) -> None:
 def load(folder: pathlib.Path) -> Compiled:
   """What `save` wrote, able to run; the program's text is not kept. Raises ConfigError on a damaged folder."""
   try:
-    model = config_lib.check(config_lib.Config(model=Model(**json.loads((folder / 'model.json').read_text())))).model
+    model = decoder.settings(**json.loads((folder / 'model.json').read_text()))
     program = json.loads((folder / 'program.json').read_text())
     params = traverse_util.unflatten_dict(dict(np.load(folder / 'params.npz')), sep='.')
     report = Report(**program['report'] | {'assumed': tuple(program['report']['assumed'])})

@@ -1,4 +1,4 @@
-"""Gradient steps from a compiled program: it is a model like any other."""
+"""What training does to a compiled program, which is a model like any other: how much of it gradient steps keep."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from framework import models
-from rasp.compiler import Compiled
+from rasp import decoder
+from rasp.compiling import Compiled
 from rasp.language import Value
 
 CONFIDENT = 3.0  # scale of the head: compiled logits of neighbouring values differ by 1, a trained model's by more
@@ -33,14 +33,13 @@ def confident(compiled: Compiled) -> Any:
 
 def random(compiled: Compiled, seed: int) -> Any:
   """Parameters of the same shapes as the framework initialises them."""
-  return jax.jit(models.init, static_argnums=0)(compiled.module, jax.random.key(seed))
+  return decoder.random(compiled.module, seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(module, params, tokens, segments, targets):
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  x, _ = module.apply({'params': params}, tokens, positions, segments)
-  nats = optax.softmax_cross_entropy_with_integer_labels(module.logits(params, x), targets)
+  _, logits = decoder.apply(module, params, tokens, segments)
+  nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   weights = (segments == 1) & (targets > 0)
   return (nats * weights).sum() / weights.sum()
 
@@ -57,10 +56,10 @@ def train(
     for i, row in enumerate(rows):
       out[i, 1:1 + len(row)] = [token[v] for v in exact(row)]
     return out
-  wanted = [list(exact(row)) for row in held_out]
+  right = [list(exact(row)) for row in held_out]
   def accuracy(params):
-    got = compiled.batch(held_out, longest, params)
-    return float(np.mean([a == b for x, y in zip(wanted, got) for a, b in zip(x, y)]))
+    outputs = compiled.batch(held_out, longest, params)
+    return float(np.mean([a == b for x, y in zip(right, outputs) for a, b in zip(x, y)]))
   state = optimizer.init(params)
   gradient = jax.value_and_grad(functools.partial(_loss, module))
   course = Course([accuracy(params)], [], None)

@@ -1,7 +1,7 @@
 """The exact meaning of a program: Python values, fractions for means. Everything compiled is held to this."""
 
+from collections.abc import Collection, Iterable
 from fractions import Fraction
-from typing import Any
 
 from rasp import language
 from rasp.language import RaspError, Selector, SOp, Value
@@ -17,16 +17,14 @@ class Trace:
 
   def __init__(self, sequence: list[Value]):
     self.sequence = list(sequence)
-    self.values: dict[int, list[Value]] = {}
-    self.matrices: dict[int, list[list[bool]]] = {}
-    self.kept: list[Any] = []  # so that no id is used twice
+    self.values: dict[SOp, list[Value]] = {}
+    self.matrices: dict[Selector, list[list[bool]]] = {}
 
   def matrix(self, selector: Selector) -> list[list[bool]]:
-    """[query][key]."""
-    if id(selector) not in self.matrices:
-      self.matrices[id(selector)] = self._matrix(selector)
-      self.kept.append(selector)
-    return self.matrices[id(selector)]
+    """Which keys every query selects: [query][key]."""
+    if selector not in self.matrices:
+      self.matrices[selector] = self._matrix(selector)
+    return self.matrices[selector]
 
   def _matrix(self, s: Selector) -> list[list[bool]]:
     n = range(len(self.sequence))
@@ -48,11 +46,10 @@ class Trace:
     return [[row[j] and j == keep(k for k in n if row[k]) for j in n] for row in parts[0]]
 
   def __call__(self, node: SOp) -> list[Value]:
-    for part in language.nodes(node) if id(node) not in self.values else ():
-      if id(part) not in self.values:
-        self.values[id(part)] = self._values(part)
-        self.kept.append(part)
-    return self.values[id(node)]
+    for part in language.nodes(node) if node not in self.values else ():
+      if part not in self.values:
+        self.values[part] = self._values(part)
+    return self.values[node]
 
   def _values(self, node: SOp) -> list[Value]:
     n = len(self.sequence)
@@ -91,7 +88,7 @@ def apply(node: SOp, row: tuple[Value, ...]) -> Value:
   return value
 
 
-def _show(row) -> str:
+def _show(row: tuple[Value, ...]) -> str:
   return ', '.join(map(repr, row))
 
 
@@ -114,7 +111,8 @@ def run(node: SOp, sequence: list[Value], vocabulary: tuple[Value, ...] = ()) ->
   return Trace(sequence)(node)
 
 
-def check_tokens(sequence, vocabulary) -> None:
+def check_tokens(sequence: Iterable[Value], vocabulary: Collection[Value]) -> None:
+  """Raises RaspError on a token outside the vocabulary; an empty vocabulary allows every token."""
   for token in sequence if vocabulary else ():
     if token not in vocabulary:
       raise RaspError(None, f'token {token!r} is not in the vocabulary; expected one of '

@@ -1,4 +1,4 @@
-"""What a user writes: s-ops (one value a position), selectors (which keys a query reads) and programs.
+"""What a user writes: s-ops (one value a position) and selectors (which keys a query reads).
 
 RASP is Weiss, Goldberg and Yahav 2021, "Thinking Like Transformers", arXiv:2106.06981. An expression is an immutable
 graph; nothing is computed here. Every node keeps the file and line that made it, which errors quote.
@@ -46,8 +46,9 @@ class RaspError(ValueError):
 
 
 def _here() -> Source:
+  """The user's line that is being run: not one of this file, nor of the decorator's."""
   frame = sys._getframe(1)
-  while frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith('<string>'):
+  while frame.f_globals.get('__name__') in (__name__, 'rasp.program'):
     frame = frame.f_back
   return Source(frame.f_code.co_filename, frame.f_lineno)
 
@@ -181,7 +182,8 @@ def constant(value: Value) -> SOp:
   return SOp('constant', value=value, source=_here())
 
 
-def _lift(x: Any) -> SOp:
+def lift(x: Any) -> SOp:
+  """An s-op as it is, and a value as the same at every position. Raises RaspError on anything else."""
   if isinstance(x, SOp):
     return x
   if isinstance(x, Selector):
@@ -194,7 +196,7 @@ def _lift(x: Any) -> SOp:
 
 
 def _map(op: str, *args: Any) -> SOp:
-  return SOp('map', tuple(map(_lift, args)), op, OPERATORS[op], source=_here())
+  return SOp('map', tuple(map(lift, args)), op, OPERATORS[op], source=_here())
 
 
 def _called(fn: Callable) -> str:
@@ -204,7 +206,7 @@ def _called(fn: Callable) -> str:
 
 def apply(fn: Callable[..., Value], *args: Any, name: str = '') -> SOp:
   """Any Python function of the values at one position. It is tabulated, so it must depend on nothing else."""
-  return SOp('map', tuple(map(_lift, args)), f'apply {_called(fn)}', fn, name=name, source=_here())
+  return SOp('map', tuple(map(lift, args)), f'apply {_called(fn)}', fn, name=name, source=_here())
 
 
 def where(condition: Any, yes: Any, no: Any) -> SOp:
@@ -214,12 +216,12 @@ def where(condition: Any, yes: Any, no: Any) -> SOp:
 
 def default(x: Any, value: Value) -> SOp:
   """x, with `value` in place of undefined."""
-  return SOp('map', (_lift(x), _lift(value)), 'default', lambda a, b: b if a is None else a, source=_here())
+  return SOp('map', (lift(x), lift(value)), 'default', lambda a, b: b if a is None else a, source=_here())
 
 
 def divide(a: Any, b: Any, otherwise: Value = 0) -> SOp:
   """a / b, and `otherwise` where b is 0."""
-  return SOp('map', (_lift(a), _lift(b), _lift(otherwise)), 'divide', lambda x, y, z: _divide(x, y) if y else z,
+  return SOp('map', (lift(a), lift(b), lift(otherwise)), 'divide', lambda x, y, z: _divide(x, y) if y else z,
              source=_here())
 
 
@@ -228,8 +230,8 @@ def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bo
   if isinstance(predicate, str):
     if predicate not in PREDICATES:
       raise RaspError(_here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
-    return Selector('leaf', (), _lift(keys), _lift(queries), predicate, OPERATORS[predicate], _here())
-  return Selector('leaf', (), _lift(keys), _lift(queries), f'apply {_called(predicate)}', predicate, _here())
+    return Selector('leaf', (), lift(keys), lift(queries), predicate, OPERATORS[predicate], _here())
+  return Selector('leaf', (), lift(keys), lift(queries), f'apply {_called(predicate)}', predicate, _here())
 
 
 def aggregate(selector: Selector, values: Any, default: Value = None, one: bool = False) -> SOp:
@@ -240,7 +242,7 @@ def aggregate(selector: Selector, values: Any, default: Value = None, one: bool 
   """
   if not isinstance(selector, Selector):
     raise RaspError(_here(), f'{selector!r} is no selector; expected aggregate(selector, values)')
-  return SOp('aggregate', (_lift(values),), selector=selector, value=default, one=one, source=_here())
+  return SOp('aggregate', (lift(values),), selector=selector, value=default, one=one, source=_here())
 
 
 def selector_width(selector: Selector) -> SOp:
@@ -267,10 +269,10 @@ def evaluate(fn: Callable[..., Value], op: str, values: Iterable[Value]) -> Valu
 
 
 def plain(value: Value) -> Value:
-  """One form for equal values: a whole Fraction and a float become exact."""
+  """The one form of equal values, so that they can be compared: a whole Fraction and a float become exact."""
   if isinstance(value, float):
     value = Fraction(value).limit_denominator(10**6)
-  return int(value) if isinstance(value, Fraction) and value.denominator == 1 else value
+  return int(value) if type(value) is Fraction and value.denominator == 1 else value
 
 
 def order(value: Value) -> tuple:
@@ -278,31 +280,6 @@ def order(value: Value) -> tuple:
   if value is None:
     return (2, 0, '')
   return (1, 0, value) if isinstance(value, str) else (0, value, '')
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A named s-op with what it may be given: the values of `tokens`, and an example input."""
-  name: str
-  result: SOp
-  vocabulary: tuple[Value, ...] = ()
-  example: tuple[Value, ...] = ()
-  doc: str = ''
-
-  def __call__(self, sequence: Iterable[Value]) -> list[Value]:
-    """The exact result, by the interpreter."""
-    from rasp import interpreter  # the language knows no meaning until it is asked
-    return interpreter.run(self.result, list(sequence), self.vocabulary)
-
-
-def program(function: Callable | None = None, *, vocabulary: Iterable[Value] = (), example: Iterable[Value] = (),
-            name: str = '') -> Any:
-  """Turns a function without arguments that returns an s-op into a Program."""
-  def make(function):
-    result = _lift(function())
-    return Program(name or function.__name__, result, tuple(vocabulary), tuple(example),
-                   (function.__doc__ or '').strip())
-  return make(function) if function else make
 
 
 def nodes(root: SOp) -> list[SOp]:
@@ -321,6 +298,7 @@ def nodes(root: SOp) -> list[SOp]:
 
 
 def leaves(selector: Selector) -> list[Selector]:
+  """The predicates that a selector combines."""
   return [selector] if selector.kind == 'leaf' else [leaf for part in selector.args for leaf in leaves(part)]
 
 

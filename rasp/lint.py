@@ -6,7 +6,7 @@ ahead. A program may break these rules and compile all the same; it is then no c
 """
 
 from rasp import language
-from rasp.domains import Analysis, is_everything
+from rasp.compiling.analysis import Analysis, is_everything
 from rasp.language import SOp
 
 PROBE = 6  # the length at which causality is looked at
@@ -17,16 +17,15 @@ def lint(program: SOp, vocabulary=('a', 'b')) -> list[str]:
   """A line for every expression that leaves RASP-L, with its place and what to write."""
   analysis = Analysis(vocabulary, PROBE)
   out = []
-  def say(node: SOp, text: str):
-    line = f'{node.source}: ' if node.source else ''
-    out.append(line + text)
+  def doubt(node: SOp, text: str):
+    out.append((f'{node.source}: ' if node.source else '') + text)
   for node in language.nodes(program):
     if node.kind == 'width' and is_everything(node.selector):
-      say(node, f'{node!r} is known only at the end; count with rasp.until, or mark the end by a token')
+      doubt(node, f'{node!r} is known only at the end; count with rasp.until, or mark the end by a token')
     elif node.selector is not None and not _causal(analysis, node):
-      say(node, f'{node.selector!r} reads later keys; add `& rasp.until`')
+      doubt(node, f'{node.selector!r} reads later keys; add `& rasp.until`')
     elif node.kind == 'map' and node.op not in COMPARISONS and any(map(_index, node.args)) and not _neighbour(node):
-      say(node, f'{node!r} calculates with indices; compare them, or step to a neighbour with + 1 or - 1')
+      doubt(node, f'{node!r} calculates with indices; compare them, or step to a neighbour with + 1 or - 1')
   return list(dict.fromkeys(out))
 
 

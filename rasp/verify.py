@@ -1,4 +1,4 @@
-"""A compiled program against the interpreter: every short input, random longer ones, and the closest calls."""
+"""Whether a compiled program is right: against the interpreter on short, random and hard inputs; what its parts do."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rasp import interpreter
-from rasp.compiler import Compiled
+from rasp.compiling import Compiled
 from rasp.language import SOp, Value
 
 BATCH = 512
@@ -17,11 +17,14 @@ BATCH = 512
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """wrong: inputs with a wrong value anywhere; worst: the largest distance from the exact value."""
+  """What the check of a program came to.
+
+  wrong: inputs with a wrong value anywhere. worst: the largest distance from the exact value.
+  """
   inputs: int
   wrong: int
   worst: float
-  first: tuple[Any, ...] | None = None  # input, expected, got
+  first: tuple[Any, ...] | None = None  # wrong one: input, expected, output
 
   @property
   def right(self) -> bool:
@@ -39,12 +42,12 @@ def inputs(vocabulary: Sequence[Value], longest: int, exhaustive: int, samples: 
     yield from adversarial(vocabulary, n)
     for _ in range(samples):
       # Few distinct tokens as often as many: equal counts are the closest calls.
-      some = rng.choice(len(vocabulary), rng.integers(1, len(vocabulary) + 1), replace=False)
-      yield [vocabulary[i] for i in rng.choice(some, n)]
+      tokens = rng.choice(len(vocabulary), rng.integers(1, len(vocabulary) + 1), replace=False)
+      yield [vocabulary[i] for i in rng.choice(tokens, n)]
 
 
 def adversarial(vocabulary: Sequence[Value], n: int) -> Iterator[list[Value]]:
-  """Largest and nearly largest counts (one token, one exception), equal counts, matches at both ends."""
+  """Inputs that are hardest to get right: largest and nearly largest counts, equal counts, matches at both ends."""
   a, b = vocabulary[0], vocabulary[-1]
   yield [a] * n
   yield [b] * n
@@ -63,27 +66,27 @@ def verify(compiled: Compiled, program: SOp, exhaustive: int = 5, samples: int =
   rows = inputs(compiled.vocabulary, longest, min(exhaustive, longest), samples, seed)
   while batch := list(itertools.islice(rows, BATCH)):
     padded = batch + [batch[-1]] * (BATCH - len(batch))
-    got = compiled.batch(padded, longest)
-    want = [interpreter.run(program, row) for row in batch]
-    distance = compiled.errors(padded, want + [want[-1]] * (BATCH - len(batch)), longest)
+    outputs = compiled.batch(padded, longest)
+    exact = [interpreter.run(program, row) for row in batch]
+    distance = compiled.errors(padded, exact + [exact[-1]] * (BATCH - len(batch)), longest)
     worst = max(worst, float(distance.max()))
-    for row, expected, found in zip(batch, want, got):
+    for row, expected, output in zip(batch, exact, outputs):
       total += 1
-      if not equal(expected, found):
+      if not equal(expected, output):
         wrong += 1
-        first = first or (row, expected, found)
+        first = first or (row, expected, output)
   return Verdict(total, wrong, worst, first)
 
 
-def equal(expected: Sequence[Value], found: Sequence[Value]) -> bool:
-  """Exact for what is decoded to values; numbers that are read out may differ by 1e-3."""
-  return len(expected) == len(found) and all(
+def equal(expected: Sequence[Value], output: Sequence[Value]) -> bool:
+  """Whether an output is right: values exactly, numbers that are read out to 1e-3."""
+  return len(expected) == len(output) and all(
       e == f and (e is None) == (f is None) if not isinstance(f, float) else abs(float(e) - f) < 1e-3
-      for e, f in zip(expected, found))
+      for e, f in zip(expected, output))
 
 
 def ablate(compiled: Compiled, layer: int, head: int) -> Compiled:
-  """The same program without one head: its output is multiplied by 0."""
+  """The same program without one head, to see what that head is for: its output is multiplied by 0."""
   params = jax.tree.map(np.array, compiled.params)
   params['blocks']['out']['weight'][layer, head] = 0
   return dataclasses.replace(compiled, params=params)
@@ -91,7 +94,7 @@ def ablate(compiled: Compiled, layer: int, head: int) -> Compiled:
 
 def swap_layer(compiled: Compiled, layer: int, params: Any) -> Compiled:
   """The same program with one layer's parameters taken from `params`, for example a trained copy."""
-  blocks = jax.tree.map(lambda mine, theirs: np.where(
-      (np.arange(len(mine)) == layer).reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine),
+  blocks = jax.tree.map(lambda own, other: np.where(
+      (np.arange(len(own)) == layer).reshape(-1, *[1] * (own.ndim - 1)), other, own),
       compiled.params['blocks'], params['blocks'])
   return dataclasses.replace(compiled, params=compiled.params | {'blocks': blocks})

@@ -5,8 +5,8 @@ nearest position that decides a carry is one selector (`.first()`), not a cumula
 Gross, "Backdooring a transformer by hand" (andrew.gr/stories/rasp).
 """
 
-from rasp.language import (
-    SOp, aggregate, apply, indices, length, program, select, selector_width, tokens, where)
+from rasp.language import SOp, aggregate, apply, indices, length, select, selector_width, tokens, where
+from rasp.program import program
 
 DIGITS = '0123456789'
 SYMBOLS = DIGITS + '+='

@@ -3,8 +3,9 @@
 Source: Weiss, Goldberg and Yahav 2021 (arXiv:2106.06981), section 4; Bhattamishra et al. 2020 (arXiv:2009.11264).
 """
 
-from rasp.language import SOp, aggregate, indices, length, program, select, until, where
+from rasp.language import SOp, aggregate, indices, length, select, until, where
 from rasp.library.sequences import pair_balance
+from rasp.program import program
 
 PAIRS = ('()', '[]', '{}')
 

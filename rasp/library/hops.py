@@ -5,7 +5,8 @@ Theorem 4.2: 2 + floor(log2 k) layers suffice. find(i) is the position after the
 head says the token at find^k(i).
 """
 
-from rasp.language import SOp, aggregate, before, indices, program, select, tokens, until
+from rasp.language import SOp, aggregate, before, indices, select, tokens, until
+from rasp.program import program
 
 NONE = '-'  # no such position
 

@@ -4,8 +4,9 @@ Goodrich, Sitchinava and Zhang 2011 (arXiv:1101.1902) for the algorithms; Sanfor
 (arXiv:2402.09268) for rounds as layers. The shuffle round itself is rasp/machines/parallel.py.
 """
 
-from rasp.language import SOp, aggregate, everything, program, select, selector_width, tokens, until
+from rasp.language import SOp, aggregate, everything, select, selector_width, tokens, until
 from rasp.library.sequences import sort
+from rasp.program import program
 
 
 def broadcast() -> SOp:

@@ -4,8 +4,8 @@ Sources: Weiss, Goldberg and Yahav 2021 (arXiv:2106.06981), section 4 and append
 (arXiv:2301.05062), whose library has the same functions. Every function returns an s-op.
 """
 
-from rasp.language import (
-    SOp, aggregate, before, default, indices, length, program, select, selector_width, tokens, until, where)
+from rasp.language import SOp, aggregate, before, default, indices, length, select, selector_width, tokens, until, where
+from rasp.program import program
 
 LETTERS = 'abcd'
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rasp.machines.weights import Weights
+from rasp.machines.weights import Vector, Weights
 
 SHARP = 40.0
 STEEP = 128.0  # silu(STEEP x) / STEEP is relu(x) in float32 where |x| is at least 1/4
 OPERATIONS = {  # f(a, b)
     'multiply': lambda a, b: a @ b, 'transposed': lambda a, b: a.T @ b, 'add': lambda a, b: a + b,
     'subtract': lambda a, b: a - b}
+FIELDS = [*(f'do_{f}' for f in OPERATIONS), 'a', 'b', 'c', 'c2', 'jump']  # of an instruction
 Instruction = tuple[str, int, int, int, int]  # operation, a, b, c, where to go if mem[a][0, 0] < 1/2
 
 
@@ -37,68 +38,88 @@ def computer(program: Sequence[Instruction], memory: np.ndarray, instructions: i
   The processor's own address is where its word is to be written: a cell of that address reads it, others themselves.
   """
   M, n, _ = np.shape(memory)
-  grid = [(i, j) for i in range(n) for j in range(n)]
-  matrix = lambda kind: [f'{kind}{i}{j}' for i, j in grid]
-  fields = [*(f'do_{f}' for f in OPERATIONS), 'a', 'b', 'c', 'c2', 'jump']
-  names = ['one', 'isproc', 'iscell', 'isline', 'addr', 'addr2', 'line', 'line2', 'pc', *fields,
-           *(f'line_{f}' for f in fields), *(m for k in ('v', 'read', 'x', 'y', 'left', 'turned') for m in matrix(k))]
+  names = ['one', 'isproc', 'iscell', 'isline', 'addr', 'addr2', 'line', 'line2', 'pc', *FIELDS,
+           *(f'line_{f}' for f in FIELDS),
+           *(e for kind in ('v', 'read', 'x', 'y', 'left', 'turned') for e in _entries(kind, n))]
   tokens = 1 + M + len(program) + 1
-  w = Weights(names, tokens, 1, layers=3, heads=2, head_width=max(len(fields), n * n, 4),
-              feedforward=4 * n**3 + 2 * len(fields) + 20 * n * n + 20, activation='swiglu', position='none',
+  w = Weights(names, tokens, 1, layers=3, heads=2, head_width=max(len(FIELDS), n * n, 4),
+              feedforward=4 * n**3 + 2 * len(FIELDS) + 20 * n * n + 20, activation='swiglu', position='none',
               mask='bidirectional', loops=instructions)
   nowhere = {'one': 1, 'pc': -100}  # fetches the empty instruction
   w.embed(0, {'one': 1, 'isproc': 1, 'addr': -9, 'addr2': 81})
   for m, word in enumerate(memory):
-    w.embed(1 + m, nowhere | {'iscell': 1, 'addr': m, 'addr2': m * m} | dict(zip(matrix('v'), np.ravel(word))))
+    w.embed(1 + m, nowhere | {'iscell': 1, 'addr': m, 'addr2': m * m} | dict(zip(_entries('v', n), np.ravel(word))))
   for i, (operation, a, b, c, jump) in enumerate(program):
     w.embed(1 + M + i, nowhere | {'isline': 1, 'line': i, 'line2': i * i, f'line_do_{operation}': 1, 'line_a': a,
                                   'line_b': b, 'line_c': c, 'line_c2': c * c, 'line_jump': jump})
   w.embed(tokens - 1, nowhere | {'isline': 1, 'line': -100, 'line2': 100**2})
+  _fetch(w, n)
+  _calculate(_Units(w), n)
+  return w
+
+
+def _entries(kind: str, n: int) -> list[str]:
+  """The directions of one matrix, row by row."""
+  return [f'{kind}{i}{j}' for i in range(n) for j in range(n)]
+
+
+def _fetch(w: Weights, n: int) -> None:
+  """The heads: the instruction at pc and the word of the processor's address, then the two operands."""
   far = -2.0**20
   lookup = lambda pointer, key, *closed: [({pointer: 2 * SHARP}, {key: 1}), (
       {'one': 1}, {f'{key}2': -SHARP} | {name: far for name in closed})]
-  w.head(0, 0, lookup('pc', 'line', 'isproc', 'iscell'), {f: {f'line_{f}': 1} for f in fields})
+  brings = lambda kind: {target: {v: 1} for target, v in zip(_entries(kind, n), _entries('v', n))}
+  w.head(0, 0, lookup('pc', 'line', 'isproc', 'iscell'), {f: {f'line_{f}': 1} for f in FIELDS})
   w.head(0, 1, [({'addr': 2 * SHARP}, {'addr': 1}),
-                ({'one': 1}, {'addr2': -SHARP, 'isproc': SHARP / 2, 'isline': far})],
-         {read: {v: 1} for read, v in zip(matrix('read'), matrix('v'))})
-  for number, (pointer, target) in enumerate((('a', 'x'), ('b', 'y'))):
-    w.head(1, number, lookup(pointer, 'addr', 'isproc', 'isline'), {t: {v: 1} for t, v in zip(
-        matrix(target), matrix('v'))})
+                ({'one': 1}, {'addr2': -SHARP, 'isproc': SHARP / 2, 'isline': far})], brings('read'))
+  for number, (pointer, kind) in enumerate((('a', 'x'), ('b', 'y'))):
+    w.head(1, number, lookup(pointer, 'addr', 'isproc', 'isline'), brings(kind))
 
-  units = [0, 0, 0]
-  gates = w.params['blocks']['gate']['weight']
-  def unit(layer, gate, up, writes):
-    gates[layer, :, units[layer]] = w.row(gate)
-    w.unit(layer, units[layer], up, writes)
-    units[layer] += 1
-  def product(layer, x, y, target):  # target += x y
-    unit(layer, x, y, {target: 1})
-    unit(layer, {name: -k for name, k in x.items()}, y, {target: -1})
-  def clear(layer, name):
-    unit(layer, {'one': 32}, {name: 1}, {name: -1 / 32})
 
-  for v, read in zip(matrix('v'), matrix('read')):
-    product(0, {'iscell': 1}, {read: 1, v: -1}, v)
-    clear(0, read)
-  for v, x, y, left, turned in zip(*map(matrix, ('v', 'x', 'y', 'left', 'turned'))):
-    product(1, {'isproc': 1}, {v: -1}, v)
-    product(1, {'do_add': 1}, {x: 1, y: 1}, v)
-    product(1, {'do_subtract': 1}, {x: 1, y: -1}, v)
-    product(1, {'do_multiply': 1}, {x: 1}, left)
-    product(1, {'do_transposed': 1}, {x: 1}, turned)
-  product(1, {'isproc': 1}, {'c': 1, 'addr': -1}, 'addr')
-  product(1, {'isproc': 1}, {'c2': 1, 'addr2': -1}, 'addr2')
-  product(1, {'isproc': 1}, {'one': 1}, 'pc')
+class _Units:
+  """Gated units of three layers: silu(gate) up, each number after the last one of its layer."""
+
+  def __init__(self, w: Weights):
+    self.w, self.used = w, [0, 0, 0]
+
+  def unit(self, layer: int, gate: Vector, up: Vector, writes: Vector) -> None:
+    self.w.params['blocks']['gate']['weight'][layer, :, self.used[layer]] = self.w.row(gate)
+    self.w.unit(layer, self.used[layer], up, writes)
+    self.used[layer] += 1
+
+  def product(self, layer: int, x: Vector, y: Vector, target: str) -> None:
+    """target += x y."""
+    self.unit(layer, x, y, {target: 1})
+    self.unit(layer, {name: -k for name, k in x.items()}, y, {target: -1})
+
+  def clear(self, layer: int, name: str) -> None:
+    self.unit(layer, {'one': 32}, {name: 1}, {name: -1 / 32})
+
+
+def _calculate(u: _Units, n: int) -> None:
+  """The units: cells take what they read, the processor multiplies its operands and goes to the next instruction."""
+  for v, read in zip(_entries('v', n), _entries('read', n)):
+    u.product(0, {'iscell': 1}, {read: 1, v: -1}, v)
+    u.clear(0, read)
+  for v, x, y, left, turned in zip(*(_entries(k, n) for k in ('v', 'x', 'y', 'left', 'turned'))):
+    u.product(1, {'isproc': 1}, {v: -1}, v)
+    u.product(1, {'do_add': 1}, {x: 1, y: 1}, v)
+    u.product(1, {'do_subtract': 1}, {x: 1, y: -1}, v)
+    u.product(1, {'do_multiply': 1}, {x: 1}, left)
+    u.product(1, {'do_transposed': 1}, {x: 1}, turned)
+  u.product(1, {'isproc': 1}, {'c': 1, 'addr': -1}, 'addr')
+  u.product(1, {'isproc': 1}, {'c2': 1, 'addr2': -1}, 'addr2')
+  u.product(1, {'isproc': 1}, {'one': 1}, 'pc')
   for edge, sign in ((0.75, 2), (0.25, -2)):  # a ramp from 1 to 0 between 1/4 and 3/4, times the way to go
-    unit(1, {'x00': -STEEP, 'one': STEEP * edge - 2.0**20, 'isproc': 2.0**20}, {'jump': 1, 'pc': -1, 'one': -1},
-         {'pc': sign / STEEP})
-  for i, j in grid:
-    for k in range(n):
-      product(2, {f'left{i}{k}': 1}, {f'y{k}{j}': 1}, f'v{i}{j}')
-      product(2, {f'turned{k}{i}': 1}, {f'y{k}{j}': 1}, f'v{i}{j}')
-  for name in [*fields, *(m for kind in ('x', 'y', 'left', 'turned') for m in matrix(kind))]:
-    clear(2, name)
-  return w
+    u.unit(1, {'x00': -STEEP, 'one': STEEP * edge - 2.0**20, 'isproc': 2.0**20}, {'jump': 1, 'pc': -1, 'one': -1},
+           {'pc': sign / STEEP})
+  for i in range(n):
+    for j in range(n):
+      for k in range(n):
+        u.product(2, {f'left{i}{k}': 1}, {f'y{k}{j}': 1}, f'v{i}{j}')
+        u.product(2, {f'turned{k}{i}': 1}, {f'y{k}{j}': 1}, f'v{i}{j}')
+  for name in [*FIELDS, *(e for k in ('x', 'y', 'left', 'turned') for e in _entries(k, n))]:
+    u.clear(2, name)
 
 
 def run(program: Sequence[Instruction], memory: np.ndarray, instructions: int) -> tuple[np.ndarray, int]:
@@ -107,7 +128,7 @@ def run(program: Sequence[Instruction], memory: np.ndarray, instructions: int) -
   w = computer(program, memory, instructions)
   x = np.asarray(w.run(np.arange(w.module.vocabulary)[None])[0][0])
   n = memory.shape[1]
-  words = x[:, [w.at[f'v{i}{j}'] for i in range(n) for j in range(n)]].reshape(-1, n, n)
+  words = x[:, [w.at[v] for v in _entries('v', n)]].reshape(-1, n, n)
   out = words[1:1 + len(memory)].copy()
   out[int(round(float(x[0, w.at['addr']])))] = words[0]
   return out, int(round(float(x[0, w.at['pc']])))

@@ -8,9 +8,7 @@ Attention finds the last write to the new cell: -B (cell - new cell)^2 + recency
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-import numpy as np
-
-from framework import generation
+from rasp import decoder
 from rasp.machines.weights import Weights
 
 Rules = Mapping[tuple[str, int], tuple[str, int, int]]  # (state, symbol) -> (state, symbol written, move)
@@ -51,13 +49,10 @@ class Machine:
     prompt = [self.tokens['bos',]] + [self.tokens['write', s, c] for c, s in enumerate(tape)] + [self.tokens['start',]]
     says = {i: what for what, i in self.tokens.items()}
     out = []
-    for block in generation.generate(
-        self.weights.module, self.weights.params, [np.array(prompt, np.int32)], tokens=most,
-        window=self.weights.module.length, settings=generation.Sampling(temperature=0.0), seed=0):
-      for token in block[0]:
-        out.append(says[int(token)])
-        if out[-1][0] == HALT:
-          return out
+    for token in decoder.greedy(self.weights.module, self.weights.params, prompt, most):
+      out.append(says[token])
+      if out[-1][0] == HALT:
+        break
     return out
 
 

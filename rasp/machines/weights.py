@@ -5,16 +5,13 @@ framework's decoder like a compiled one.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from framework import config as config_lib
-from framework import models
-from framework.config import Model
+from rasp import decoder
 
 Vector = Mapping[str, float]  # direction -> coefficient
 
@@ -24,12 +21,9 @@ class Weights:
 
   def __init__(self, names: Sequence[str], vocabulary: int, length: int, **settings):
     self.at = {name: d for d, name in enumerate(names)}
-    defaults = {'norm': 'none', 'activation': 'relu', 'position': 'learned', 'attention_scale': 'one', 'bias': True,
-                'tied_head': False, 'width': len(names), 'attention': 'xla'}
-    self.model = config_lib.check(config_lib.Config(model=Model(**defaults | settings))).model
-    self.module = models.build(self.model, vocabulary, length)
-    shapes = jax.eval_shape(lambda: models.init(self.module, jax.random.key(0)))
-    self.params = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), shapes)
+    self.model = decoder.settings(**{'position': 'learned', 'width': len(names)} | settings)
+    self.module = decoder.build(self.model, vocabulary, length)
+    self.params = decoder.zeros(self.module)
 
   def row(self, vector: Vector) -> np.ndarray:
     """A vector of the residual stream."""
@@ -66,24 +60,9 @@ class Weights:
 
   def run(self, tokens_BxL: Any) -> tuple[jax.Array, jax.Array]:
     """(hidden states, logits), jitted, products in full precision."""
-    with jax.default_matmul_precision('highest'):
-      return _run(self.module, self.params, jnp.asarray(tokens_BxL, jnp.int32))
+    tokens_BxL = jnp.asarray(tokens_BxL, jnp.int32)
+    return decoder.run(self.module, self.params, tokens_BxL, jnp.ones_like(tokens_BxL))
 
   def extend(self, tokens_BxL: Any, first: int, cache: Any) -> tuple[jax.Array, jax.Array, Any]:
     """As run, for tokens number `first` on, with the cache of those before."""
-    with jax.default_matmul_precision('highest'):
-      return _extend(self.module, self.params, jnp.asarray(tokens_BxL, jnp.int32), first, cache)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(module, params, tokens_BxL):
-  positions = jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-  x, _ = module.apply({'params': params}, tokens_BxL, positions, jnp.ones_like(tokens_BxL))
-  return x, module.logits(params, x)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _extend(module, params, tokens_BxL, first, cache):
-  positions = first + jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-  x, cache = module.apply({'params': params}, tokens_BxL, positions, jnp.ones_like(tokens_BxL), cache=cache)
-  return x, module.logits(params, x), cache
+    return decoder.extend(self.module, self.params, jnp.asarray(tokens_BxL, jnp.int32), first, cache)

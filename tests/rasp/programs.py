@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 import jax
 import numpy as np
 
-from framework import models
 import rasp
+from rasp import decoder
 
 LETTERS = 'abc'
 
@@ -94,15 +94,15 @@ def padded(compiled):
   new = dataclasses.replace(m, layers=up(m.layers), width=max(16, up(m.width)), heads=max(4, up(m.heads)),
                             kv_heads=max(4, up(m.heads)), head_width=max(16, up(m.head_width)),
                             feedforward=max(64, up(m.feedforward)), position='learned', relative_bias=far)
-  shapes = jax.eval_shape(lambda: models.init(models.build(new, V, compiled.report.longest + 1), jax.random.key(0)))
+  zeros = decoder.zeros(decoder.build(new, V, compiled.report.longest + 1))
   old = jax.tree.map(np.asarray, compiled.params)
   old['head'] = np.concatenate([old['head'], np.zeros((V - len(old['head']), m.width), np.float32)])
-  old['head'][compiled.params['head'].shape[0]:, compiled.plan.one.dim] = -1e6  # ids that do not exist
+  old['head'][compiled.params['head'].shape[0]:, compiled.plan.one] = -1e6  # ids that do not exist
   bias = old['blocks'].get('relative_bias', np.zeros((m.layers, m.heads, 1), np.float32))
   own = bias.shape[-1] // 2
   old['blocks']['relative_bias'] = bias[:, :, np.clip(np.arange(-far, far + 1), -own, own) + own]
   old.setdefault('position', np.zeros((1, m.width), np.float32))
   grow = lambda a, like: np.pad(a, [(0, to - n) for n, to in zip(a.shape, like.shape)])
   weights, const = compiled.readout
-  return dataclasses.replace(compiled, model=new, params=jax.tree.map(grow, old, shapes),
+  return dataclasses.replace(compiled, model=new, params=jax.tree.map(grow, old, zeros),
                              readout=(np.pad(weights, (0, new.width - m.width)), const))

@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks import rasp as table
 import rasp
-from rasp import bound, encode, interpreter, lint, orders, schedule, verify
-from rasp.domains import Analysis
+from rasp import interpreter, lint, verify
+from rasp.compiling import bound, circuit, encode, orders, schedule
+from rasp.compiling.analysis import Analysis
 from rasp.library import PROGRAMS, sequences
 
 # Layers of the table's last column in the notes on Tracr: what each program needs.
@@ -128,9 +129,8 @@ def test_a_smaller_sharpness_is_seen(monkeypatch):
 def test_a_count_that_is_not_proportional_enough_is_seen(monkeypatch):
   monkeypatch.setattr(bound, '_check_step', lambda *_: None)
   assert not broken(rasp.length, 'ab', 12)
-  original = encode.Encoder.__init__
-  monkeypatch.setattr(encode.Encoder, '__init__', lambda self, a, causal, sharpness=6, decoded=frozenset(): original(
-      self, a, causal, -5, decoded))
+  original = encode.encode
+  monkeypatch.setattr(encode, 'encode', lambda *args: original(*args[:-1], encode.Effort(sharpness=-5)))
   assert broken(rasp.length, 'ab', 12)
 
 
@@ -138,11 +138,8 @@ def test_a_direction_that_is_reused_too_early_is_seen(monkeypatch):
   sop = sequences.sort_by_frequency()
   assert not broken(sop, '1234', 6)
   original = schedule.allocate
-  def early(plan):
-    for c in plan.columns:
-      if c.last < 2 * plan.layers:
-        c.last -= 2
-    original(plan)
+  def early(columns, last, layers):
+    return original(columns, {c: t - 2 if t < 2 * layers else t for c, t in last.items()}, layers)
   monkeypatch.setattr(schedule, 'allocate', early)
   assert broken(sop, '1234', 6)
 
@@ -150,10 +147,10 @@ def test_a_direction_that_is_reused_too_early_is_seen(monkeypatch):
 def test_a_direction_that_is_not_cleared_is_seen(monkeypatch):
   sop = sequences.sort_by_frequency()
   original = schedule.allocate
-  def dirty(plan):
-    original(plan)
-    assert plan.cleared
-    plan.cleared.clear()
+  def dirty(columns, last, layers):
+    dims, width, cleared = original(columns, last, layers)
+    assert cleared
+    return dims, width, {}
   monkeypatch.setattr(schedule, 'allocate', dirty)
   assert broken(sop, '1234', 6)
 
@@ -169,11 +166,8 @@ def test_a_ramp_at_the_midpoint_of_a_gap_is_seen(monkeypatch):
 def test_bos_that_is_pushed_away_by_a_bias_is_seen(monkeypatch):
   sop = rasp.default(sequences.shift(-1), 'd')
   assert not broken(sop, 'abcd', 6)
-  original = encode.Encoder._with_indices
-  def forgets(self, term, head):
-    yield from original(self, term, head)
-    head.at_bos = encode.Reading()
-  monkeypatch.setattr(encode.Encoder, '_with_indices', forgets)
+  original = circuit.Head
+  monkeypatch.setattr(encode, 'Head', lambda *args: dataclasses.replace(original(*args), at_bos=circuit.Reading()))
   assert broken(sop, 'abcd', 6)
 
 
@@ -215,6 +209,15 @@ def test_the_circuit_names_what_ablation_breaks():
   (head, what), (second, other), (units, step) = compiled.circuit()
   assert (head, what, second, other, step) == ('layer 1 head 1', 'length', 'layer 2 head 1', 'reverse', 'length')
   assert units == f'layer 1 units {compiled.model.feedforward - 7}-{compiled.model.feedforward}'  # four ramps
+
+
+def test_what_a_pass_hands_on_cannot_be_changed():
+  plan = rasp.compile(sequences.reverse(), 'abcd', 5).plan
+  circuit = plan.circuit
+  for value in (plan, plan.columns[0], circuit, circuit.output, circuit.heads[0], circuit.heads[0].slots[0],
+                circuit.steps[0], circuit.tables[0], circuit.tables[0].features[0]):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+      value.time = 0
 
 
 def test_a_split_map_keeps_codes_and_values_together():

@@ -1,13 +1,25 @@
 """The lecture's programs: sums against Python's, backdoors exactly on their trigger, hops against their definition."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
 
 import rasp
 from rasp import interpreter
-from rasp.library import arithmetic, hops, sequences
+from rasp.library import PROGRAMS, arithmetic, dyck, hops, rounds, sequences
+from rasp.program import programs
+
+
+def test_a_file_of_programs_is_an_entry():
+  files = (arithmetic, dyck, hops, rounds, sequences)
+  assert PROGRAMS == {name: p for file in files for name, p in file.PROGRAMS.items()}
+  mine = types.ModuleType('mine')
+  mine.reverse = rasp.program(sequences.reverse, vocabulary='ab')
+  mine.part = sequences.histogram
+  mine.PROGRAMS = {'shift': PROGRAMS['shift']}
+  assert programs(mine) == {'shift': PROGRAMS['shift'], 'reverse': mine.reverse}
 
 
 def total(row):

@@ -13,8 +13,8 @@ import math
 
 import numpy as np
 
-from rasp.parts import Head, Slot, Step
-from rasp.schedule import Column, Plan
+from rasp.compiling.circuit import Head, Reading, Slot, Step
+from rasp.compiling.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}
 RAMPS = 2000  # more in one step cost more than another layer
@@ -65,29 +65,29 @@ class Refused(ValueError):
     self.step, self.ramps = step, ramps
 
 
-def prove(plan: Plan, longest: int, dtype: str = 'float32') -> tuple[dict[Slot, float], float]:
-  """(largest error of every slot, largest error of the output). Raises Refused where a margin does not hold."""
-  bits = BITS[dtype]
+def prove(plan: Plan, dtype: str = 'float32') -> float:
+  """The largest error that the output can have on any input of up to the longest. Raises Refused if a margin fails."""
+  bits, longest = BITS[dtype], plan.circuit.longest
   u = 2.0**-bits
   errors: dict[Slot, float] = {}
-  def error(reading, at_most: bool = True) -> float:
+  def error(reading: Reading) -> float:
     parts, const = plan.expand(reading)
     low, high = plan.range(reading)
     rounded = not all(c.exact and a == round(a) for c, a in parts.items()) or const != round(const)
     return sum(abs(a) * errors.get(c.source, 0.0) for c, a in parts.items()) + (
         (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
         if rounded else 0.0)
-  for _, item in sorted([(h.time, h) for h in plan.heads] + [(s.time, s) for s in plan.steps], key=lambda x: x[0]):
+  for item in sorted([*plan.circuit.heads, *plan.circuit.steps], key=lambda item: item.time):
     if isinstance(item, Head):
       _check_scores(plan, item, bits)
       for slot in item.slots:
         errors[slot] = _slot_error(item, slot, longest, u) + (0.0 if item.mode == 'count' else error(slot.value))
     else:
       _check_step(plan, item, error(item.z), bits)
-  lost = error(plan.output)
+  lost = error(plan.circuit.output)
   if lost > WANTED:
     raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g}')
-  return errors, lost
+  return lost
 
 
 def _size(c: Column) -> float:
@@ -120,7 +120,7 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
 
 
 def _check_step(plan: Plan, step: Step, error: float, bits: int) -> None:
-  columns = [c for c in plan.columns if getattr(c.source, 'step', None) is step]
+  columns = plan.written_by(step)
   if not ramps(step):
     return
   o = offset(step, columns)

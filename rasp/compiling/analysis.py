@@ -1,18 +1,20 @@
-"""Which values every s-op can take, for a vocabulary and lengths 1 .. N; what it depends on; whether it is causal.
+"""What is known of a program before it is compiled: values that s-ops can take, what is causal, what selects one key.
 
-Sets are exact where they are listed (a superset never loses a value: correlations that are not followed only add some),
-and undefined is a member like any other. A numeric s-op that is a linear map of others keeps that form, so that no
-layer is spent on it. A wrong program is found here, and its line quoted.
+All of it is for one vocabulary and for lengths 1 .. N. Sets are exact where they are listed (a superset never loses a
+value: correlations that are not followed only add some), and undefined is a member like any other. A numeric s-op that
+is a linear map of others keeps that form, so that no layer is spent on it. A wrong program is refused here, and its
+line quoted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from rasp import interpreter, language, orders
+from rasp import interpreter, language
+from rasp.compiling import orders
 from rasp.language import RaspError, Selector, SOp, Value
 
 CELLS = 2**16  # the largest table of one map
@@ -21,7 +23,7 @@ LISTED = 2**17  # the most values of one s-op
 
 @dataclasses.dataclass(eq=False)
 class Domain:
-  """What is known of one s-op.
+  """Which values one s-op can take, and what they depend on.
 
   values: sorted, or None if there are too many to list; then the s-op is a number between low and high.
   token, index: it is a function of the token, of the index at its position alone. shape: of the index and the length.
@@ -41,10 +43,12 @@ class Domain:
 
   @property
   def numeric(self) -> bool:
-    return self.values is None or all(v is not None and not isinstance(v, str) for v in self.values)
+    """Whether it is always a number."""
+    return self.values is None or all(map(_number, self.values))
 
   @property
   def whole(self) -> bool:
+    """Whether it is always one of a list of whole numbers."""
     return self.values is not None and self.numeric and all(not isinstance(v, Fraction) for v in self.values)
 
   @property
@@ -52,29 +56,32 @@ class Domain:
     return {v: i for i, v in enumerate(self.values)}
 
 
-def listed(values, **known) -> Domain:
+def listed(values: Iterable[Value], **fields) -> Domain:
+  """The domain of an s-op that takes these values."""
   values = tuple(sorted(set(values), key=language.order))
-  numbers = [v for v in values if v is not None and not isinstance(v, str)]
-  return Domain(values, min(numbers, default=0), max(numbers, default=0), **known)
+  numbers = [v for v in values if _number(v)]
+  return Domain(values, min(numbers, default=0), max(numbers, default=0), **fields)
 
 
 class Analysis:
-  """Domains of the s-ops of one program, found on first use."""
+  """Answers the later passes' questions about any s-op or selector; an answer, once given, is kept.
+
+  apart: maps that keep their own arguments as inputs, whatever those depend on.
+  """
 
   def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset()):
-    # apart: maps that keep their own arguments as inputs, whatever those are made of.
     self.apart = apart
     self.vocabulary = tuple(language.plain(v) for v in vocabulary)
     self.longest = longest
-    self.known: dict[SOp, Domain] = {}
+    self.domains: dict[SOp, Domain] = {}
     self.matrices: dict[Selector, np.ndarray] = {}
 
   def __call__(self, node: SOp) -> Domain:
-    if node not in self.known:
+    if node not in self.domains:
       for part in language.nodes(node):
-        if part not in self.known:
-          self.known[part] = self._domain(part)
-    return self.known[node]
+        if part not in self.domains:
+          self.domains[part] = self._domain(part)
+    return self.domains[node]
 
   def _domain(self, node: SOp) -> Domain:
     if node.kind == 'tokens':
@@ -108,9 +115,6 @@ class Analysis:
         raise RaspError(node.source, f'{node.args[0]!r} has too many values to copy; give it a range by rounding, or '
                                      'aggregate its parts')
       return listed((*x.values, *extra))
-    if extra and (extra[0] is None or isinstance(extra[0], str)):
-      # A mean that may be undefined is listed with its default, so that a consumer can tell.
-      pass
     low, high = min([x.low] + [e for e in extra if _number(e)]), max([x.high] + [e for e in extra if _number(e)])
     values = self._means(x)
     if values is None:
@@ -208,30 +212,30 @@ class Analysis:
 
     A sum of several s-ops may stay one input: that costs no layer.
     """
-    found: dict[SOp, None] = {}
-    seen = set()
+    inputs: dict[SOp, None] = {}
+    visited = set()
     def visit(part: SOp, top: bool):
-      if part in seen:
+      if part in visited:
         return
-      seen.add(part)
+      visited.add(part)
       if part.kind == 'constant':
         return
       if part.kind != 'map':
-        found[part] = None
+        inputs[part] = None
         return
       if not top:
         d = self(part)
         terms = list(d.terms or ())
         if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices') for t in terms):
-          found[part] = None
+          inputs[part] = None
           return
         if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):
-          found[part] = None
+          inputs[part] = None
           return
       for a in part.args:
         visit(a, False)
     visit(node, True)
-    return list(found)
+    return list(inputs)
 
   def _tabulate(self, node: SOp, inputs: Sequence[SOp]) -> np.ndarray:
     arrays: dict[SOp, np.ndarray] = {}
@@ -268,8 +272,8 @@ class Analysis:
         try:
           m = np.array([[interpreter.truth(leaf, k, q) for k in keys.values] for q in queries.values], bool)
         except Exception as error:
-          raise RaspError(leaf.source, f"the predicate '{leaf.op}' fails on keys {_some(keys)} and queries "
-                                       f'{_some(queries)} ({error}); compare values of one type') from None
+          raise RaspError(leaf.source, f"the predicate '{leaf.op}' fails on keys {_examples(keys)} and queries "
+                                       f'{_examples(queries)} ({error}); compare values of one type') from None
       self.matrices[leaf] = m.reshape(len(queries.values), len(keys.values))
     return self.matrices[leaf]
 
@@ -292,21 +296,21 @@ class Analysis:
 
   def _counts(self, selector: Selector) -> tuple[int, int] | None:
     """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
-    parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in walk(selector)) else ()
+    parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in _selectors(selector)) else ()
     N = self.longest
     grids = [self.grid(p) for p in parts]
     if parts and all(g is not None for g in grids):
-      seen = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
+      selected = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
       valid = np.tri(N, dtype=bool).T
     elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
       m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]
       q = self._by_shape(parts[0].queries)
       if q is None:
         return None
-      seen, valid = m[q, np.arange(N)[None, :]], np.tri(N, dtype=bool).T
+      selected, valid = m[q, np.arange(N)[None, :]], np.tri(N, dtype=bool).T
     else:
       return None
-    return int(seen[valid].min()), int(seen[valid].max())
+    return int(selected[valid].min()), int(selected[valid].max())
 
   def _by_shape(self, node: SOp) -> np.ndarray | None:
     """Place of the value of a linear map of index and length, int [i, n - 1]; impossible pairs hold 0."""
@@ -374,17 +378,18 @@ class Analysis:
 
 
 def is_everything(selector: Selector) -> bool:
+  """Whether it is written as a selector of all keys, whose width is the length."""
   return selector.kind == 'leaf' and selector.keys.kind == 'constant' and selector.queries.kind == 'constant' and (
       interpreter.truth(selector, selector.keys.value, selector.queries.value))
 
 
-def walk(selector: Selector) -> list[Selector]:
-  return [selector] + [s for part in selector.args for s in walk(part)]
+def _selectors(selector: Selector) -> list[Selector]:
+  return [selector] + [s for part in selector.args for s in _selectors(part)]
 
 
 def _number(value: Value) -> bool:
   return value is not None and not isinstance(value, str)
 
 
-def _some(d: Domain) -> str:
+def _examples(d: Domain) -> str:
   return ', '.join(map(repr, d.values[:3])) + (', ..' if len(d.values) > 3 else '')

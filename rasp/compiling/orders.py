@@ -15,7 +15,7 @@ MOST = 256  # values whose triples are looked at
 BEFORE, SAME, AFTER = 0, 1, 2  # where the key stands, seen from the query
 
 
-def is_strict_order(selector: Selector, analysis: Any) -> bool:
+def is_strict_order(selector: Selector, analysis: Any) -> bool:  # an Analysis, which asks this
   """Whether for any values and any two positions exactly one selects the other, and never itself, transitively.
 
   Shown for selectors that compare one s-op with itself, and which of two positions is first.

@@ -1,4 +1,4 @@
-"""Program -> the same program with fewer and shallower steps.
+"""Spares layers and heads before any is laid out: the same program with fewer and shallower steps.
 
 Common sub-expressions become one node. Means over one selector that are only added become one mean. An aggregate of
 `a & b` that takes one certain key becomes `&` of aggregates, and a mean of `a | b` that is only compared with zero
@@ -6,80 +6,59 @@ becomes a mean of `a + b`, where the operator would otherwise cost a layer of it
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
-from rasp import language
-from rasp.domains import Analysis
+from rasp import interpreter, language
+from rasp.compiling.analysis import Analysis
 from rasp.language import RaspError, Selector, SOp
 
 ZERO_TESTS = ('&', '|', '~')  # they ask only whether an argument is 0
 
 
-class Merger:
-  """Rebuilds expressions so that equal ones are one object."""
+class _Merger:
+  """Computes nothing twice: rebuilds expressions so that equal ones are one object."""
 
   def __init__(self):
     self.sops: dict[Any, SOp] = {}
     self.selectors: dict[Any, Selector] = {}
-    self.done: dict[SOp, SOp] = {}
 
-  def sop(self, node: SOp) -> SOp:
-    for part in language.nodes(node):
-      if part not in self.done:
-        self.done[part] = self._intern(dataclasses.replace(
-            part, args=tuple(self.done[a] for a in part.args),
-            selector=None if part.selector is None else self.selector(part.selector)))
-    return self.done[node]
+  def rebuild(self, root: SOp, changes: dict[SOp, SOp]) -> SOp:
+    """`root` with nodes exchanged, also inside selectors."""
+    new: dict[SOp, SOp] = {}
+    def sop(node: SOp) -> SOp:
+      for part in language.nodes(node):
+        if part not in new:
+          new[part] = sop(changes[part]) if part in changes else self._sop(dataclasses.replace(
+              part, args=tuple(new[a] for a in part.args),
+              selector=None if part.selector is None else self._selector(part.selector, new)))
+      return new[node]
+    return sop(root)
 
-  def _intern(self, node: SOp) -> SOp:
+  def _sop(self, node: SOp) -> SOp:
     if node.kind == 'map' and all(a.kind == 'constant' for a in node.args):
-      from rasp import interpreter
       node = SOp('constant', value=interpreter.apply(node, tuple(a.value for a in node.args)), name=node.name,
                  source=node.source)
-    known = language.OPERATORS.get(node.op)
-    key = (node.kind, node.args, node.op, None if known else node.fn, node.selector, type(node.value), node.value,
-           node.one)
-    return self.sops.setdefault(key, node)
+    fn = None if node.op in language.OPERATORS else node.fn
+    return self.sops.setdefault(
+        (node.kind, node.args, node.op, fn, node.selector, type(node.value), node.value, node.one), node)
 
-  def selector(self, s: Selector) -> Selector:
-    if s.kind == 'leaf':
-      s = dataclasses.replace(s, keys=self.sop(s.keys), queries=self.sop(s.queries))
-    s = dataclasses.replace(s, args=tuple(map(self.selector, s.args)))
-    known = s.op in language.PREDICATES
-    return self.selectors.setdefault((s.kind, s.args, s.keys, s.queries, s.op, None if known else s.fn), s)
+  def _selector(self, s: Selector, new: dict[SOp, SOp]) -> Selector:
+    s = dataclasses.replace(s, args=tuple(self._selector(part, new) for part in s.args), keys=new.get(s.keys),
+                            queries=new.get(s.queries))
+    fn = None if s.op in language.PREDICATES else s.fn
+    return self.selectors.setdefault((s.kind, s.args, s.keys, s.queries, s.op, fn), s)
 
 
 def rewrite(root: SOp, analysis: Analysis) -> SOp:
-  """Applies every rule until nothing changes; `analysis` is of the same vocabulary and length."""
-  merger = Merger()
-  root = merger.sop(root)
+  """The program after every rule, until nothing changes; `analysis` is of the same vocabulary and length."""
+  merger = _Merger()
+  root = merger.rebuild(root, {})
   for rule in (merge_means, split_and, sum_or):
     while changes := rule(root, analysis):
-      root = merger.sop(replace(root, changes))
+      root = merger.rebuild(root, changes)
   return root
-
-
-def replace(root: SOp, changes: dict[SOp, SOp]) -> SOp:
-  """`root` with nodes exchanged, also inside selectors."""
-  if not changes:
-    return root
-  done: dict[SOp, SOp] = {}
-  def selector(s: Selector | None) -> Selector | None:
-    if s is None:
-      return None
-    if s.kind == 'leaf':
-      return dataclasses.replace(s, keys=rebuilt(s.keys), queries=rebuilt(s.queries))
-    return dataclasses.replace(s, args=tuple(map(selector, s.args)))
-  def rebuilt(node: SOp) -> SOp:
-    for part in language.nodes(node):
-      if part not in done:
-        if part in changes:
-          done[part] = rebuilt(changes[part])
-        else:
-          done[part] = dataclasses.replace(part, args=tuple(done[a] for a in part.args),
-                                           selector=selector(part.selector))
-    return done[node]
-  return rebuilt(root)
 
 
 def _mean(node: SOp, analysis: Analysis) -> bool:
@@ -150,11 +129,8 @@ def split_and(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
     if node.kind == 'aggregate' and analysis.unique(node.selector) and analysis.total(node.selector):
       parts = _truths(node.args[0], '&', analysis)
       if len(parts) > 1 and _costly(node.args[0], analysis):
-        both: Any = None
-        for part in parts:
-          one = dataclasses.replace(node, args=(part,), name='')
-          both = one if both is None else both & one
-        changes[node] = dataclasses.replace(both, name=node.name)
+        aggregates = [dataclasses.replace(node, args=(part,), name='') for part in parts]
+        changes[node] = dataclasses.replace(functools.reduce(operator.and_, aggregates), name=node.name)
   return changes
 
 

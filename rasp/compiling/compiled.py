@@ -1,0 +1,131 @@
+"""What compiling gives: a program as a decoder that runs, and a report of its sizes and of what is proven."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rasp import decoder, interpreter
+from rasp.compiling import bound, emit
+from rasp.compiling.schedule import Plan
+from rasp.language import RaspError, SOp, Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """How large a compiled program is, and what is proven: |decoder - exact| <= bound for 1 .. longest tokens."""
+  layers: int
+  heads: int
+  head_width: int
+  width: int
+  feedforward: int
+  parameters: int
+  nonzero: int
+  largest_weight: float
+  bound: float
+  longest: int
+  dtype: str
+  causal: bool
+  assumed: tuple[str, ...]  # aggregates whose one selected value is not proven, only checked
+
+  def __str__(self) -> str:
+    return ', '.join(f'{f.name} {getattr(self, f.name)}' for f in dataclasses.fields(self) if f.name != 'assumed') + (
+        f"; selects one value, checked and not proven: {', '.join(self.assumed)}" if self.assumed else '')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+  """A program as a decoder: `model` and `params` are the framework's own, `module` runs them.
+
+  Token 0 stands before every input; token 1 + v is number v of `vocabulary`. `outputs` maps token ids to the values
+  that they say; None: the program gives numbers, and logit 0 is the number.
+  """
+  name: str
+  model: decoder.Model
+  params: Any
+  vocabulary: tuple[Value, ...]
+  outputs: dict[int, Value] | None
+  codes: dict[Value, float]
+  report: Report
+  program: SOp
+  plan: Plan | None = None
+  readout: Any = None  # [D] and a constant: the code of the output, before the head picks the nearest
+
+  @property
+  def module(self):
+    return decoder.build(self.model, self.params['embedding'].shape[0], self.report.longest + 1)
+
+  def tokenize(self, sequences: Sequence[Sequence[Value]], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments) [B, 1 + length] with BOS in front; segment 0 is padding. Raises RaspError."""
+    place = {v: 1 + i for i, v in enumerate(self.vocabulary)}
+    length = length or max(map(len, sequences))
+    tokens = np.zeros((len(sequences), 1 + length), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, sequence in enumerate(sequences):
+      interpreter.check_tokens(sequence, self.vocabulary)
+      if not 1 <= len(sequence) <= self.report.longest:
+        raise RaspError(self.program.source, f"an input of {len(sequence)} tokens; '{self.name}' was compiled for 1 to "
+                                             f'{self.report.longest}, compile with longest={len(sequence)}')
+      tokens[row, 1:1 + len(sequence)] = [place[v] for v in sequence]
+      segments[row, :1 + len(sequence)] = 1
+    return tokens, segments
+
+  def forward(self, tokens_BxL: np.ndarray, segments_BxL: np.ndarray, params: Any = None):
+    """(hidden states [B, L, D], logits [B, L, V]); products in full precision on every device."""
+    return decoder.run(self.module, self.params if params is None else params, tokens_BxL, segments_BxL)
+
+  def circuit(self) -> list[tuple[str, str]]:
+    """Which heads and units compute which s-op: what interpretability methods are asked to find."""
+    if self.plan is None:
+      return []
+    out, used = [], {}
+    for head in self.plan.circuit.heads:
+      number = used[head.time] = used.get(head.time, -1) + 1
+      out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))
+    for layer in range(self.plan.layers):
+      unit = emit.clearing(self.plan, layer)
+      for step in (s for s in self.plan.circuit.steps if s.time == 2 * layer + 1):
+        last = unit + 2 * len(bound.ramps(step))
+        out.append((f'layer {layer + 1} units {unit + 1}-{last}', repr(step.node)))
+        unit = last
+    return out
+
+  def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
+    """The values that logits say, BOS left out."""
+    logits = np.asarray(logits_BxLxV)[:, 1:]
+    if self.outputs is None:
+      return logits[..., 0].astype(float).tolist()
+    return [[self.outputs.get(int(t)) for t in row] for row in logits.argmax(-1)]
+
+  def batch(self, sequences: Sequence[Sequence[Value]], length: int = 0, params: Any = None) -> list[list[Value]]:
+    """The outputs of several inputs at once."""
+    _, logits = self.forward(*self.tokenize(sequences, length), params)
+    return [row[:len(s)] for row, s in zip(self.decode(logits), sequences)]
+
+  def __call__(self, sequence: Iterable[Value]) -> list[Value]:
+    return self.batch([list(sequence)])[0]
+
+  def errors(self, sequences: Sequence[Sequence[Value]], exact: Sequence[Sequence[Value]], length: int = 0
+             ) -> np.ndarray:
+    """|read out - exact| at every real position, flat: the distance that `report.bound` bounds."""
+    tokens, segments = self.tokenize(sequences, length)
+    hidden, _ = self.forward(tokens, segments)
+    weights, const = self.readout
+    read = np.asarray(hidden, np.float64)[:, 1:] @ weights + const
+    codes = np.zeros_like(read)
+    for row, values in enumerate(exact):
+      codes[row, :len(values)] = [self.codes[v] if self.outputs is not None else float(v) for v in values]
+    return np.abs(read - codes)[segments[:, 1:] == 1]
+
+  def cached(self, sequence: Iterable[Value]) -> list[Value]:
+    """The outputs, one token at a time from the cache. Raises RaspError where the program is not causal."""
+    if not self.report.causal:
+      raise RaspError(self.program.source, f"'{self.name}' reads later tokens; only a causal program runs with a cache")
+    tokens, _ = self.tokenize([list(sequence)])
+    cache = decoder.empty_cache(self.module, 1, tokens.shape[1])
+    parts = []
+    for i in range(tokens.shape[1]):
+      _, logits, cache = decoder.extend(self.module, self.params, tokens[:, i:i + 1], i, cache)
+      parts.append(np.asarray(logits))
+    return self.decode(np.concatenate(parts, axis=1))[0]

@@ -1,0 +1,88 @@
+"""A selector as a sum of heads: disjoint conjunctions of predicates, each a matrix over values."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rasp import interpreter, language
+from rasp.compiling.analysis import Analysis
+from rasp.language import RaspError, Selector, SOp
+
+CELLS = 2**11  # the most tuples of keys, and of queries, that `product` tabulates
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+  """A predicate as a matrix over the values of its queries and keys; keys and queries None: over indices."""
+  keys: SOp | None
+  queries: SOp | None
+  matrix: np.ndarray
+  source: Any = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+  """What one head selects: the keys that all its leaves allow, each leaf of another pair of keys and queries."""
+  leaves: tuple[Leaf, ...]
+
+
+def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) -> list[Term]:
+  """The terms that select what the selector does, or what it does not; no key is selected by two of them."""
+  if selector.kind == 'leaf':
+    grid = analysis.grid(selector)
+    if grid is not None:
+      return _tidy([(Leaf(None, None, grid == wanted, selector.source),)])
+    return _tidy([(Leaf(selector.keys, selector.queries, analysis.matrix(selector) == wanted, selector.source),)])
+  if selector.kind == 'not':
+    return conjunctions(selector.args[0], analysis, not wanted)
+  a, b = selector.args
+  if (selector.kind == 'and') == wanted:
+    return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
+  rest = _both(conjunctions(a, analysis, not wanted), conjunctions(b, analysis, wanted))
+  return conjunctions(a, analysis, wanted) + rest
+
+
+def _both(one: list[Term], two: list[Term]) -> list[Term]:
+  return _tidy([a.leaves + b.leaves for a in one for b in two])
+
+
+def _tidy(conjuncts: list[tuple[Leaf, ...]]) -> list[Term]:
+  """One leaf a pair of keys and queries, and neither those that allow everything nor terms that allow nothing."""
+  terms = []
+  for leaves in conjuncts:
+    merged: dict[tuple[SOp | None, SOp | None], Leaf] = {}
+    for leaf in leaves:
+      pair = (leaf.keys, leaf.queries)
+      m = leaf.matrix & merged[pair].matrix if pair in merged else leaf.matrix
+      merged[pair] = dataclasses.replace(leaf, matrix=m)
+    narrow = [leaf for leaf in merged.values() if not leaf.matrix.all()]
+    if all(leaf.matrix.any() for leaf in narrow):
+      terms.append(Term(tuple(narrow)))
+  return terms
+
+
+def product(selector: Selector, analysis: Analysis) -> Selector:
+  """Any selector as one predicate on tuples: what a mean over an `or` needs. Raises RaspError if that is too large."""
+  leaves = language.leaves(selector)
+  sides = []
+  for side in ('keys', 'queries'):
+    parts = list(dict.fromkeys(getattr(leaf, side) for leaf in leaves))
+    tuples: dict[str, tuple] = {}
+    def pack(*values, tuples=tuples):
+      tuples[repr(values)] = values
+      return repr(values)
+    node = SOp('map', tuple(parts), 'default', pack, source=selector.source, name=f'{side} of {selector!r}')
+    size = np.prod([float(len(analysis(part).values or range(10**6))) for part in parts])
+    if size > CELLS:
+      raise RaspError(selector.source, f'an aggregate over `|` needs a table of {size:.0f} {side}; aggregate each '
+                                       'part by itself, or narrow the ranges')
+    analysis(node)
+    sides.append((node, {part: i for i, part in enumerate(parts)}, tuples))
+  (keys, key_place, key_of), (queries, query_place, query_of) = sides
+  def holds(s: Selector, k: str, q: str) -> bool:
+    if s.kind == 'leaf':
+      return interpreter.truth(s, key_of[k][key_place[s.keys]], query_of[q][query_place[s.queries]])
+    parts = [holds(part, k, q) for part in s.args]
+    return not parts[0] if s.kind == 'not' else all(parts) if s.kind == 'and' else any(parts)
+  return Selector('leaf', (), keys, queries, 'apply product', lambda k, q: holds(selector, k, q), selector.source)

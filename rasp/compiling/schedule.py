@@ -1,0 +1,179 @@
+"""The narrowest residual stream for a circuit: columns for what is read, and when a direction may be used again.
+
+Every head and every step already stands at its earliest half-layer, which is the longest path to it: heads and units of
+one layer are unlimited, so no schedule is shallower. What is left is the width. A column lives from the half-layer that
+writes it to the last one that reads it; then a feed-forward layer may overwrite it (two units hold the old value and
+subtract it), so that the width is the largest number of columns alive at once, not their sum.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+
+import numpy as np
+
+from rasp.compiling.circuit import Circuit, Feature, Reading, Slot, Step, Table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+  """A direction of the residual stream for a time, from the half-layer `born` that writes it.
+
+  vector: its value for every value of its table; None for a slot and for the two constants. at_bos: its value at the
+  first token.
+  """
+  source: Slot | Step | str  # a table's source, a slot, 'one' or 'bos'
+  vector: np.ndarray | None
+  born: int
+  at_bos: float = 0.0
+
+  @property
+  def exact(self) -> bool:
+    """Whether it holds its values without error: everything but what a head brings."""
+    return not isinstance(self.source, Slot)
+
+  @property
+  def values(self) -> list[float]:
+    """What it may hold, BOS included."""
+    return [self.at_bos] + (self.vector.tolist() if self.vector is not None else
+                            [1.0, 0.0] if self.exact else [self.source.low, self.source.high])
+
+
+Parts = Mapping[Feature | Slot, tuple[dict[Column, float], float]]  # each as coefficients of columns and a constant
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """Where everything in a circuit stands: a dimension for every column, and per half-layer the columns it clears."""
+  circuit: Circuit
+  parts: Parts
+  columns: tuple[Column, ...]
+  one: int  # the dimension that is 1 everywhere
+  bos: int | None  # that is 1 at BOS alone, if anything reads it
+  layers: int
+  width: int
+  dims: dict[Column, int]
+  cleared: dict[int, list[Column]]
+
+  def expand(self, r: Reading) -> tuple[dict[Column, float], float]:
+    """A reading as coefficients of columns and a constant."""
+    return _expand(self.parts, r)
+
+  def at_bos(self, r: Reading) -> float:
+    """A reading's value at the first token."""
+    columns, const = self.expand(r)
+    return const + sum(a * c.at_bos for c, a in columns.items())
+
+  def range(self, r: Reading) -> tuple[float, float]:
+    """Least and greatest value of a reading, BOS included."""
+    columns, low = self.expand(r)
+    high = low
+    for c, a in columns.items():
+      values = [a * v for v in c.values]
+      low, high = low + min(values), high + max(values)
+    return low, high
+
+  def written_by(self, step: Step) -> list[Column]:
+    """The columns that hold what is asked of a step's value."""
+    return [c for c in self.columns if c.source is step]
+
+
+def _expand(parts: Parts, r: Reading) -> tuple[dict[Column, float], float]:
+  out: dict[Column, float] = {}
+  const = r.const
+  for part, k in r.parts:
+    columns, constant = parts[part]
+    const += k * constant
+    for column, a in columns.items():
+      out[column] = out.get(column, 0.0) + k * a
+  return {c: a for c, a in out.items() if a}, const
+
+
+def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
+  """(column, a, b) with vector = a * column + b; equal columns for vectors that differ by scale and constant."""
+  b = float(vector[0])
+  column = vector - b
+  a = float(column[np.flatnonzero(column)[0]]) if column.any() else 1.0
+  if (column == column.round()).all():
+    a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)
+  return column / a, a, b
+
+
+def _columns(table: Table) -> tuple[list[Column], Parts]:
+  """(columns, features by columns) of a table: a column for all that differ by scale and constant, or a one-hot."""
+  step = table.source if isinstance(table.source, Step) else None
+  columns: dict[bytes, Column] = {}
+  def column(vector: np.ndarray) -> Column:
+    return columns.setdefault(vector.tobytes(), Column(
+        table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0))
+  split = [(f, *primitive(f.vector)) for f in table.features]
+  if len({c.tobytes() for _, c, _, _ in split}) < table.size:
+    parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
+  else:
+    onehot = np.eye(table.size)
+    parts = {f: ({column(onehot[i]): float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b)
+             for f, _, _, b in split}
+  return list(columns.values()), parts
+
+
+def schedule(circuit: Circuit) -> Plan:
+  """The plan of a circuit: columns for every feature that is read, and a dimension for each."""
+  columns, parts = [], {}
+  for table in circuit.tables:
+    own, expanded = _columns(table)
+    columns += own
+    parts |= expanded
+  for head in circuit.heads:
+    for slot in head.slots:
+      columns.append(Column(slot, None, head.time, slot.sink))
+      parts[slot] = {columns[-1]: 1.0}, 0.0
+  layers = max([h.time for h in circuit.heads] + [s.time for s in circuit.steps] + [0]) // 2 + 1
+  one, bos = Column('one', None, -1, 1.0), Column('bos', None, -1, 1.0)
+  last = {one: 2 * layers, bos: 2 * layers}  # the half-layer that reads a column last
+  def read(r: Reading, time: int) -> None:
+    for c in _expand(parts, r)[0]:
+      last[c] = max(last.get(c, -1), time)
+  for head in circuit.heads:
+    for r in [head.at_bos, *(x for pair in head.scores for x in pair), *(s.value for s in head.slots)]:
+      read(r, head.time)
+  for step in circuit.steps:
+    read(step.z, step.time)
+  read(circuit.output, 2 * layers)
+  columns = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
+  dims, width, cleared = allocate(columns, last, layers)
+  return Plan(circuit, parts, columns, dims[one], dims.get(bos), layers, width, dims, cleared)
+
+
+def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int
+             ) -> tuple[dict[Column, int], int, dict[int, list[Column]]]:
+  """(dimension of every column, how many there are, columns that each feed-forward half-layer clears)."""
+  dims: dict[Column, int] = {}
+  cleared: dict[int, list[Column]] = {}
+  clean: list[int] = []
+  unused = itertools.count()
+  fresh = lambda: clean.pop(0) if clean else next(unused)
+  alive: list[Column] = []
+  for t in range(-1, 2 * layers):
+    born = [c for c in columns if c.born == t]
+    if t % 2 == 0 or t == -1:  # the embedding and attention add to their columns, so they must be 0
+      dims |= {c: fresh() for c in born}
+      alive += born
+      continue
+    dead = [c for c in alive if last[c] <= t]
+    # Exact columns are overwritten in place; a clean direction is kept for attention, which cannot clear one.
+    removed: list[Column] = []
+    for c in born:
+      old = next((d for d in dead if d.exact and d not in removed), None)
+      if clean or old is None:
+        dims[c] = fresh()
+      else:
+        removed.append(old)
+        dims[c] = dims[old]
+    for old in dead:
+      if old not in removed and len(clean) < sum(c.born > t for c in columns):
+        removed.append(old)
+        clean.append(dims[old])
+    alive = [c for c in alive if c not in removed] + born
+    if removed:
+      cleared[t] = removed
+  return dims, next(unused), cleared
