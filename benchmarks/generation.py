@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
-from framework import generation, models
+from framework import generation
+from framework.models import contract
+from framework.models.decoder import Decoder
 
 TOKENS = flags.DEFINE_integer('tokens', 512, 'tokens to write', lower_bound=2)
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'turns of each', lower_bound=1)
 
 
 def main(_) -> None:
-  model = config_lib.check(config_lib.Config(model=config_lib.Model(layers=4, width=128, heads=4))).model
+  model = config_lib.resolve(config_lib.Config(model=config_lib.Model(layers=4, width=128, heads=4))).model
   window = TOKENS.value + 16
-  module = models.build(model, 257, window)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(0))
+  module = Decoder(model, 257, window)
+  params = contract.init(module, jax.random.key(0))
   prompt = np.arange(8, dtype=np.int32)
   settings = generation.Sampling(temperature=0.0)
 

@@ -22,9 +22,10 @@ import optax
 
 from experiments.shared import launch
 from framework import config as config_lib
+from framework.models import contract
 from framework.models import flops as count
-from framework.tiered import nodes, rollouts
 from framework.tiered import model as tiered
+from framework.tiered import nodes, rollouts
 from framework.training import optimizer, state, step
 
 WINDOW = flags.DEFINE_integer('window', 512, 'tokens of a window', lower_bound=2)
@@ -38,7 +39,7 @@ VOCABULARY = 257
 
 
 def made(rollout: int, period: int) -> tuple[config_lib.Config, tiered.Tiered]:
-  c = config_lib.check(config_lib.Config(
+  c = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=LAYERS.value, width=WIDTH.value, heads=4),
       data=config_lib.Data(window=WINDOW.value), training=config_lib.Training(batch=BATCH.value),
       tiered=config_lib.Tiered(period=period, rollout=rollout, random_phase=False, rollout_dropout=0.0)))
@@ -102,7 +103,7 @@ def timed(ways: dict[str, object]) -> dict[str, list[float]]:
 
 def generation() -> None:
   c, model = made(ROLLOUT.value, PERIOD.value)
-  params, batch = jax.jit(model.init)(jax.random.key(0))['params'], rows()
+  params, batch = contract.init(model, jax.random.key(0)), rows()
   tier = model.tiers[0]
   starts_BxG = model.starts(params, batch)
 
@@ -139,7 +140,7 @@ def training() -> None:
     plain = tiered.build(c, VOCABULARY, tiers=1)
     batch, ways = rows(), {}
     for name, module in (('plain', plain), ('tiered', model)):
-      params = jax.jit(module.init)(jax.random.key(0))['params']
+      params = contract.init(module, jax.random.key(0))
       update = optimizer.only(optax.adam(1e-3), list(params)[-1])
       zero = jnp.zeros((), jnp.int32)
       first = state.State(zero, zero, params, update.init(params))

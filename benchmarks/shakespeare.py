@@ -33,19 +33,18 @@ def configure(side: str):
   config.data.path = TEXT.value
   if side != 'lemma_cpu':
     config.training.steps = STEPS.value
-  return config_lib.check(config)
+  return config_lib.resolve(config)
 
 
 def batches(corpus, config):
   from framework.data import windows
-  return windows.loader(corpus.train, corpus.tokenizer.end, window=config.data.window, stride=config.data.stride,
-                        batch=config.training.batch, seed=0, packed=config.data.packed)
+  return windows.Windows.of(corpus.train, corpus.tokenizer.end, config.data).batches(config.training.batch, seed=0)
 
 
 def validation(corpus, config):
   from framework.data import windows
-  return windows.evaluation_batches(corpus.validation, corpus.tokenizer.end, window=config.data.window,
-                                    stride=config.data.window, batch=60, packed=config.data.packed)
+  d = config.data
+  return windows.Windows(corpus.validation, corpus.tokenizer.end, d.window, d.window, d.packed).each(60)
 
 
 def lemma(config):
@@ -53,9 +52,9 @@ def lemma(config):
   from experiments.shared import launch
   launch.start_jax(config)
   import jax
-  from framework.training import evaluation
   from framework.data import corpus as corpus_lib
-  from framework.training import partition, setup, step
+  from framework.data import windows
+  from framework.training import evaluation, partition, setup, step
   corpus = corpus_lib.prepare(config.data)
   s = setup.set_up(config, corpus.tokenizer.size)
   train_step = partition.spread(step.make(s.module, s.optimizer, s.learning_rate, config.training, False,
@@ -71,9 +70,9 @@ def lemma(config):
 
   def loss():
     nats = evaluation.compile_nats(s.module, s.mesh)
-    return evaluation.evaluate(nats, state.params, corpus.validation, corpus.tokenizer, s.mesh,
-                               window=config.data.window, stride=config.evaluation.stride, batch=60,
-                               packed=config.data.packed)['nats_per_token']
+    text = windows.Windows(corpus.validation, corpus.tokenizer.end, config.data.window, config.evaluation.stride,
+                           config.data.packed)
+    return evaluation.evaluate(nats, state.params, text, corpus.tokenizer, s.mesh, batch=60)['nats_per_token']
 
   return one, loss, lambda: jax.block_until_ready(state)
 

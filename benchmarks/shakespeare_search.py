@@ -23,8 +23,9 @@ from absl import app, flags
 
 from benchmarks import shakespeare
 from experiments.configs import shakespeare_nanogpt
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
+from framework.data import windows
 
 OUTPUT = flags.DEFINE_string('output', 'search.csv', 'the table; new, or one to continue')
 ONE = flags.DEFINE_string('one', None, 'internal: what to do, measure or train, and the settings of a candidate')
@@ -104,18 +105,17 @@ def cpu_seconds(config: config_lib.Config) -> float:
 
 def measure(settings: dict) -> dict:
   """The cost of a step."""
-  config = config_lib.check(config_lib.from_flat(BASE | settings))
+  config = config_lib.resolve(config_lib.from_flat(BASE | settings))
   return {'seconds': cpu_seconds(config)}
 
 
 def train(settings: dict) -> dict:
   """Trains a candidate and evaluates it: every character once, with windows side by side and with overlapping ones."""
-  config = config_lib.check(config_lib.from_flat(BASE | settings))
+  config = config_lib.resolve(config_lib.from_flat(BASE | settings))
   from experiments.shared import launch
   launch.start_jax(config)
-  from framework.training import evaluation
   from framework.data import corpus as corpus_lib
-  from framework.training import loop, run, setup
+  from framework.training import evaluation, loop, run, setup
   text = corpus_lib.prepare(config.data)
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder) / 'run'
@@ -123,8 +123,9 @@ def train(settings: dict) -> dict:
     result = loop.train(config, text, folder)
     s = setup.load(folder)
   overlapping = evaluation.evaluate(
-      evaluation.compile_nats(s.setup.module, s.setup.mesh), s.params, text.validation, text.tokenizer, s.setup.mesh,
-      window=config.data.window, stride=config.data.window // 4, batch=config.evaluation.batch, packed=True)
+      evaluation.compile_nats(s.setup.module, s.setup.mesh), s.params,
+      windows.Windows(text.validation, text.tokenizer.end, config.data.window, config.data.window // 4), text.tokenizer,
+      s.setup.mesh, batch=config.evaluation.batch)
   return {'steps': config.training.steps, 'epochs': round(result['epochs'], 2), 'parameters': result['params_total'],
           'nats': round(result['loss_nats_per_token'], 4),
           'nats_overlapping': round(overlapping['nats_per_token'], 4)}

@@ -19,18 +19,24 @@ def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
   from framework.training import run
   config = run.read_config(workdir)
-  config.training.devices = 1
-  launch.start_jax(config)
+  launch.start_jax(config, devices=1)
 
+  import jax
   import numpy as np
   from framework.baselines import analogy
+  from framework.models import contract
   from framework.training import setup
   trained = setup.load(workdir)
   found = {name: pairs[:MOST.value] for name, pairs in analogy.pairs(trained.tokenizer.table).items()}
   if not any(len(pairs) > 1 for pairs in found.values()):
     raise config_lib.ConfigError(f"the run's tokenizer is '{trained.tokenizer.name}', whose vocabulary has no pairs of "
                                  'words; expected a run with data.tokenizer=bpe')
-  embedding_VxD = np.asarray(trained.params['embedding'], np.float32)
+  path = next((path for path, p in contract.describe(trained.setup.module).items()
+               if p.role == 'embedding' and p.axes == ('vocabulary', 'width')), None)
+  if path is None:
+    raise config_lib.ConfigError(f"model.name is '{config.model.name}', which has no embedding of tokens")
+  embedding_VxD = np.asarray({jax.tree_util.keystr(place): leaf for place, leaf in
+                              jax.tree_util.tree_leaves_with_path(trained.params)}[path], np.float32)
   print(f"{'relation':>10} {'pairs':>6} {'questions':>10} {'right':>8} {'by chance':>10}")
   for name, pairs in found.items():
     right, asked = analogy.accuracy(embedding_VxD, pairs)

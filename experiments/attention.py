@@ -20,19 +20,18 @@ def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
   from framework.training import run
   config = run.read_config(workdir)
-  if config.model.name != 'decoder':
-    raise config_lib.ConfigError(f"workdir {workdir} holds a run with model.name '{config.model.name}'; expected "
-                                 "'decoder', whose attention can be watched")
-  config.training.devices = 1
-  launch.start_jax(config)
+  from framework import models
+  from framework.data import tokenizer as tokenizer_lib
+  from framework.models import contract
+  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  contract.require(models.build(config, tokenizer.size), 'attention', 'experiments.attention')
+  launch.start_jax(config, devices=1)
 
   import jax
   import numpy as np
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from framework.data import corpus
-  from framework.data import tokenizer as tokenizer_lib
   from framework.training import setup
-  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   most = min(TOKENS.value, config.data.window)
   if TEXT.value is None:
     tokens = corpus.prepare(config.data).validation.read(0, most)
@@ -43,12 +42,9 @@ def main() -> int:
       raise config_lib.ConfigError(f'--text: {error}') from None
   trained = setup.load(workdir)
   row = np.asarray(tokens, np.int32)[None]
-  places = np.arange(row.shape[1], dtype=np.int32)[None]
-  apply = jax.jit(lambda params: trained.setup.module.apply(
-      {'params': params}, row, places, np.ones_like(row), mutable='intermediates'))
-  weights_NxBxHxQxT, = apply(trained.params)[1]['intermediates']['attention']
+  weights_NxBxHxLxL = jax.jit(trained.setup.module.attention)(trained.params, row)
   labels = [tokenizer.decode(np.array([token])) or '∅' for token in tokens]
-  draw.attention(np.asarray(weights_NxBxHxQxT)[:, 0], labels, workdir / 'attention.svg')
+  figures.attention(np.asarray(weights_NxBxHxLxL)[:, 0], labels, workdir / 'attention.svg')
   print(workdir / 'attention.svg')
   return 0
 

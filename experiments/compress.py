@@ -16,8 +16,8 @@ import pathlib
 from absl import flags
 
 from experiments.shared import launch
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
 RESTORE = flags.DEFINE_bool('restore', False, 'turn a compressed file back into what it was')
@@ -47,20 +47,16 @@ def load(workdir: pathlib.Path, config: config_lib.Config):
   from framework import models
   from framework.coding import predictors
   from framework.data import tokenizer as tokenizer_lib
-  from framework.baselines import ngram
+  from framework.models import contract
   from framework.training import run, setup
   tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   text = (workdir / run.TOKENIZER).read_text(encoding='utf-8')
-  if config.model.name == 'ngram':
-    model = ngram.load(workdir / 'ngram')
-    return (tokenizer, predictors.fingerprint(config, text, [vars(order) for order in model.orders]),
-            lambda rows: predictors.Counted(model, rows))
-  if config.model.name in models.OF_CONFIG:
-    raise config_lib.ConfigError(f"--workdir is a run of model.name '{config.model.name}', which has no predictor of "
-                                 'one token after the other; expected decoder, rnn, lstm, markov or ngram')
+  if hasattr(models.entry(config), 'predictor'):
+    arrays, make = models.entry(config).predictor(workdir)
+    return tokenizer, predictors.fingerprint(config, text, arrays), make
+  contract.require(models.build(config, tokenizer.size), 'empty_cache', 'experiments.compress')
   trained = setup.load(workdir)
   module, params = trained.setup.module, trained.params
-  module.empty_cache(1, 1)  # refuses a model that reads on both sides
   return (tokenizer, predictors.fingerprint(config, text, params),
           lambda rows: predictors.Network(module, params, config.data.window, rows))
 
@@ -76,8 +72,8 @@ def main(source: str = '') -> int:
   from framework.training import run
   config = run.read_config(workdir)
   data = path.read_bytes()
-  config.training.devices = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  launch.start_jax(config)
+  launch.start_jax(config, devices=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else
+                   os.cpu_count() or 1)
 
   from experiments.shared import progress
   from framework.coding import archive as compression
@@ -92,10 +88,10 @@ def main(source: str = '') -> int:
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f"'{path}': {error}") from None
   files.write_new(out, result)
-  told = f'{out}: {len(data):,} bytes to {len(result):,}'
+  line = f'{out}: {len(data):,} bytes to {len(result):,}'
   if data and not RESTORE.value:
-    told += f', {8 * len(result) / len(data):.4f} bits/byte; the cross-entropy is {packed.bits / len(data):.4f}'
-  print(told)
+    line += f', {8 * len(result) / len(data):.4f} bits/byte; the cross-entropy is {packed.bits / len(data):.4f}'
+  print(line)
   return 0
 
 

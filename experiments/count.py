@@ -6,6 +6,7 @@ Example:
 Its loss on the held-out text is appended to evaluations.jsonl, and experiments.compress takes the folder as a model.
 """
 
+import copy
 import json
 
 from absl import flags, logging
@@ -20,18 +21,16 @@ SMOOTHING = flags.DEFINE_string('smoothing', 'kneser_ney', 'kneser_ney or backof
 
 
 def main() -> int:
-  config = CONFIG.value
-  if not flags.FLAGS['config'].present:
-    raise config_lib.ConfigError('--config is missing; see --help for an example')
+  config = copy.deepcopy(launch.given_config(CONFIG))
   workdir = launch.workdir_path(launch.required(WORKDIR))
   config.model = config_lib.Model(name='ngram')
-  config_lib.check(config)
+  config = config_lib.resolve(config)
 
   from experiments.shared import progress
-  from framework.baselines import ladder as rungs
   from foundation import files
-  from framework.data import corpus
+  from framework.baselines import ladder as rungs
   from framework.baselines import ngram
+  from framework.data import corpus
   from framework.training import run
   ngram.check(ORDER.value, SMOOTHING.value)
   with progress.bar() as show:

@@ -29,47 +29,50 @@ SPLIT = flags.DEFINE_enum('split', 'validation', ['validation', 'train'], 'which
 
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
+  from framework import models
+  from framework.data import tokenizer as tokenizer_lib
+  from framework.models import contract
   from framework.training import run
   config = run.read_config(workdir)
   own = config.evaluation.stride
   if STRIDE.value and STRIDE.value > config.data.window:
     raise config_lib.ConfigError(f'--stride is {STRIDE.value}; expected at most data.window {config.data.window}')
-  tiered = config.model.name == 'tiered' and config.tiered.tiers > 1
-  if DRAWS.value and not tiered:
-    raise config_lib.ConfigError(f"--draws is {DRAWS.value}; this is a run of model.name '{config.model.name}', which "
-                                 'draws nothing: expected a tiered one')
+  model = models.build(config, tokenizer_lib.load(workdir / run.TOKENIZER).size)
+  drawn = contract.answers(model, 'with_seed')
+  if DRAWS.value:
+    contract.require(model, 'with_seed', f'--draws={DRAWS.value}')
   launch.start_jax(config)
 
   import tqdm
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from experiments.shared import progress
   from foundation import files
-  from framework.training import evaluation
-  from framework.data import corpus
-  from framework.training import setup
+  from framework.data import corpus, windows
+  from framework.training import evaluation, setup
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   run.check_corpus(workdir, text)
   trained = setup.load(workdir)
-  draws = (1, *({DRAWS.value or 8} - {1})) if tiered else (1,)
+  draws = (1, *({DRAWS.value or 8} - {1})) if drawn else (1,)
   nats = {n: evaluation.compile_nats(trained.setup.module, trained.setup.mesh, n) for n in draws}
   split = text.validation if SPLIT.value == 'validation' else text.train
 
   results = []
   for stride, n in itertools.product(dict.fromkeys([own, STRIDE.value or own]), draws):
     result = evaluation.evaluate(
-        nats[n], trained.params, split, trained.tokenizer, trained.setup.mesh, window=config.data.window, stride=stride,
-        batch=BATCH.value or config.evaluation.batch, packed=config.data.packed, limit=WINDOWS.value,
+        nats[n], trained.params,
+        windows.Windows(split, trained.tokenizer.end, config.data.window, stride, config.data.packed),
+        trained.tokenizer, trained.setup.mesh, batch=BATCH.value or config.evaluation.batch, limit=WINDOWS.value,
         progress=lambda batches, s=stride: tqdm.tqdm(batches, desc=f'stride {s}', leave=False,
                                                      disable=not sys.stderr.isatty()))
-    results.append({'step': trained.step, 'split': SPLIT.value} | ({'draws': n} if tiered else {}) | result)
+    results.append({'step': trained.step, 'split': SPLIT.value} | ({'draws': n} if drawn else {}) | result)
   files.read_rows(workdir / 'evaluations.jsonl')  # a damaged file is refused, not added to
   files.append_rows(workdir / 'evaluations.jsonl', results)
-  draw.loss_by_position([r for r in results if r.get('draws', 1) == 1], workdir / 'loss_by_position.svg')
+  figures.loss_by_position([r for r in results if r.get('draws', 1) == 1], workdir / 'loss_by_position.svg')
 
   print(f"step {trained.step}, {SPLIT.value}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
   columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
-             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * tiered
+             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * drawn
   print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
     print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns))

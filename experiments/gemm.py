@@ -61,12 +61,10 @@ def main() -> int:
       raise config_lib.ConfigError(f"--sizes has '{word}'; expected whole numbers from 1 to {2**15}")
   if output.exists() and (not output.is_dir() or any(output.iterdir()) and not (output / 'section.json').exists()):
     raise config_lib.ConfigError(f'--output is {output}, which holds something else; give a new folder')
-  config = config_lib.check(config_lib.Config())
-  config.training.devices = 1  # one device with all cores, as a user's own product would run
-  launch.start_jax(config)
+  launch.start_jax(config_lib.Config(), devices=1)  # with all cores, as a user's own product would run
 
   import jax
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from foundation import files
   from pallas_kernels.traffic import count as traffic
   rows, bandwidth = measure(sorted({int(word) for word in SIZES.value}), SECONDS.value)
@@ -76,7 +74,7 @@ def main() -> int:
   table = [[row['n'], row['flops_per_byte'], row['flops_per_second'] / 1e9, row['seconds'] * 1e6,
             traffic.attainable(row['flops_per_byte'], peak, bandwidth) / 1e9] for row in rows]
   output.mkdir(parents=True, exist_ok=True)
-  draw.roofline(rows, peak, bandwidth, output / 'roofline.svg')
+  figures.roofline(rows, peak, bandwidth, output / 'roofline.svg')
   device = jax.devices()[0]
   best = max(rows, key=lambda row: row['flops_per_second'])
   sentence = (f"A 3 x 3 product that loads every operand when it needs it reads {lecture[0][1]} elements; with blocks "

@@ -28,19 +28,23 @@ STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; de
 
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
+  from framework import models
+  from framework.data import tokenizer as tokenizer_lib
+  from framework.models import contract
   from framework.training import run
   config = run.read_config(workdir)
-  config.training.devices = 1  # one row is not worth spreading
-  if config.model.name == 'encoder_decoder':
-    raise config_lib.ConfigError(f"--workdir is a run of model.name 'encoder_decoder', which predicts blocks of "
-                                 f"{config.data.stride} tokens; only 'decoder' and 'tiered' write text")
-  launch.start_jax(config)
+  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  model = models.build(config, tokenizer.size)
+  with_notes = contract.answers(model, 'generate')
+  if not with_notes:
+    contract.require(model, 'empty_cache', 'experiments.generate')
+  if SHOW_ROLLOUTS.value:
+    contract.require(model, 'generate', '--show_rollouts')
+  launch.start_jax(config, devices=1)  # one row is not worth spreading
 
   import numpy as np
   from framework import generation
-  from framework.data import tokenizer as tokenizer_lib
   from framework.training import setup
-  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   stop = tokenizer.end
   if STOP.value is not None:
     ids = tokenizer.encode(STOP.value)
@@ -53,15 +57,13 @@ def main() -> int:
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'--prompt: {error}') from None
   trained = setup.load(workdir)  # compiles: after whatever may be refused
-  if config.model.name == 'tiered':
+  if with_notes:
     for text, prompt in zip(PROMPT.value, prompts):
       rule = f'{"-" * 72}\n' if len(prompts) > 1 else ''
-      for piece in itertools.chain([rule + text], _tiers(trained, prompt, settings)):
+      for piece in itertools.chain([rule + text], _pieces(trained, prompt, settings)):
         sys.stdout.write(piece)
         sys.stdout.flush()
     return 0
-  if SHOW_ROLLOUTS.value:
-    raise config_lib.ConfigError(f"--show_rollouts needs a run of model.name 'tiered'; this is '{config.model.name}'")
   columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
                                 window=config.data.window, settings=settings, seed=SEED.value)
   if len(prompts) == 1:
@@ -78,14 +80,13 @@ def main() -> int:
   return 0
 
 
-def _tiers(trained, prompt, settings):
-  """The text of a tiered model, a row at a time, with the rollouts of the lower tiers in it where they are shown."""
-  from framework.tiered import generation as tiered_generation
+def _pieces(trained, prompt, settings):
+  """The text of a model that notes what it thinks, with the notes in it where they are shown."""
   text = trained.tokenizer.stream()
-  for token, said in tiered_generation.generate(trained.setup.module, trained.params, prompt, tokens=TOKENS.value,
-                                                settings=settings, seed=SEED.value):
-    if said and SHOW_ROLLOUTS.value:
-      for tier, tokens_KxR in enumerate(said, 1):
+  for token, notes in trained.setup.module.generate(trained.params, prompt, tokens=TOKENS.value, settings=settings,
+                                                    seed=SEED.value):
+    if notes and SHOW_ROLLOUTS.value:
+      for tier, tokens_KxR in enumerate(notes, 1):
         yield ''.join(f'[[{tier}: {trained.tokenizer.decode(row)}]]' for row in tokens_KxR)
     yield text.push([token])
   yield text.finish() + '\n'

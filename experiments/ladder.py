@@ -26,10 +26,7 @@ STRIDE = flags.DEFINE_integer('stride', 0, "tokens predicted per window; 0: each
 
 
 def main() -> int:
-  config = CONFIG.value
-  if not flags.FLAGS['config'].present:
-    raise config_lib.ConfigError('--config is missing; see --help for an example')
-  config_lib.check(config)
+  config = launch.given_config(CONFIG)
   if TOKENS.value == 1:
     raise config_lib.ConfigError('--tokens is 1; expected 0 (all) or at least 2: the first is predicted by nobody')
   output = launch.workdir_path(launch.required(OUTPUT))
@@ -52,10 +49,11 @@ def main() -> int:
                                      'that')
     launch.start_jax(config)
 
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from experiments.shared import progress
-  from framework.baselines import ladder as rungs
+  from foundation import figures as style
   from foundation import files
+  from framework.baselines import ladder as rungs
   from framework.data import corpus
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
@@ -76,10 +74,10 @@ def main() -> int:
   files.write_json(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
                                             'targets': split.tokens - 1, 'bytes': split.bytes,
                                             'documents': split.documents, 'rows': rows, 'quoted': rungs.QUOTED})
-  files.write_atomically(output / 'ladder.svg', draw.svg(draw.ladder(rows)))
+  files.write_atomically(output / 'ladder.svg', style.svg(figures.ladder(rows)))
   if folders:
     by_position = {row['name']: row['loss_by_position'] for row in rows if 'loss_by_position' in row}
-    files.write_atomically(output / 'positions.svg', draw.svg(draw.positions(by_position)))
+    files.write_atomically(output / 'positions.svg', style.svg(figures.positions(by_position)))
   print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
   print(rungs.table(rows))
   return 0

@@ -55,9 +55,8 @@ def plan(root: pathlib.Path, parts: list[str]):
 
 def write_page(root: pathlib.Path, parts: list[str]) -> pathlib.Path:
   """Writes report.html of the parts, which are done."""
-  from foundation import page
   from experiments.reports import chapters
-  from foundation import files
+  from foundation import files, page
   made = {'perplexity': (chapters.perplexity, 'ladder'), 'attention': (chapters.attention, 'decoder'),
           'gemm': (chapters.gemm, 'gemm'), 'chinchilla': (chapters.chinchilla, 'sweep'),
           'rasp': (chapters.rasp, 'rasp'), 'thinking': (chapters.thinking, 'word_problem')}

@@ -9,38 +9,38 @@ verdict.json (claim, source, rule, setting, numbers, verdict, seeds, cost), figu
 runs/.
 """
 
-import importlib
 import json
 import pathlib
-import pkgutil
 import signal
 import time
 from typing import Any
 
 from absl import flags, logging
 
-from experiments.shared import launch
+from experiments import studies
+from experiments.shared import launch, process
+from foundation import entries
 from framework import config as config_lib
 
-NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies')
+PROTOCOL = ('CLAIM', 'SOURCE', 'RULE', 'SCALES', 'parts', 'run', 'verdict', 'figure')  # see experiments.studies
+
+NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies, or the path of a file')
 SEEDS = flags.DEFINE_integer('seeds', 3, 'how many', lower_bound=1)
 SCALE = flags.DEFINE_enum('scale', 'cpu', ['quick', 'cpu', 'gpu', 'paper'],
                           'sizes of models and numbers of steps; quick: a first look, where a study has one')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the results; new, or the one to continue')
 flags.adopt_module_key_flags(launch)
+flags.adopt_module_key_flags(process)
 
 
 def names() -> list[str]:
-  from experiments import studies
-  return sorted(m.name for m in pkgutil.iter_modules(studies.__path__))
+  """The studies of the package."""
+  return entries.names(studies, PROTOCOL[0])
 
 
 def study_of(name: str) -> Any:
-  """The module of the study. Raises ConfigError if there is none."""
-  if name not in names():
-    raise config_lib.ConfigError(f"--name is '{name}'; expected one of {', '.join(names())}"
-                                 f'{config_lib.nearest(name, names())}')
-  return importlib.import_module(f'experiments.studies.{name}')
+  """The module of the study. Raises ConfigError if there is none, or half of one."""
+  return entries.find(studies, name, '--name', PROTOCOL)
 
 
 def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | None:
@@ -69,10 +69,8 @@ def main() -> int:
   work = [(part, seed) for seed in range(SEEDS.value) for part in study.parts(scale)]
   paths = {job: folder / f'{job[0].replace(" ", "_")}_{job[1]}.json' for job in work}
   done = {job: read_part(path, setting) for job, path in paths.items()}
-  config = config_lib.check(config_lib.Config())
-  config.training.devices = getattr(study, 'DEVICES', 1)
-  launch.start_jax(config)
-  from experiments.reports import figures as draw
+  launch.start_jax(config_lib.Config(), devices=getattr(study, 'DEVICES', 1))
+  from experiments.reports import figures
   from experiments.shared import progress
   from experiments.shared import text_training as text
   from foundation import files
@@ -98,7 +96,7 @@ def main() -> int:
              **found, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
              'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
-  draw.study(study, results, verdict, workdir / 'figure.svg')
+  figures.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(found, indent=1))
   return 0
 

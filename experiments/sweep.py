@@ -17,8 +17,8 @@ import threading
 from absl import flags, logging
 
 from experiments.shared import launch
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 
 SWEEP = flags.DEFINE_string('sweep', None, 'a file of experiments/sweeps, whose get_sweep() returns a Sweep')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the sweep; default: runs/ and the name of the file')
@@ -59,8 +59,9 @@ def work(cells, workdir: pathlib.Path) -> int:
   if CORES.value and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, [int(core) for core in CORES.value])
   launch.start_jax(cells[0].config)
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from experiments.sweeping import workers
+  from framework import models
   from framework.data import corpus
   from framework.training import branch, loop, run
   for cell in cells:
@@ -75,7 +76,9 @@ def work(cells, workdir: pathlib.Path) -> int:
       if cell.source and branch.begin(folder, cell.config, workdir / 'cells' / cell.source):
         logging.info('%s begins where %s began its decay', cell.name, cell.source)
       result = loop.train(cell.config, text, folder)
-      draw.loss_curve(folder)
+      for stage in models.stages(cell.config):
+        if (folder / stage.name / 'metrics.jsonl').exists():
+          figures.loss_curve(folder / stage.name)
       if result['status'] != 'complete':
         return 130
       logging.info('%s: %.4f nats/token', cell.name, result['loss_nats_per_token'])
@@ -94,8 +97,8 @@ def _end_with_parent() -> None:
 
 def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   """Runs all cells but the largest, predicts that, runs it, compares, and fits all."""
-  from experiments.sweeping import cells as cells_lib
   from experiments.shared import progress
+  from experiments.sweeping import cells as cells_lib
   from experiments.sweeping import forecast, workers
   from framework.data import corpus
   from framework.training import branch
@@ -103,11 +106,10 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   logs = workdir / 'logs'
   logs.mkdir(parents=True, exist_ok=True)
   with progress.bar() as show:
-    vocabulary = [corpus.prepare(data, show).tokenizer.size for data in {repr(c.config.data): c.config.data
-                                                                         for c in cells}.values()]
+    corpora = {data: corpus.prepare(data, show) for data in {cell.config.data for cell in cells}}
   with files.lock(workdir / '.lock'):
-    cells = cells_lib.with_costs(cells, max(vocabulary))
-    largest = max(cells, key=lambda cell: _flops(cell, max(vocabulary)))
+    cells = cells_lib.with_costs(cells, lambda config: corpora[config.data])
+    largest = max(cells, key=lambda cell: cell.whole_cost)
     parameters = dict(word.partition('=')[::2] for word in SLURM.value)
     launcher = workers.Slurm(logs, parameters) if LAUNCHER.value == 'slurm' else workers.Local(WORKERS.value,
                                                                                              THREADS.value)
@@ -115,14 +117,14 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
              for cell in cells if cell.source}
     bar = workers.Progress(cells, workdir / 'cells', launcher.slots)
     words = ['-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}']
-    runner = lambda ladders: workers.run(ladders, launcher, words, logs, bar, workdir / 'cells', start)
+    runner = lambda trunks: workers.run(trunks, launcher, words, logs, bar, workdir / 'cells', start)
     logging.info('%s', bar.line([], start))
     try:
-      failures = runner([[c for c in ladder if c is not largest] for ladder in cells_lib.ladders(cells)])
+      failures = runner([[c for c in trunk if c is not largest] for trunk in cells_lib.trunks(cells)])
       if failures:
-        raise config_lib.ConfigError(f'{len(failures)} ladders of cells failed, first {failures[0]}; the same command '
+        raise config_lib.ConfigError(f'{len(failures)} trunks of cells failed, first {failures[0]}; the same command '
                                      'tries them again')
-      N, D = _size(largest.config, max(vocabulary))
+      N, D = _size(largest.config, corpora[largest.config.data].tokenizer.size)
       forecast.predict(workdir, largest.name, N, D, sweep.law, sweep.allow)
       logging.info('%s', forecast.compared(workdir)[-1])
       failures = runner([[largest]])
@@ -144,23 +146,18 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
   return 0
 
 
-def _flops(cell, vocabulary: int) -> float:
-  from framework.models import flops
-  c = cell.config
-  return c.training.steps * c.training.batch * flops.train(c.model, vocabulary, c.data.window)
-
-
 def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:
-  """(N, D) of a run as the table will count them, before it starts."""
+  """(N, D) of a run as the table will count them, before it starts: those of the last stage of its training."""
   import jax
   jax.config.update('jax_platforms', 'cpu')  # accelerators are the workers'
   from framework import models
-  from framework.models import flops
+  from framework.models import contract
   from scaling import table
-  module = models.build(config.model, vocabulary, config.data.window)
-  counts = flops.parameters(jax.eval_shape(lambda: models.init(module, jax.random.key(0))))
+  c = models.stages(config)[-1].config
+  counts = contract.counts(models.build(c, vocabulary))
   N = table.count_parameters('no_input', counts['total'], counts['embedding'], counts['head'])
-  return float(N), float(config.training.steps * config.training.batch * config.data.stride)
+  scored = c.data.stride if c.data.scored == 'stride' else c.data.window
+  return float(N), float(c.training.steps * c.training.batch * scored)
 
 
 if __name__ == '__main__':

@@ -10,41 +10,35 @@ import signal
 
 from absl import flags, logging
 
-from experiments.shared import launch
-from framework import config as config_lib
+from experiments.shared import launch, process
 
 CONFIG = launch.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; new, or the one to resume')
 RESUME = flags.DEFINE_bool('resume', False, 'continue the run in --workdir, or start it if there is none')
 flags.adopt_module_key_flags(launch)
+flags.adopt_module_key_flags(process)
 
 
 def main() -> int:
-  config = CONFIG.value
-  if not flags.FLAGS['config'].present:
-    raise config_lib.ConfigError('--config is missing; see --help for an example')
-  if not isinstance(config, config_lib.Config):
-    raise config_lib.ConfigError(f'get_config() of the config file returned {type(config).__name__}; '
-                                 'expected a framework.config.Config')
+  config = launch.given_config(CONFIG)
   workdir = launch.workdir_path(launch.required(WORKDIR))
-  config_lib.check(config)
   launch.start_jax(config)
 
   import jax
-  from experiments.reports import figures as draw
+  from experiments.reports import figures
   from experiments.shared import progress
+  from framework import models
   from framework.data import corpus
-  from framework.tiered import stages
-  from framework.training import loop, run, setup
+  from framework.training import loop, run
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
-  tiered = config.model.name == 'tiered'
-  (stages if tiered else loop).check(config, text)  # whatever is wrong is said before the run's folder exists
+  loop.check(config, text)  # whatever is wrong is said before the run's folder exists
   run.open_folder(workdir, config, text, RESUME.value)
-  result = (stages if tiered else loop).train(config, text, workdir)
+  result = loop.train(config, text, workdir)
   if jax.process_index() == 0:
-    for tier in range(1, len(result['tiers']) + 1) if tiered else [0]:
-      draw.loss_curve(setup.stage_folder(workdir, tier) if tier else workdir)
+    for stage in models.stages(config):
+      if (workdir / stage.name / 'metrics.jsonl').exists():
+        figures.loss_curve(workdir / stage.name)
   if result['status'] != 'complete':
     name = result['status'].removeprefix('stopped by ')
     logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],

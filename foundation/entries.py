@@ -11,43 +11,52 @@ import importlib
 import importlib.util
 import os
 import pathlib
-import pkgutil
+import re
 import sys
 import types
 
 from foundation.errors import ConfigError, nearest, one_line
 
 
-def names(package: types.ModuleType) -> list[str]:
-  """The entries of a package: its modules but for those whose name begins with an underscore, sorted."""
-  return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
-                if not module.ispkg and not module.name.startswith('_'))
+def files(package: types.ModuleType) -> dict[str, pathlib.Path]:
+  """The files of a package by name, but for folders and names that begin with an underscore."""
+  return {path.stem: path for folder in package.__path__ for path in sorted(pathlib.Path(folder).glob('[!_]*.py'))}
 
 
-def find(package: types.ModuleType, name: str, key: str, needs: Sequence[str], known: Sequence[str] = ()
-         ) -> types.ModuleType:
+def names(package: types.ModuleType, mark: str) -> list[str]:
+  """The entries of a package: its files that define or import `mark` at their top level. None of them is run."""
+  defines = re.compile(rf'^(def|class) {mark}\b|^{mark}\b.*=|^from .* import .*\b{mark}\b', re.MULTILINE)
+  return [name for name, path in files(package).items() if defines.search(path.read_text(encoding='utf-8'))]
+
+
+def absolute(name: str) -> str:
+  """A name as it means the same in every folder: the path of a file in full, and whatever follows its colon."""
+  path, colon, rest = name.partition(':')
+  return f'{pathlib.Path(os.path.expanduser(path)).resolve()}{colon}{rest}' if path.endswith('.py') else name
+
+
+def find(package: types.ModuleType, name: str, key: str, needs: Sequence[str]) -> types.ModuleType:
   """The entry called `name`, a module that holds everything in `needs`.
 
   Args:
     key: the setting or flag that the user gave, for messages.
-    needs: names that every entry of the package must define.
-    known: the entries' names, where not every file of the package is an entry; default: all its files.
+    needs: what every entry of the package defines; files of the package without the first of these are no entries.
 
   Raises:
     ConfigError: there is no such entry, its file cannot be run, or it lacks something; the message names it.
   """
-  known = known or names(package)
   if name.endswith('.py'):
     module = from_file(name, key)
-  elif name in known:
+  elif name in files(package):
     module = importlib.import_module(f'{package.__name__}.{name}')
   else:
+    known = names(package, needs[0])
     raise ConfigError(f"{key} is '{name}'; expected one of {', '.join(known)}, or the path of a .py file"
                       f'{nearest(name, known)}')
   missing = [need for need in needs if not hasattr(module, need)]
   if missing:
-    raise ConfigError(f"{key} is '{name}', whose file has no '{missing[0]}'; expected {', '.join(needs)}: see "
-                      f'{package.__name__}')
+    raise ConfigError(f"{key} is '{name}', whose file has no '{missing[0]}'; expected {', '.join(needs)}, as the "
+                      f'docstring of {package.__name__} says{nearest(name, names(package, needs[0]))}')
   return module
 
 

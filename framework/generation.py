@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from framework.models import contract
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -100,6 +102,7 @@ def generate(
   Args:
     prompts: token ids, one array a row, of any lengths of at least 1; an over-long one keeps its later part.
   """
+  contract.require(module, 'empty_cache', 'generation')
   rows = [list(map(int, p)) for p in prompts]
   key = jax.random.key(seed)
   done_B, count = jnp.zeros(len(rows), bool), 0

@@ -9,6 +9,8 @@ import pytest
 
 from framework import config as config_lib
 from framework import generation, models
+from framework.models import contract
+from tests.networks import build
 
 V, WINDOW = 17, 24
 GREEDY = generation.Sampling(temperature=0.0)
@@ -16,11 +18,11 @@ GREEDY = generation.Sampling(temperature=0.0)
 
 @functools.cache
 def made(position='rope', scan=False):
-  model = config_lib.check(config_lib.Config(
+  model = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(layers=2, width=32, heads=4, kv_heads=2, position=position, scan=scan,
                              tied_head=False))).model
-  module = models.build(model, V, WINDOW)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(3))
+  module = build(model, V, WINDOW)
+  params = contract.init(module, jax.random.key(3))
   return module, jax.tree.map(lambda x: x * 2.5, params)  # sharper than at initialisation, so that text varies
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from foundation import page
-from experiments.reports import sections
 from experiments.reports import runs as folders
-from experiments.sweeping import forecast
+from experiments.reports import sections
 from experiments.shared.pipeline import Step
+from experiments.sweeping import forecast
+from foundation import files, page
 from framework import config as config_lib
-from foundation import files
 from scaling import ledger
 
 Chapter = tuple[str, page.Section]

@@ -1,35 +1,20 @@
 """Figures of single runs. Each is written in full or not at all."""
 
-import io
 import pathlib
 from typing import Any
 
+from foundation import figures as style
 from foundation import files
 
 
-def svg(figure) -> str:
-  """A matplotlib figure as an SVG document."""
-  buffer = io.StringIO()
-  figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
-  return buffer.getvalue()
-
-
 def _save(figure, path: pathlib.Path) -> None:
-  files.write_atomically(path, svg(figure))
-
-
-def _axes(title: str, x: str, y: str):
-  from matplotlib.figure import Figure  # no pyplot: no display and no global state
-  figure = Figure(figsize=(6.4, 4.0))
-  axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
-  axes.grid(alpha=0.3)
-  return figure, axes
+  files.write_atomically(path, style.svg(figure))
 
 
 def loss_curve(workdir: pathlib.Path) -> None:
   """Training loss and held-out loss by step, from metrics.jsonl, as loss.svg."""
   rows = files.read_rows(workdir / 'metrics.jsonl')
-  figure, axes = _axes(workdir.name, 'step', 'nats per token')
+  figure, axes = style.axes(workdir.name, 'step', 'nats per token')
   axes.plot([r['step'] for r in rows], [r['loss'] for r in rows], linewidth=1, label='training batch')
   held_out = [r for r in rows if 'validation_loss' in r]
   axes.plot([r['step'] for r in held_out], [r['validation_loss'] for r in held_out], 'o-', label='held out')
@@ -42,7 +27,7 @@ def loss_by_position(results: list[dict[str, Any]], path: pathlib.Path) -> None:
 
   Only positions that every window predicts: those before them are targets in the first window of the text alone.
   """
-  figure, axes = _axes('loss by position', 'position in the window', 'nats per token')
+  figure, axes = style.axes('loss by position', 'position in the window', 'nats per token')
   for result in results:
     points = [(i + 1, loss) for i, loss in enumerate(result['loss_by_position'])
               if loss is not None and i >= result['window'] - result['stride']]
@@ -79,7 +64,7 @@ def attention(weights_NxHxQxT, labels: list[str], path: pathlib.Path) -> None:
 
 def roofline(rows: list[dict[str, float]], peak: float, bandwidth: float, path: pathlib.Path) -> None:
   """FLOP/s of n x n products by FLOPs a byte, below the roofs (Williams, Waterman and Patterson 2009)."""
-  figure, axes = _axes('', 'FLOPs a byte', 'GFLOP/s')
+  figure, axes = style.axes('', 'FLOPs a byte', 'GFLOP/s')
   low, high = min(row['flops_per_byte'] for row in rows) / 2, max(row['flops_per_byte'] for row in rows) * 2
   ridge = peak / bandwidth
   corners = [low, *([ridge] if low < ridge < high else []), high]
@@ -95,7 +80,7 @@ def roofline(rows: list[dict[str, float]], peak: float, bandwidth: float, path: 
 
 def losses(runs: dict[str, list[dict[str, Any]]]):
   """Figure: loss by tokens read, of the rows of metrics.jsonl by run; lines for batches, points for held-out text."""
-  figure, axes = _axes('', 'tokens', 'nats per token')
+  figure, axes = style.axes('', 'tokens', 'nats per token')
   for i, (name, rows) in enumerate(runs.items()):
     color = f'C{i % 10}'
     axes.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], linewidth=0.8, alpha=0.6, color=color)
@@ -109,7 +94,7 @@ def losses(runs: dict[str, list[dict[str, Any]]]):
 
 def positions(runs: dict[str, list[float | None]]):
   """Figure: held-out loss by position in the window, a line a run."""
-  figure, axes = _axes('', 'position in the window', 'nats per token')
+  figure, axes = style.axes('', 'position in the window', 'nats per token')
   for i, (name, values) in enumerate(runs.items()):
     points = [(place + 1, loss) for place, loss in enumerate(values) if loss is not None]
     axes.plot(*zip(*points), linewidth=1, color=f'C{i % 10}', label=name)
@@ -125,7 +110,7 @@ def _legend(axes, lines: int) -> None:
 
 def ladder(rows: list[dict[str, Any]]):
   """Figure: bits per byte of predictors, a bar each, in the order of the rows; the upper axis is in bits per token."""
-  figure, axes = _axes('', 'bits per byte of held-out text', '')
+  figure, axes = style.axes('', 'bits per byte of held-out text', '')
   figure.set_size_inches(6.4, 0.8 + 0.28 * len(rows))
   colors = {'counts': 'C0', 'compressor': 'C7', 'network': 'C1', 'two-sided': 'C4'}
   values = [row['bits_per_byte'] for row in rows]
@@ -145,6 +130,6 @@ def ladder(rows: list[dict[str, Any]]):
 
 def study(module: Any, results: dict[str, Any], verdict: dict[str, Any], path: pathlib.Path) -> None:
   """The figure of a study of experiments/studies, with its verdict as the title."""
-  figure, axes = _axes(f"{module.__name__.rsplit('.', 1)[-1]}: {verdict['verdict']}", '', '')
+  figure, axes = style.axes(f"{pathlib.Path(verdict['name']).stem}: {verdict['verdict']}", '', '')
   module.figure(results, axes)
   _save(figure, path)

@@ -5,10 +5,10 @@ import http.server
 import pathlib
 from typing import Any
 
-from experiments.reports import sections
 from experiments.reports import runs as folders
-from framework import config as config_lib
+from experiments.reports import sections
 from foundation import files
+from framework import config as config_lib
 from framework.training import clock
 
 BARS = '▁▂▃▄▅▆▇█'

@@ -5,8 +5,8 @@ import os
 import pathlib
 from typing import Any
 
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 
 # What marks a folder: a training run, a study, a section of a page that another program has written.
 MARKS = ('config.json', 'verdict.json', 'section.json')

@@ -5,12 +5,12 @@ import json
 import pathlib
 from typing import Any
 
-from foundation import page
-from experiments.reports import figures as draw
+from experiments.reports import figures
 from experiments.reports import runs as folders
 from experiments.reports.runs import relative
+from foundation import figures as style
+from foundation import files, page
 from framework import config as config_lib
-from foundation import files
 
 # What a run's row shows beside the settings in which runs differ: heading, and key of result.json.
 RESULTS = (('bits/byte', 'bits_per_byte'), ('nats/token', 'loss_nats_per_token'), ('parameters', 'params_total'),
@@ -56,13 +56,13 @@ def overview(runs: list[dict[str, Any]], here: pathlib.Path) -> page.Section:
                        f'config.json and result.json of {which}')]
   with_rows = [run for run in runs if run['rows']]
   if with_rows:
-    svg = draw.svg(draw.losses({run['name']: run['rows'] for run in with_rows}))
+    svg = style.svg(figures.losses({run['name']: run['rows'] for run in with_rows}))
     blocks.append(page.Figure(svg, 'Loss on training batches (lines) and on held-out text (points) by tokens read.',
                               f'metrics.jsonl of {which}'))
   by_position = {run['name']: run['result']['loss_by_position'] for run in runs
                  if run['result'].get('loss_by_position')}
   if by_position:
-    blocks.append(page.Figure(draw.svg(draw.positions(by_position)), 'Held-out loss by position in the window.',
+    blocks.append(page.Figure(style.svg(figures.positions(by_position)), 'Held-out loss by position in the window.',
                               "result.json, field 'loss_by_position'"))
   return page.Section('Runs' if len(runs) > 1 else f'Run {runs[0]["name"]}', blocks)
 

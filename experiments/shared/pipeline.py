@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 from framework.training import clock
 
 

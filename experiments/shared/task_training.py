@@ -1,6 +1,7 @@
 """Trains small models on endless tasks, for studies: batches are drawn on the device, many steps a call."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
+from framework.models import contract
 from framework.training import optimizer, state, step
 
 CHUNK = 50  # steps a call
@@ -45,30 +47,29 @@ def train(module: Any, draw: Callable[[jax.Array, jax.Array], dict[str, jax.Arra
     params: to begin with; None: from the seed.
     only: the one entry of `params` that is trained; '': all.
   """
-  update = optimizer.build(settings, steps)
-  if only:
-    update = optimizer.only(update, only)
+  update = optimizer.build(settings, steps, contract.describe(module), only)
   c = config_lib.Training(steps=steps, seed=seed, skip_nonfinite=1)
   train_step = step.make(module, update, optimizer.schedule(settings, steps), c, module.stochastic)
   if params is None:
-    params = jax.jit(lambda key: module.init(key, *[jnp.ones((1, 1), jnp.int32)] * 3))(jax.random.key(seed))['params']
+    params = contract.init(module, jax.random.key(seed))
   zero = jnp.zeros((), jnp.int32)
   carry = state.State(zero, zero, params, jax.jit(update.init)(params))
   key = jax.random.key(seed + 1)
 
-  @jax.jit
-  def chunk(carry, first):
+  @functools.partial(jax.jit, static_argnums=2)
+  def chunk(carry, first, count):
     def one(carry, number):
       number = first + number
       carry, metrics = train_step(carry, draw(jax.random.fold_in(key, number), number))
       return carry, metrics['loss']
-    return jax.lax.scan(one, carry, jnp.arange(CHUNK))
+    return jax.lax.scan(one, carry, jnp.arange(count))
 
   losses = []
   for first in range(0, steps, CHUNK):
-    carry, loss = chunk(carry, first)
+    count = min(CHUNK, steps - first)
+    carry, loss = chunk(carry, first, count)
     losses.append(float(loss.mean()))
-    show(first + CHUNK, steps, f'{what} loss {losses[-1]:.4f}')
+    show(first + count, steps, f'{what} loss {losses[-1]:.4f}')
   if not np.isfinite(losses).all() or int(carry.skipped):
     raise FloatingPointError(f'{what}: {int(carry.skipped)} steps were not finite')
   return carry.params, losses

@@ -5,7 +5,6 @@ from typing import Any
 
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
-from framework.tiered import stages
 from framework.training import loop, run
 
 
@@ -22,12 +21,11 @@ def train(config: config_lib.Config, folder: pathlib.Path, corpus: corpus_lib.Co
   Raises:
     Stopped: a signal came first.
   """
-  c = config_lib.check(config)
+  c = config_lib.resolve(config)
   corpus = corpus or corpus_lib.prepare(c.data)
-  trainer = stages if c.model.name == 'tiered' else loop
-  trainer.check(c, corpus)
+  loop.check(c, corpus)
   run.open_folder(folder, c, corpus, resume=True)
-  result = trainer.train(c, corpus, folder)
+  result = loop.train(c, corpus, folder)
   if result['status'] != 'complete':
     raise Stopped(result['status'].removeprefix('stopped by '))
   return result

@@ -65,7 +65,7 @@ def turned(corpus: corpus_lib.Corpus) -> corpus_lib.Corpus:
 
 
 def settings(s: dict[str, Any], seed: int) -> config_lib.Config:
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=s['window'], tokenizer=s['tokenizer']),
       optimizer=config_lib.Optimizer(learning_rate=s['learning_rate'], final_learning_rate=s['learning_rate'] / 10,

@@ -69,7 +69,7 @@ def reader(kind: str, task: Task, s: dict[str, Any], seed: int):
     c.encoder = config_lib.Encoder(kind=name, layers=s['encoder_layers'])
   if name == 'right_to_left_scan':
     c.model.position = 'none'  # a recurrence knows the order; learnt distances would end at the trained length
-  return models.of_config(config_lib.check(c), len(task.alphabet) + 1)
+  return models.build(config_lib.resolve(c), len(task.alphabet) + 1)
 
 
 def parts(s: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ def settings(part: str, s: dict[str, Any], seed: int) -> config_lib.Config:
   if way == 'tokens':
     B = 2 * round(B * L / stride / 2)
     steps = round(steps * s['windows'] * L / (B * stride))
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=L, stride=stride, tokenizer=s['tokenizer']),
       optimizer=config_lib.Optimizer(learning_rate=s['learning_rate'], final_learning_rate=s['learning_rate'] / 10,
@@ -69,7 +69,7 @@ def independent(module, params: Any, corpus: corpus_lib.Corpus, d: config_lib.Da
   total = windows.count(corpus.train.tokens, d.stride) - 1  # without the last, which may be short
   picked = np.arange(d.window // d.stride + 1, total)[windows.indices(
       total - d.window // d.stride - 1, count, seed, 10**6)]
-  batch = windows.batch(corpus.train, corpus.tokenizer.end, picked, d.window, d.stride, d.packed)
+  batch = windows.Windows(corpus.train, corpus.tokenizer.end, d.window, d.stride, d.packed).batch(picked)
   chosen = d.window - 1 - np.random.default_rng(seed).integers(d.stride, size=count)
   one = np.zeros_like(batch['weights'])
   one[np.arange(count), chosen] = 1

@@ -18,6 +18,7 @@ import jax
 from experiments.shared import task_training as fit
 from framework import config as config_lib
 from framework.data.tasks.path_star import Task
+from framework.models import contract
 from framework.tiered import model as tiered
 
 CLAIM = ('A decoder guesses the first step on a path-star graph; a reader of K of its rollouts takes the right one as '
@@ -48,7 +49,7 @@ def settings(s: dict[str, Any], seed: int, samples: int = 1, content: str = 'own
   Without positions: edges come in any order, and a look learnt at one distance is to work at others, also ahead.
   """
   task = task_of(s)
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads'], position='none'),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
       tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.nodes_of_arm + 1, samples=samples,
@@ -88,7 +89,7 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
     out['loss_curves'][name] = losses
     return params
   fewest, *others = s['samples']
-  fresh = jax.jit(tiered.build(settings(s, seed), vocabulary).init)(jax.random.key(seed + 100))['params'] | below
+  fresh = contract.init(tiered.build(settings(s, seed), vocabulary), jax.random.key(seed + 100)) | below
   first = last = reader('own', fewest, tiered.warm_start(fresh, 2), s['second'])
   for samples in others:
     last = reader('own', samples, last, s['more'])

@@ -9,7 +9,6 @@ Differences are paired: every model is scored on the same held-out targets, and 
 interval, in all seeds at once. The gain is also told by the distance from the last start, where rollouts are freshest.
 """
 
-import dataclasses
 import math
 import pathlib
 import shutil
@@ -20,11 +19,11 @@ import numpy as np
 
 from experiments.shared import text_training as text
 from framework import config as config_lib
-from framework import cross_entropy
-from framework.models import flops
-from framework import models as models_lib
+from framework import cross_entropy, models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
+from framework.models import contract
+from framework.models.decoder import Decoder
 from framework.tiered import model as tiered
 from framework.training import run as run_lib
 from framework.training import setup
@@ -53,7 +52,7 @@ RESAMPLES = 2000
 
 def settings(s: dict[str, Any], seed: int, content: str = 'tiered') -> config_lib.Config:
   """The tiered model, or with a control's content."""
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=s['window'], tokenizer=s['tokenizer']),
       optimizer=config_lib.Optimizer(name='muon', learning_rate=s['learning_rate'], warmup_steps=50,
@@ -65,34 +64,26 @@ def settings(s: dict[str, Any], seed: int, content: str = 'tiered') -> config_li
       evaluation=config_lib.Evaluation(windows=s['evaluated'], batch=64)))
 
 
-def inference(c: config_lib.Config, vocabulary: int) -> float:
-  """FLOPs of a window of the tiered model where it is used: rollouts, and one reading by the top."""
-  top = flops.read(flops.tier_models(c), c.tiered, c.tiered.tiers, vocabulary, c.data.window)
-  return flops.write_window(c, vocabulary) + top
-
-
 def decoder(equal: str, s: dict[str, Any], seed: int, vocabulary: int) -> config_lib.Config:
   """A decoder that has as much of something as the tiered model; more layers or more steps, all else its top tier's."""
-  t = settings(s, seed)
-  c = config_lib.Config(model=dataclasses.replace(t.model, name='decoder'), data=t.data, optimizer=t.optimizer,
-                        training=dataclasses.replace(t.training), evaluation=t.evaluation)
-  def per_step(layers: int) -> float:
-    return flops.train(dataclasses.replace(c.model, layers=layers), vocabulary, s['window'])
+  t, default = settings(s, seed), config_lib.flatten(config_lib.Config())
+  plain = {key: value for key, value in default.items() if key.startswith('tiered.')}
+  def with_layers(layers: int) -> config_lib.Config:
+    return config_lib.changed(t, {'model.name': 'decoder', 'model.layers': layers} | plain)
+  def model(layers: int) -> contract.Model:
+    return models.build(with_layers(layers), vocabulary)
+  c = with_layers(s['layers'])
   if equal == 'training':
-    bottom = flops.train(flops.tier_models(t)[0], vocabulary, s['window'])
-    total = s['first'] * bottom + s['second'] * flops.train_window(t, vocabulary)
-    c.training.steps = round(total / per_step(s['layers']))
-  elif equal == 'inference':
-    c.model.layers = nearest(lambda n: per_step(n) / 3, inference(t, vocabulary))
-  elif equal == 'parameters':
-    c.model.layers = nearest(lambda n: size(dataclasses.replace(c.model, layers=n), vocabulary, s['window']),
-                             sum(size(m, vocabulary, s['window']) for m in flops.tier_models(t)))
-  return config_lib.check(c)
-
-
-def size(model: config_lib.Model, vocabulary: int, window: int) -> int:
-  module = models_lib.build(dataclasses.replace(model, name='decoder'), vocabulary, window)
-  return flops.parameters(jax.eval_shape(lambda: models_lib.init(module, jax.random.key(0))))['total']
+    stages = [(stage.config.training.steps, models.build(stage.config, vocabulary)) for stage in models.stages(t)]
+    total = sum(steps * built.flops().train for steps, built in stages)
+    return config_lib.changed(c, {'training.steps': round(total / model(s['layers']).flops().train)})
+  if equal == 'inference':
+    return with_layers(nearest(lambda n: model(n).flops().forward, models.build(t, vocabulary).flops().forward))
+  if equal == 'parameters':
+    tiers = tiered.tier_models(t)
+    sizes = [contract.counts(Decoder(m, vocabulary, s['window']))['total'] for m in tiers]
+    return with_layers(nearest(lambda n: contract.counts(model(n))['total'], sum(sizes)))
+  return c
 
 
 def nearest(of, wanted: float) -> int:
@@ -120,8 +111,7 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
   bytes_per_token = corpus.validation.bytes / (corpus.validation.tokens - 1)
   return {'bits_per_byte': result['bits_per_byte'], 'steps': c.training.steps, 'layers': c.model.layers,
           'flops_train': result['flops_train_exact'], 'parameters': result['params_total'],
-          'flops_inference': inference(c, corpus.tokenizer.size) if content else flops.forward(
-              c.model, corpus.tokenizer.size, s['window']), 'bytes_per_token': bytes_per_token,
+          'flops_inference': trained.setup.module.flops().forward, 'bytes_per_token': bytes_per_token,
           } | scored(trained, corpus, s, seed)
 
 
@@ -135,8 +125,7 @@ def scored(trained: setup.Trained, corpus: corpus_lib.Corpus, s: dict[str, Any],
   places = jax.jit(lambda batch: starter.starts(None, batch))
   params = jax.device_put(trained.params, jax.devices()[0])
   by_document, by_distance = (np.zeros((2, n)) for n in (len(split.starts), s['period'] + 1))
-  for batch in windows.evaluation_batches(split, corpus.tokenizer.end, window=s['window'], stride=s['window'],
-                                          packed=True, batch=64, limit=s['evaluated']):
+  for batch in windows.Windows(split, corpus.tokenizer.end, s['window'], s['window']).each(64, s['evaluated']):
     weights_BxL = batch['weights'].astype(float)
     both = np.stack([np.asarray(nats(params, batch), float) * weights_BxL, weights_BxL])
     at_BxL = batch['start'].astype(np.int64)[:, None] + np.arange(s['window'])  # of the inputs, in the split

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.shared import task_training as fit
 from framework import config as config_lib
 from framework.data.tasks.one_way import Task
+from framework.models import contract
 from framework.tiered import model as tiered
 
 CLAIM = ('A decoder that reads its own rollout solves the answer-first word problem of S_5, where the decoder alone, a '
@@ -40,7 +41,7 @@ SCALES = {
 
 def settings(task: Task, s: dict[str, Any], seed: int, content: str = 'own', layers: int = 0) -> config_lib.Config:
   """The two tiers; a rollout holds the guess, the semicolon and the derivation."""
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=layers or s['layers'], width=s['width'], heads=s['heads']),
       data=config_lib.Data(window=task.length - 1), training=config_lib.Training(seed=seed),
       tiered=config_lib.Tiered(tiers=2, period=task.length - 1, rollout=task.steps + 2, content=content,
@@ -73,7 +74,7 @@ def train_bottom(task: Task, s: dict[str, Any], seed: int, show, layers: int = 0
 def train_top(task: Task, s: dict[str, Any], seed: int, bottom: Any, content: str, show):
   """Tier 2, a copy of tier 1 at first, on `content`."""
   model = tiered.build(settings(task, s, seed, content), len(task.alphabet) + 1)
-  params = jax.jit(model.init)(jax.random.key(seed + 100))['params'] | bottom
+  params = contract.init(model, jax.random.key(seed + 100)) | bottom
   params = tiered.warm_start(params, 2)
   draw = lambda key, number: fit.rows(task, key, s['batch'], number + s['first'])
   return model, *fit.train(model, draw, steps=s['second'], seed=seed + 10, settings=optimizer(s['second']),

@@ -1,6 +1,6 @@
 """A sweep as one expression: which settings of a config its cells change, and to what.
 
-  cells = product(together(over('model.width', [16, 32]), over('model.layers', [2, 3])),
+  cells = product(zipped(over('model.width', [16, 32]), over('model.layers', [2, 3])),
                   over('training.steps', [500, 1000]))
 
 An expression is a list of cells, and a cell is a dictionary {config key: value}, so a sweep file may also compute one.
@@ -8,13 +8,15 @@ An expression is a list of cells, and a cell is a dictionary {config key: value}
 
 import copy
 import dataclasses
-import importlib.util
 import itertools
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from foundation import entries
+from foundation.errors import one_line
 from framework import config as config_lib
+from framework import models
 from framework.training import branch
 from scaling import lints
 
@@ -31,10 +33,10 @@ def product(*parts: Cells) -> Cells:
   return [_merged(row) for row in itertools.product(*parts)]
 
 
-def together(*parts: Cells) -> Cells:
+def zipped(*parts: Cells) -> Cells:
   """The first cells of all parts as one, then the second ones, and so on: zip. The parts must be of one length."""
   if len({len(part) for part in parts}) > 1:
-    raise config_lib.ConfigError(f'together() got parts of {", ".join(str(len(part)) for part in parts)} cells; '
+    raise config_lib.ConfigError(f'zipped() got parts of {", ".join(str(len(part)) for part in parts)} cells; '
                                  'expected one length')
   return [_merged(row) for row in zip(*parts)]
 
@@ -71,26 +73,24 @@ class Sweep:
 class Cell:
   """One run of a sweep. cost: exact training FLOPs of the steps that it does not take over from a shorter run."""
   name: str
-  config: config_lib.Config
+  config: config_lib.Config  # resolved
   cost: float = 0.0
   source: str = ''  # the name of the cell at whose decay this one begins
-  own_steps: int = 0  # steps that it takes itself
+  own_steps: int = 0  # steps that it takes itself, in all stages of its training
+  whole_cost: float = 0.0  # with the steps that it takes over
 
 
 def load(path: pathlib.Path) -> Sweep:
   """The Sweep of a sweep file. Raises ConfigError."""
-  if not path.is_file():
-    around = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-    raise config_lib.ConfigError(f'sweep file {path} does not exist{config_lib.nearest(str(path), around)}')
-  spec = importlib.util.spec_from_file_location('lemma_sweep', path)
-  module = importlib.util.module_from_spec(spec)
+  module = entries.from_file(str(path), 'sweep file')
+  if not hasattr(module, 'get_sweep'):
+    raise config_lib.ConfigError(f'sweep file {path} has no get_sweep(); expected a function that returns a Sweep')
   try:
-    spec.loader.exec_module(module)
     sweep = module.get_sweep()
   except config_lib.ConfigError:
     raise
   except Exception as error:  # a sweep file is anyone's code
-    raise config_lib.ConfigError(f'sweep file {path}: {type(error).__name__}: {" ".join(str(error).split())}') from None
+    raise config_lib.ConfigError(f'sweep file {path}: {type(error).__name__}: {one_line(error)}') from None
   if not isinstance(sweep, Sweep):
     raise config_lib.ConfigError(f'get_sweep() of {path} returned {type(sweep).__name__}; expected an '
                                  'experiments.sweeping.cells.Sweep')
@@ -98,27 +98,23 @@ def load(path: pathlib.Path) -> Sweep:
 
 
 def expand(sweep: Sweep) -> list[Cell]:
-  """The checked cells by name, ladders in the order in which one rung begins where the one before decays.
+  """The cells by name with resolved configs, those of a trunk in the order in which one begins where another decays.
 
   Raises:
     ConfigError: a cell's key or value is wrong, or two cells are the same run.
   """
   if not sweep.cells:
     raise config_lib.ConfigError('the sweep has no cells')
-  known = config_lib.flatten(config_lib.Config())
   cells, seen = [], {}
   for changes in sweep.cells:
-    config = copy.deepcopy(sweep.base)
-    for key, value in changes.items():
-      if key not in known:
-        raise config_lib.ConfigError(f"the sweep changes '{key}', which no config has"
-                                     f'{config_lib.nearest(key, known)}')
-      section, field = key.split('.')
-      setattr(getattr(config, section), field, value)
+    try:
+      config = config_lib.assign(copy.deepcopy(sweep.base), changes)
+    except config_lib.ConfigError as error:
+      raise config_lib.ConfigError(f'the sweep changes a setting: {error}') from None
     name = '_'.join(f"{key.split('.')[1]}{value}" for key, value in changes.items()) or 'base'
     name = name.replace('/', '-')
     try:
-      config_lib.check(config)
+      config = config_lib.resolve(config)
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'cell {name}: {error}') from None
     settings = repr(config)
@@ -128,31 +124,35 @@ def expand(sweep: Sweep) -> list[Cell]:
       raise config_lib.ConfigError(f'two different cells have the name {name}; expected the same keys in all cells')
     seen[settings] = name
     cells.append(Cell(name, config))
-  return [dataclasses.replace(cell, source=source) for ladder in ladders(cells)
-          for cell, source in zip(ladder, ['', *(c.name for c in ladder)])]
+  return [dataclasses.replace(cell, source=source) for trunk in trunks(cells)
+          for cell, source in zip(trunk, ['', *(c.name for c in trunk)])]
 
 
-def ladders(cells: list[Cell]) -> list[list[Cell]]:
+def trunks(cells: list[Cell]) -> list[list[Cell]]:
   """Groups of cells that share a trunk (framework.training.branch), shortest first; a cell without fellows is alone."""
   out: list[list[Cell]] = []
   for cell in sorted(cells, key=lambda cell: cell.config.training.steps):
-    ladder = next((l for l in out if branch.shares_trunk(l[-1].config, cell.config)), None)
-    if ladder:
-      ladder.append(cell)
+    trunk = next((l for l in out if branch.shares_trunk(l[-1].config, cell.config)), None)
+    if trunk:
+      trunk.append(cell)
     else:
       out.append([cell])
   return out
 
 
-def with_costs(cells: list[Cell], vocabulary: int) -> list[Cell]:
-  """The cells with their own steps and training FLOPs."""
-  from framework.models import flops
-  steps = {cell.name: branch.branch_step(cell.config) for cell in cells}
-  def costed(cell):
-    c = cell.config
-    own = c.training.steps - (steps[cell.source] if cell.source else 0)
-    return dataclasses.replace(cell, own_steps=own, cost=own * c.training.batch * flops.train(
-        c.model, vocabulary, c.data.window))
+def stage_steps(config: config_lib.Config) -> dict[str, int]:
+  """{folder below the run's: steps} of the stages of a cell's training."""
+  return {stage.name: stage.config.training.steps for stage in models.stages(config)}
+
+
+def with_costs(cells: list[Cell], corpus_of: Callable[[config_lib.Config], Any]) -> list[Cell]:
+  """The cells with their own steps and training FLOPs, on the corpus of each."""
+  begins = {cell.name: branch.branch_step(cell.config) for cell in cells}
+  def costed(cell: Cell) -> Cell:
+    steps = sum(stage_steps(cell.config).values())
+    own = steps - (begins[cell.source] if cell.source else 0)
+    whole = models.flops_train(cell.config, corpus_of(cell.config))
+    return dataclasses.replace(cell, own_steps=own, cost=whole * own / steps, whole_cost=whole)
   return [costed(cell) for cell in cells]
 
 

@@ -9,9 +9,9 @@ from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty
 from scaling.fit import Fit, fit
+from scaling.holdout import holdout, thin
 from scaling.laws import law as law_of
 from scaling.objective import Loss
-from scaling.holdout import holdout, thin
 
 LAWS = ('additive', 'tied', 'kaplan', 'coupled')
 LOSS = Loss('huber', 0.0)  # delta from the residuals

@@ -1,4 +1,4 @@
-"""Processes that run the ladders of a sweep, here or under Slurm, and the one line that shows how far they all are."""
+"""Processes that run the trunks of a sweep, here or under Slurm, and the one line that shows how far they all are."""
 
 import importlib.util
 import json
@@ -13,14 +13,19 @@ from collections.abc import Sequence
 from absl import logging
 import tqdm
 
-from experiments.sweeping.cells import Cell
+from experiments.sweeping.cells import Cell, stage_steps
 from framework import config as config_lib
 from framework.training import clock
 
 ROOT = pathlib.Path(__file__).parents[2]
 POLL = 0.5  # seconds
 NOTE = 30.0  # seconds between lines where there is no terminal
-Ladder = list[Cell]
+Trunk = list[Cell]
+
+
+def python_path() -> str:
+  """PYTHONPATH with which a worker finds this code from the user's own folder, to which the paths of a sweep belong."""
+  return os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
 def gpus() -> list[str]:
@@ -58,10 +63,11 @@ class Local:
     """Starts `python words`; the log is appended to. The open pipe to its stdin tells the worker that we live."""
     slot = self._free.pop(0)
     pinned = ['--attached', f"--cores={','.join(map(str, self._groups[slot]))}"]
-    environment = os.environ | {'OMP_NUM_THREADS': str(len(self._groups[slot]))} | self._gpu(slot)
+    environment = os.environ | {'OMP_NUM_THREADS': str(len(self._groups[slot])), 'PYTHONPATH': python_path()}
+    environment |= self._gpu(slot)
     with open(log, 'ab') as file:
       job = subprocess.Popen([sys.executable, *words, *pinned], stdin=subprocess.PIPE, stdout=file, stderr=file,
-                             cwd=ROOT, env=environment)
+                             env=environment)
     self._taken[job.pid] = slot
     return job
 
@@ -89,7 +95,7 @@ class Local:
 
 
 class Slurm:
-  """One Slurm job a ladder, through submitit; jobs outlive this process, and a later one takes up what they wrote."""
+  """One Slurm job a trunk, through submitit; jobs outlive this process, and a later one takes up what they wrote."""
 
   def __init__(self, folder: pathlib.Path, parameters: dict[str, str]):
     try:
@@ -111,7 +117,8 @@ class Slurm:
     return True
 
   def start(self, words: Sequence[str], log: pathlib.Path):
-    return self._executor.submit(self._command([sys.executable, *words], cwd=ROOT))
+    return self._executor.submit(self._command(
+        ['env', f'PYTHONPATH={python_path()}', sys.executable, *words], cwd=pathlib.Path.cwd()))
 
   def poll(self, job) -> int | None:
     if not job.done():
@@ -140,6 +147,11 @@ def newest(folder: pathlib.Path) -> dict[str, float]:
     return {}
 
 
+def steps_done(folder: pathlib.Path, config: config_lib.Config) -> int:
+  """Steps that the run in `folder` has taken, in all stages of its training."""
+  return int(sum(newest(folder / stage).get('step', 0) for stage in stage_steps(config)))
+
+
 class Progress:
   """How many cells are done, and when all will be: seconds follow from the speed of the begun cells most like each."""
 
@@ -154,8 +166,8 @@ class Progress:
     """FLOPs of a cell that are still to be done."""
     if finished(self._folder / cell.name):
       return 0.0
-    first, whole = start.get(cell.source, 0), cell.config.training.steps
-    return cell.cost * (1.0 - max(0, newest(self._folder / cell.name).get('step', 0) - first) / (whole - first))
+    done = steps_done(self._folder / cell.name, cell.config) - start.get(cell.source, 0)
+    return cell.cost * (1.0 - max(0, done) / cell.own_steps)
 
   def line(self, running: Sequence[str], start: dict[str, int]) -> str:
     """One line for people. start: the step at which each cell that is a source decays."""
@@ -165,13 +177,16 @@ class Progress:
     text = f'{done}/{len(self._cells)} cells, {100 * (1 - sum(left.values()) / total):.0f} % of the FLOPs'
     seconds = self._seconds(left)
     text += f', {clock.duration(seconds)} left' if seconds is not None else ''
-    return text + ''.join(f"  {name}: step {newest(self._folder / name).get('step', 0)}" for name in running)
+    steps = {cell.name: steps_done(self._folder / cell.name, cell.config) for cell in self._cells
+             if cell.name in running}
+    return text + ''.join(f'  {name}: step {steps[name]}' for name in running)
 
   def _seconds(self, left: dict[str, float]) -> float | None:
     step = {cell.name: self.step_flops(cell) for cell in self._cells}
     rates = {}  # FLOP/s
     for cell in self._cells:
-      if speed := newest(self._folder / cell.name).get('tokens_per_second'):
+      begun = [newest(self._folder / cell.name / stage) for stage in stage_steps(cell.config)]
+      if speed := next((row['tokens_per_second'] for row in reversed(begun) if 'tokens_per_second' in row), None):
         rates[cell.name] = speed * step[cell.name] / (cell.config.training.batch * cell.config.data.window)
     if not rates:
       return None
@@ -200,41 +215,41 @@ class Progress:
       self._bar.close()
 
 
-def run(ladders: list[Ladder], launcher: Local | Slurm, words: Sequence[str], logs: pathlib.Path, progress: Progress,
+def run(trunks: list[Trunk], launcher: Local | Slurm, words: Sequence[str], logs: pathlib.Path, progress: Progress,
         folder: pathlib.Path, start: dict[str, int]) -> list[str]:
-  """Runs every unfinished cell, the costliest ladder first; returns a line for each ladder that failed.
+  """Runs every unfinished cell, the costliest trunk first; returns a line for each trunk that failed.
 
   Args:
     words: of the worker's command; `--cells=` is added.
     start: the step at which each cell that is a source decays.
   """
-  ladders = [[cell for cell in ladder if not finished(folder / cell.name)] for ladder in ladders]
-  waiting = sorted((l for l in ladders if l), key=lambda l: -sum(cell.cost for cell in l))
-  running: list[tuple[object, Ladder, pathlib.Path]] = []
+  trunks = [[cell for cell in trunk if not finished(folder / cell.name)] for trunk in trunks]
+  waiting = sorted((l for l in trunks if l), key=lambda l: -sum(cell.cost for cell in l))
+  running: list[tuple[object, Trunk, pathlib.Path]] = []
   failures: list[str] = []
-  told = {cell.name for ladder in ladders for cell in ladder}
+  unannounced = {cell.name for trunk in trunks for cell in trunk}
   try:
     while waiting or running:
       while waiting and launcher.ready():
-        ladder = waiting.pop(0)
-        log = logs / f'{ladder[0].name}.log'
-        running.append((launcher.start([*words, f"--cells={','.join(c.name for c in ladder)}"], log), ladder, log))
+        trunk = waiting.pop(0)
+        log = logs / f'{trunk[0].name}.log'
+        running.append((launcher.start([*words, f"--cells={','.join(c.name for c in trunk)}"], log), trunk, log))
       time.sleep(POLL)
       for item in list(running):
-        job, ladder, log = item
-        for cell in ladder:
-          if cell.name in told and finished(folder / cell.name):
-            told.remove(cell.name)
+        job, trunk, log = item
+        for cell in trunk:
+          if cell.name in unannounced and finished(folder / cell.name):
+            unannounced.remove(cell.name)
             if not sys.stderr.isatty():
               logging.info('%s is done; %s', cell.name, progress.line([], start))
         code = launcher.poll(job)
         if code is not None:
           running.remove(item)
-          unfinished = [cell.name for cell in ladder if not finished(folder / cell.name)]
+          unfinished = [cell.name for cell in trunk if not finished(folder / cell.name)]
           if code or unfinished:
-            failures.append(f"{', '.join(unfinished) or ladder[-1].name}: {_ending(code)}, {_last_line(log)} ({log})")
+            failures.append(f"{', '.join(unfinished) or trunk[-1].name}: {_ending(code)}, {_last_line(log)} ({log})")
             logging.warning('%s', failures[-1])
-      at_work = [next((c.name for c in ladder if not finished(folder / c.name)), '') for _, ladder, _ in running]
+      at_work = [next((c.name for c in trunk if not finished(folder / c.name)), '') for _, trunk, _ in running]
       progress.show([name for name in at_work if name], start)
   except BaseException:
     launcher.stop([job for job, _, _ in running])

@@ -9,10 +9,9 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from framework.baselines import compressors
 from framework import config as config_lib
+from framework.baselines import compressors, ngram
 from framework.data import corpus
-from framework.baselines import ngram
 
 # Bits per token of English words, a vocabulary of 2^15, as they are quoted in the outline of this project: beside the
 # measured ones, not measured here.
@@ -90,25 +89,23 @@ def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, str
   """A trained run on the same tokens: its losses, and the bounds of the guessing game."""
   # Imported here, since they start JAX, which the other rungs do without.
   from framework.baselines import guessing
-  from framework.training import evaluation
   from framework.data import windows
-  from framework.models import recurrent
-  from framework.training import run, setup
+  from framework.models import contract
+  from framework.training import evaluation, run, setup
   run.check_corpus(workdir, text)
   trained = setup.load(workdir)
   c, module, mesh = trained.setup.config, trained.setup.module, trained.setup.mesh
   stride = stride or c.evaluation.stride
-  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, split, text.tokenizer, mesh,
-                               window=c.data.window, stride=stride, batch=c.evaluation.batch, packed=c.data.packed)
+  held_out = windows.Windows(split, text.tokenizer.end, c.data.window, stride, c.data.packed)
+  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, text.tokenizer, mesh,
+                               batch=c.evaluation.batch)
   limit = max(1, GUESSED // c.data.window)
   guessed = [np.asarray(guessing.guesses(module, trained.params, batch))[batch['weights'] > 0]
-             for batch in windows.evaluation_batches(split, text.tokenizer.end, window=c.data.window, stride=stride,
-                                                     batch=min(c.evaluation.batch, limit), packed=c.data.packed,
-                                                     limit=limit)]
+             for batch in held_out.each(min(c.evaluation.batch, limit), limit)]
   lower, upper = guessing.bounds(np.concatenate(guessed))
   names = ('nats_per_token', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', 'window', 'stride',
            'loss_by_position')
-  return {'name': workdir.name, 'kind': 'two-sided' if c.model.name in recurrent.TWO_SIDED else 'network',
+  return {'name': workdir.name, 'kind': 'two-sided' if contract.answers(module, 'two_sided') else 'network',
           'model': c.model.name, 'step': trained.step, 'guessing_lower': lower, 'guessing_upper': upper} | {
               name: result[name] for name in names}
 

@@ -25,7 +25,7 @@ LANES = 32  # rows of one program: rows are computed in groups of so many
 def read(module, params: Any, cache: Any, tokens_BxK: jax.Array) -> tuple[Any, jax.Array]:
   """(cache, cumulative counts of the next token [B, V], int32) after K more tokens a row; the old cache is used up."""
   B, K = tokens_BxK.shape
-  positions_BxK = jnp.broadcast_to(cache['index'] + jnp.arange(K, dtype=jnp.int32), (B, K))
+  positions_BxK = jnp.broadcast_to(cache.index + jnp.arange(K, dtype=jnp.int32), (B, K))
   x_BxKxD, cache = module.apply({'params': params}, tokens_BxK, positions_BxK, jnp.ones((B, K), jnp.int32),
                                 cache=cache)
   p_BxV = jax.nn.softmax(module.logits(params, x_BxKxD[:, -1:])[:, 0], axis=-1)

@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from framework.config import CHOICES, ConfigError, Data, nearest
+from foundation.files import expand, lock
+from framework.config import ConfigError, Data
 from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
 from framework.data import stream
 from framework.data import tokenizer as tokenizers
-from foundation.files import expand, lock
 
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
@@ -104,10 +104,6 @@ def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.St
 
 
 def _prepare(data: Data, progress: Progress) -> Corpus:
-  kinds = CHOICES['data.tokenizer']
-  if data.tokenizer not in kinds:
-    raise ConfigError(f"data.tokenizer is '{data.tokenizer}'; expected one of {', '.join(kinds)}"
-                      f'{nearest(data.tokenizer, kinds)}')
   sources = sources_lib.find('data.path', data.path)
   held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
   digest = _digest(data, sources, held_out, progress)

@@ -6,12 +6,12 @@ function of its place, whatever was read before, and nothing is stored.
 
 import dataclasses
 import hashlib
-import importlib
-import pkgutil
+import pathlib
 from typing import Any
 
 import numpy as np
 
+from foundation import entries
 from framework.config import ConfigError, Data, nearest
 from framework.data import tasks
 from framework.data import tokenizer as tokenizers
@@ -63,21 +63,18 @@ class Stream:
     return self.task.block(np.random.Generator(np.random.Philox(key=key)))
 
 
-def names() -> list[str]:
-  """The languages there are."""
-  return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
-
-
 def task_of(text: str) -> Any:
-  """The task that `data.task` describes: 'zipf_pairs' or 'zipf_pairs:noise=0.1,symbols=32'.
+  """The task that `data.task` describes: 'zipf_pairs', 'zipf_pairs:noise=0.1,symbols=32' or 'my_task.py:size=3'.
 
   Raises:
     ConfigError: there is no such task or setting, or the task refuses its value.
   """
   name, _, settings = text.partition(':')
-  if name not in names():
-    raise ConfigError(f"data.task is '{text}'; expected one of {', '.join(names())}{nearest(name, names())}")
-  cls = importlib.import_module(f'{tasks.__name__}.{name}').Task
+  cls = entries.find(tasks, name, 'data.task', ('Task',)).Task
+  for need in ('alphabet', 'length', 'block'):
+    if not hasattr(cls, need):
+      raise ConfigError(f"data.task is '{text}', whose Task has no '{need}'; expected what the docstring of "
+                        f'{tasks.__name__} says')
   fields = {field.name: field.type for field in dataclasses.fields(cls)}
   given = {}
   for clause in filter(None, settings.split(',')):
@@ -99,5 +96,8 @@ def splits(data: Data) -> tuple[Stream, Stream, tokenizers.Symbols, str]:
     raise ConfigError(f"{key} is '{getattr(data, key.split('.')[1])}' beside data.task '{data.task}'; expected one of "
                       'the two')
   task = task_of(data.task)
-  digest = hashlib.sha256(f'{LAYOUT} {data.task.partition(":")[0]} {task}'.encode()).hexdigest()[:32]
+  name = data.task.partition(':')[0]
+  if name.endswith('.py'):  # a file elsewhere is what it holds, whatever it is called
+    name = pathlib.Path(name).expanduser().read_text(encoding='utf-8')
+  digest = hashlib.sha256(f'{LAYOUT} {name} {task}'.encode()).hexdigest()[:32]
   return Stream(task, 0, ENDLESS), Stream(task, 1, HELD_OUT), tokenizers.Symbols(task.alphabet), digest

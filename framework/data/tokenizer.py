@@ -6,12 +6,12 @@ the result of encoding text, and decodes to nothing.
 """
 
 import codecs
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -19,7 +19,8 @@ from typing import ClassVar
 import numpy as np
 import tokenizers
 
-from framework.config import ConfigError, nearest
+from foundation import files
+from foundation.errors import ConfigError, nearest
 
 PIECE = 1 << 20  # characters tokenised at a time
 SAMPLE_BYTES = 64 << 20  # of the training text, read by the BPE trainer: bounds its memory
@@ -124,15 +125,7 @@ class Tokenizer:
   def save(self, path: str | os.PathLike) -> None:
     """Writes one JSON file, whole or not at all."""
     text = json.dumps({'lemma_tokenizer': self.name, **dataclasses.asdict(self)})
-    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'
-    try:
-      with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
-      os.replace(temporary, path)
-    except BaseException:
-      with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-      raise
+    files.write_atomically(pathlib.Path(path), text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +172,15 @@ class Chars(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class Symbols(Chars):
-  """The alphabet of a synthetic language. A symbol counts as one byte, so that bits per byte are bits per symbol."""
+  """The alphabet of a synthetic language, in the order of its symbols.
+
+  A symbol counts as one byte, so that bits per byte are bits per symbol.
+  """
   name: ClassVar[str] = 'symbols'
+
+  def __post_init__(self):
+    if not isinstance(self.alphabet, str) or len(set(self.alphabet)) != len(self.alphabet):
+      raise ValueError('an alphabet is a string of distinct characters')
 
   @functools.cached_property
   def token_bytes(self) -> np.ndarray:

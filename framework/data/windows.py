@@ -10,13 +10,14 @@ all targets of a window may be scored, then each token is one L / S times; the f
 unscored, a stride in other words where S leaves them out anyway. And a fold of the documents may be left out.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 
-from framework.config import ConfigError
+from framework.config import ConfigError, Data
 from framework.data.corpus import Split
 
 Batch = dict[str, np.ndarray]
@@ -27,55 +28,6 @@ def count(n: int, stride: int, random_phase: bool = False) -> int:
   """The number of windows of a split of n tokens; the last may predict fewer than `stride`, and with a random phase
   the first too, and the last none."""
   return max(0, -(-(n - 1) // stride)) + random_phase
-
-
-def batch(split: Split, end: int, windows_B: np.ndarray, window: int, stride: int, packed: bool, *,
-          phase_B: np.ndarray | int = 0, scored: str = 'stride', unscored: float = 0.0) -> Batch:
-  """The given windows of `split`; `end` is its end-of-document token.
-
-  Args:
-    phase_B: tokens, 0 to S-1, by which the blocks of a window's epoch begin earlier.
-    scored: 'stride', the targets of the window's own block, or 'window', all of the window up to the block's last.
-    unscored: share of the window whose first targets are not scored.
-
-  Returns:
-    tokens, targets: int32 [B, L]; targets[b, i] is the token after tokens[b, i].
-    weights: float32 [B, L], 1 on the targets that are scored and 0 on context and padding.
-    segments: int32 [B, L]; packed: 1 for the window's first document, one more from each later `end` on; else 1.
-      0 is padding, which only a split shorter than a window has, on the right.
-    positions: int32 [B, L], from 0 at the start of each segment.
-    start: uint32 [B], the place of the window's first token in the split, modulo 2^32: it keys rollouts.
-  """
-  before_B = np.asarray(windows_B, np.int64) * stride - phase_B  # the last token before the block
-  last_B = np.minimum(before_B + stride, split.tokens - 1)  # the block's last token
-  start_B = np.maximum(last_B - window, 0)
-  real = min(window, split.tokens - 1)  # the same in every window: only a short split pads
-  tokens_BxT = split.rows(start_B, real + 1)
-
-  def padded(filler: int) -> np.ndarray:
-    return np.full((len(before_B), window), filler, np.int32)
-
-  tokens_BxL, targets_BxL, segments_BxL, positions_BxL = padded(end), padded(end), padded(0), padded(0)
-  tokens_BxL[:, :real] = tokens_BxT[:, :-1]
-  targets_BxL[:, :real] = tokens_BxT[:, 1:]
-  place_L = np.arange(window, dtype=np.int32)
-  segments_BxL[:, :real] = 1
-  positions_BxL[:, :real] = place_L[:real]
-  if packed:
-    opens_BxT = tokens_BxL[:, :real] == end
-    opens_BxT[:, 0] = True
-    segments_BxL[:, :real] = np.cumsum(opens_BxT, axis=1)
-    positions_BxL[:, :real] -= np.maximum.accumulate(np.where(opens_BxT, place_L[:real], 0), axis=1)
-  target_BxL = start_B[:, None] + 1 + place_L
-  # Counted from where the window would begin if no end of the split cut it short: so no token is scored once more.
-  before_B = np.maximum(before_B + stride - window + round(unscored * window),
-                        before_B if scored == 'stride' else 0)
-  weights_BxL = (target_BxL > before_B[:, None]) & (target_BxL <= last_B[:, None])
-  return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL.astype(np.float32),
-          'segments': segments_BxL, 'positions': positions_BxL, 'start': start_B.astype(np.uint32)}
-
-
-_arrays = batch  # under a name that no parameter below hides
 
 
 def indices(windows: int, batch: int, seed: int, step: int, rows: slice = slice(None)) -> np.ndarray:
@@ -130,65 +82,126 @@ def skip(windows_B: np.ndarray, left_out: tuple[int, int]) -> np.ndarray:
   return windows_B + (high - low) * (windows_B >= low)
 
 
-def loader(split: Split, end: int, *, window: int, stride: int, packed: bool, batch: int, seed: int,
-           start_step: int = 0, rows: slice = slice(None), prefetch: int = 4, random_phase: bool = False,
-           scored: str = 'stride', unscored: float = 0.0, left_out: tuple[int, int] = (0, 0),
-           more: Callable[[np.ndarray], Batch] | None = None) -> Iterator[Batch]:
-  """Training batches `start_step`, `start_step + 1`, ... without end, made ahead by a thread.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+  """The windows of a split, in order: each reads L = `window` tokens and predicts the last S = `stride` of them.
 
-  Args:
-    random_phase: each epoch begins its blocks at a phase of its own.
-    scored, unscored: as of `batch`.
-    left_out: a range of windows that are not read.
-    more: further arrays of the given windows, which are added to their batch.
-    rows: this host's part of the global batch of `batch` windows.
-    prefetch: batches made ahead; 0 makes each when it is asked for.
-
-  Returns:
-    An iterator of the arrays of the function `batch`, and `rows`, int32 [rows]: the place of each in the global batch,
-    which keys its dropout. Its `close()` stops the thread.
+  end: the end-of-document token. packed: attention stays inside a document. random_phase: each epoch begins its blocks
+  at a phase of its own. scored: 'stride', the targets of the window's own block, or 'window', all of the window up to
+  the block's last. unscored: share of the window whose first targets are not scored. left_out: a range of windows that
+  training does not read.
   """
-  windows = count(split.tokens, stride, random_phase) - (left_out[1] - left_out[0])
-  rows_B = np.arange(batch, dtype=np.int32)[rows]
-  B = len(rows_B)
-  # Small batches are made several at a time: their cost is Python's, and on a CPU it is taken from the training step.
-  group = max(1, min(16, GROUP_TOKENS // max(1, B * window)))
+  split: Split
+  end: int
+  window: int
+  stride: int
+  packed: bool = True
+  random_phase: bool = False
+  scored: str = 'stride'
+  unscored: float = 0.0
+  left_out: tuple[int, int] = (0, 0)
 
-  def make(number: int) -> list[Batch]:
-    steps = range(number * group, (number + 1) * group)
-    picked = skip(np.concatenate([indices(windows, batch, seed, step, rows) for step in steps]), left_out)
-    drawn = [phases(windows, batch, seed, step, stride, rows) for step in steps if random_phase]
-    phase_B = np.concatenate(drawn) if random_phase else 0
-    arrays = _arrays(split, end, picked, window, stride, packed, phase_B=phase_B, scored=scored, unscored=unscored)
-    if more:
-      arrays |= more(picked)
-    return [{name: x[i * B:(i + 1) * B] for name, x in arrays.items()} | {'rows': rows_B} for i in range(group)]
+  @classmethod
+  def of(cls, split: Split, end: int, d: Data, left_out: tuple[int, int] = (0, 0)) -> 'Windows':
+    """What a run with the section `data` trains on."""
+    return cls(split, end, d.window, d.stride, d.packed, d.random_phase, d.scored, d.unscored, left_out)
 
-  # One thread: more would only take turns at the interpreter lock.
-  options = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=-(-prefetch // group))
-  iterator = iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(options))
-  iterator.set_state({'next_index': start_step // group})
+  @property
+  def count(self) -> int:
+    """Windows of an epoch of training."""
+    return count(self.split.tokens, self.stride, self.random_phase) - (self.left_out[1] - self.left_out[0])
 
-  def one_by_one() -> Iterator[Batch]:
-    try:
-      yield from next(iterator)[start_step % group:]
-      for batches in iterator:
-        yield from batches
-    finally:
-      iterator.close()
+  def batch(self, windows_B: np.ndarray, phase_B: np.ndarray | int = 0) -> Batch:
+    """The given windows.
 
-  return one_by_one()
+    Args:
+      phase_B: tokens, 0 to S-1, by which the blocks of a window's epoch begin earlier.
 
+    Returns:
+      tokens, targets: int32 [B, L]; targets[b, i] is the token after tokens[b, i].
+      weights: float32 [B, L], 1 on the targets that are scored and 0 on context and padding.
+      segments: int32 [B, L]; packed: 1 for the window's first document, one more from each later `end` on; else 1.
+        0 is padding, which only a split shorter than a window has, on the right.
+      positions: int32 [B, L], from 0 at the start of each segment.
+      start: uint32 [B], the place of the window's first token in the split, modulo 2^32: it keys rollouts.
+    """
+    before_B = np.asarray(windows_B, np.int64) * self.stride - phase_B  # the last token before the block
+    last_B = np.minimum(before_B + self.stride, self.split.tokens - 1)  # the block's last token
+    start_B = np.maximum(last_B - self.window, 0)
+    real = min(self.window, self.split.tokens - 1)  # the same in every window: only a short split pads
+    tokens_BxT = self.split.rows(start_B, real + 1)
 
-def evaluation_batches(split: Split, end: int, *, window: int, stride: int, packed: bool, batch: int,
-                       limit: int = 0, rows: slice = slice(None)) -> Iterator[Batch]:
-  """Every window once and in order, or `limit` windows spread evenly over the split; then a last batch is filled up
-  with rows of weight 0, so that all batches have one shape. The arrays are those of `loader`."""
-  windows = count(split.tokens, stride)
-  picked = min(limit or windows, windows)
-  rows_B = np.arange(batch, dtype=np.int32)[rows]
-  for first in range(0, picked, batch):
-    place_B = first + rows_B.astype(np.int64)
-    arrays = _arrays(split, end, np.minimum(place_B, picked - 1) * windows // picked, window, stride, packed)
-    arrays['weights'][place_B >= picked] = 0
-    yield {**arrays, 'rows': rows_B}
+    def padded(filler: int) -> np.ndarray:
+      return np.full((len(before_B), self.window), filler, np.int32)
+
+    tokens_BxL, targets_BxL, segments_BxL, positions_BxL = padded(self.end), padded(self.end), padded(0), padded(0)
+    tokens_BxL[:, :real] = tokens_BxT[:, :-1]
+    targets_BxL[:, :real] = tokens_BxT[:, 1:]
+    place_L = np.arange(self.window, dtype=np.int32)
+    segments_BxL[:, :real] = 1
+    positions_BxL[:, :real] = place_L[:real]
+    if self.packed:
+      opens_BxT = tokens_BxL[:, :real] == self.end
+      opens_BxT[:, 0] = True
+      segments_BxL[:, :real] = np.cumsum(opens_BxT, axis=1)
+      positions_BxL[:, :real] -= np.maximum.accumulate(np.where(opens_BxT, place_L[:real], 0), axis=1)
+    target_BxL = start_B[:, None] + 1 + place_L
+    # Counted from where the window would begin if no end of the split cut it short: so no token is scored once more.
+    before_B = np.maximum(before_B + self.stride - self.window + round(self.unscored * self.window),
+                          before_B if self.scored == 'stride' else 0)
+    weights_BxL = (target_BxL > before_B[:, None]) & (target_BxL <= last_B[:, None])
+    return {'tokens': tokens_BxL, 'targets': targets_BxL, 'weights': weights_BxL.astype(np.float32),
+            'segments': segments_BxL, 'positions': positions_BxL, 'start': start_B.astype(np.uint32)}
+
+  def batches(self, batch: int, seed: int, *, start_step: int = 0, rows: slice = slice(None), prefetch: int = 4,
+              more: Callable[[np.ndarray], Batch] | None = None) -> Iterator[Batch]:
+    """Training batches `start_step`, `start_step + 1`, ... without end, made ahead by a thread.
+
+    Args:
+      rows: this host's part of the global batch of `batch` windows.
+      prefetch: batches made ahead; 0 makes each when it is asked for.
+      more: further arrays of the given windows, which are added to their batch.
+
+    Returns:
+      An iterator of the arrays of the method `batch`, and `rows`, int32 [rows]: the place of each in the global batch,
+      which keys its dropout. Its `close()` stops the thread.
+    """
+    rows_B = np.arange(batch, dtype=np.int32)[rows]
+    B = len(rows_B)
+    # Small batches are made several at a time: their cost is Python's, and on a CPU it is taken from the training step.
+    group = max(1, min(16, GROUP_TOKENS // max(1, B * self.window)))
+
+    def make(number: int) -> list[Batch]:
+      steps = range(number * group, (number + 1) * group)
+      picked = skip(np.concatenate([indices(self.count, batch, seed, step, rows) for step in steps]), self.left_out)
+      phase_B = np.concatenate([phases(self.count, batch, seed, step, self.stride, rows) for step in steps]) \
+          if self.random_phase else 0
+      arrays = self.batch(picked, phase_B) | (more(picked) if more else {})
+      return [{name: x[i * B:(i + 1) * B] for name, x in arrays.items()} | {'rows': rows_B} for i in range(group)]
+
+    # One thread: more would only take turns at the interpreter lock.
+    options = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=-(-prefetch // group))
+    iterator = iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(options))
+    iterator.set_state({'next_index': start_step // group})
+
+    def one_by_one() -> Iterator[Batch]:
+      try:
+        yield from next(iterator)[start_step % group:]
+        for batches in iterator:
+          yield from batches
+      finally:
+        iterator.close()
+
+    return one_by_one()
+
+  def each(self, batch: int, limit: int = 0, rows: slice = slice(None)) -> Iterator[Batch]:
+    """Every window once and in order, or `limit` windows spread evenly over the split, for evaluation; the last batch
+    is filled up with rows of weight 0, so that all batches have one shape. The arrays are those of `batches`."""
+    windows = count(self.split.tokens, self.stride)
+    picked = min(limit or windows, windows)
+    rows_B = np.arange(batch, dtype=np.int32)[rows]
+    for first in range(0, picked, batch):
+      place_B = first + rows_B.astype(np.int64)
+      arrays = self.batch(np.minimum(place_B, picked - 1) * windows // picked)
+      arrays['weights'][place_B >= picked] = 0
+      yield {**arrays, 'rows': rows_B}

@@ -1,53 +1,59 @@
-"""The extension point: a fork adds its model to MODELS, and the training loop, evaluation and sampler run it."""
+"""Models, one file each: `model.name=NAME`, or the path of a file elsewhere.
 
-import importlib
+A model is a file that holds
 
-import jax
-import jax.numpy as jnp
+  build(config, vocabulary) -> contract.Model   of a resolved config, for a vocabulary of V tokens
 
-from framework import config as config_lib
-from framework.models import decoder, encoder_decoder, markov, masked, recurrent
-from pallas_kernels import attention
+and may hold
 
-MODELS = {'decoder': decoder.Decoder, 'rnn': recurrent.Recurrent, 'lstm': recurrent.Recurrent,
-          'birnn': recurrent.Bidirectional, 'masked': masked.build, 'markov': markov.Markov}
-OF_CONFIG = {'tiered': lambda *given: importlib.import_module('framework.tiered.model').build(*given),
-             'encoder_decoder': encoder_decoder.build}  # need more than the section `model`
-NAMES = (*MODELS, *OF_CONFIG)
+  resolve(config) -> None         fills in settings of its own; raises ConfigError for what does not go together
+  stages(config) -> [contract.Stage]   the runs of its training, in order; without it there is one
+  result(results, stages) -> dict  what the run's result.json says of the results of the stages that were begun
 
+`framework.models.contract` says what a model answers, `framework.models.decoder.Decoder` is the one to start from: a
+variant is a subclass with a `block` of its own.
+"""
 
-def of_config(config: config_lib.Config, vocabulary: int):
-  """The module that a checked config describes, for a vocabulary of V tokens."""
-  if config.model.name not in OF_CONFIG:
-    return build(config.model, vocabulary, config.data.window)
-  check_attention(config.model)
-  return OF_CONFIG[config.model.name](config, vocabulary)
+import sys
+import types
+from typing import Any
+
+from foundation import entries
 
 
-def build(model: config_lib.Model, vocabulary: int, window: int):
-  """The module of `model.name` for a vocabulary of V tokens and windows of L tokens."""
-  if model.name not in MODELS:
-    raise config_lib.ConfigError(f"model.name is '{model.name}'; expected one of {', '.join(NAMES)}"
-                                 f'{config_lib.nearest(model.name, NAMES)}')
-  check_attention(model)
-  return MODELS[model.name](model, vocabulary, window)
+def find(name: str) -> types.ModuleType:
+  """The file of the model of that name or path. Raises ConfigError if there is none, or half of one."""
+  return entries.find(sys.modules[__name__], name, 'model.name', ('build',))
 
 
-def check_attention(model: config_lib.Model) -> None:
-  """Raises ConfigError if there is no backend of that name."""
-  backends = ('auto', *attention.IMPLEMENTATIONS)
-  if model.attention not in backends:
-    raise config_lib.ConfigError(f"model.attention is '{model.attention}'; expected one of {', '.join(backends)}"
-                                 f'{config_lib.nearest(model.attention, backends)}')
-  if model.attention != 'auto':
-    try:
-      importlib.import_module(attention.IMPLEMENTATIONS[model.attention])
-    except ImportError as error:
-      raise config_lib.ConfigError(f"model.attention is '{model.attention}', which needs {error.name}; expected it "
-                                   "installed, nearest is 'auto'") from None
+def entry(config: Any) -> types.ModuleType:
+  """The file of the model that a config names. Raises ConfigError."""
+  return find(config.model.name)
 
 
-def init(module, key: jax.Array):
-  """The module's parameters, a tree of arrays."""
-  one = jnp.ones((1, 1), jnp.int32)
-  return module.init(key, one, one * 0, one)['params']
+def resolve(config: Any) -> None:
+  """Has the model that a config names fill in and check what concerns it alone. Raises ConfigError."""
+  if hasattr(entry(config), 'resolve'):
+    entry(config).resolve(config)
+
+
+def build(config: Any, vocabulary: int) -> Any:
+  """The model that a resolved config describes, for a vocabulary of V tokens. Raises ConfigError."""
+  from framework.models import backends, contract  # they need JAX, which a refused config does not
+  backends.check(config.model.attention)
+  return contract.check(entry(config).build(config, vocabulary), config.model.name)
+
+
+def stages(config: Any) -> list[Any]:
+  """The runs of the training of a resolved config, in order; most models have one, in the run's own folder."""
+  from framework.models import contract
+  return entry(config).stages(config) if hasattr(entry(config), 'stages') else [contract.Stage('', config)]
+
+
+def flops_train(config: Any, corpus: Any) -> float:
+  """FLOPs of the whole training of a resolved config on a corpus: what a run costs before it is begun."""
+  total = 0.0
+  for stage in stages(config):
+    c, model = stage.config, build(stage.config, corpus.tokenizer.size)
+    total += stage.flops_before(corpus) + c.training.steps * c.training.batch * model.flops().train
+  return total

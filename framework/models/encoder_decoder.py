@@ -23,17 +23,23 @@ import jax.numpy as jnp
 
 from framework import config as config_lib
 from framework import timestamps
-from framework.models.decoder import Decoder, Memory, fan_in_normal
+from framework.config import ConfigError
+from framework.models import contract, flops
+from framework.models.attention import Memory
+from framework.models.decoder import Decoder
+from framework.models.layers import fan_in_normal, fold_keys
 
 Params = dict[str, Any]
 
 
-def init_scan(key: jax.Array, inputs: int, width: int, dtype: str) -> Params:
-  """Parameters of a gated recurrent layer: weights [in, 3 D] and [D, 3 D], and biases [2, 3 D]."""
+def init_scan(key: jax.Array, width: int, dtype: str) -> Params:
+  """Parameters of a gated recurrent layer: weights [D, 3 D] of inputs and of states, and biases [2, 3 D]."""
+  def matrix(key, axis):
+    weight = fan_in_normal(width)(key, (width, 3 * width), dtype)
+    return {'weight': contract.Parameter(weight, (axis, 'gates'), 'hidden', (axis,))}
   one, two = jax.random.split(key)
-  return {'input': {'weight': fan_in_normal(inputs)(one, (inputs, 3 * width), dtype)},
-          'state': {'weight': fan_in_normal(width)(two, (width, 3 * width), dtype)},
-          'gates': {'bias': jnp.zeros((2, 3 * width), dtype)}}
+  return {'input': matrix(one, 'width'), 'state': matrix(two, 'state'),
+          'gates': {'bias': contract.Parameter(jnp.zeros((2, 3 * width), dtype), ('sides', 'gates'), 'bias')}}
 
 
 def scan_right_to_left(params: Params, x_BxHxE: jax.Array, segments_BxH: jax.Array) -> jax.Array:
@@ -83,22 +89,37 @@ class EncoderDecoder:
   def stochastic(self) -> bool:
     return self.config.dropout > 0
 
-  def init(self, key: jax.Array, *_) -> Params:
-    """{'params': ...}, as a linen module's."""
+  @property
+  def vocabulary(self) -> int:
+    return self.decoder.vocabulary
+
+  def parameters(self, key: jax.Array) -> Params:
     one = jnp.ones((1, 1), jnp.int32)
     first, second = jax.random.split(key)
     if self.kind == 'prefix':
-      return {'params': {'decoder': self.decoder.init(second, one, one * 0, one)['params']}}
+      return {'decoder': self.decoder.parameters(second)}
     c = self.encoder.config
     memory = Memory(jnp.zeros((1, 1, c.width), c.dtype), one, jnp.ones((1, 1, 1), bool))
     if self.kind == 'right_to_left_scan':
       embedding = 0.02 * jax.random.normal(first, (self.encoder.vocabulary, c.width), c.param_dtype)
-      scan = init_scan(jax.random.fold_in(first, 1), c.width, c.width, c.param_dtype)
-      encoder = {'embedding': embedding, 'scan': scan}
+      encoder = {'embedding': contract.Parameter(embedding, ('vocabulary', 'width'), 'embedding', ('vocabulary',)),
+                 'scan': init_scan(jax.random.fold_in(first, 1), c.width, c.param_dtype)}
     else:
-      encoder = self.encoder.init(first, one, one * 0, one)['params']
-    return {'params': {'encoder': encoder, 'decoder': self.decoder.init(second, one, one * 0, one,
-                                                                        memory=memory)['params']}}
+      encoder = self.encoder.parameters(first)
+    return {'encoder': encoder, 'decoder': self.decoder.init(second, one, one * 0, one, memory=memory)['params']}
+
+  def flops(self) -> contract.Flops:
+    """Of a history of L - S tokens, then of S nodes with all L predictions."""
+    m, H, L, V = self.config, self.history, self.decoder.length, self.vocabulary
+    S, width = L - H, self.encoder.config.width
+    if self.kind == 'prefix':
+      forward = flops.blocks(m, L, L)
+    elif self.kind == 'right_to_left_scan':
+      forward = 2.0 * H * 2 * width * 3 * width + flops.blocks(m, S, S) + flops.cross(m, S, H, width)
+    else:
+      forward = flops.blocks(self.encoder.config, H, H) + flops.blocks(m, S, S) + flops.cross(m, S, H, width)
+    forward += flops.head(m, V, L)
+    return contract.Flops(forward, 3 * forward)
 
   def head(self, params: Params) -> jax.Array:
     return self.decoder.head(params['decoder'])
@@ -143,7 +164,7 @@ class EncoderDecoder:
                                       keys_B=keys_B)
       x_BxSxD = x_BxLxD[:, H:]
     else:
-      keys = None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, 7)
+      keys = fold_keys(keys_B, 7)
       values = self.encode(params, tokens[:, :H], positions[:, :H], segments[:, :H], keys)
       allowed = timestamps.may_read(tau_L[H:], tau_L[:H], segments[:, H:], segments[:, :H])
       x_BxSxD, _ = self.decoder.apply(
@@ -155,10 +176,28 @@ class EncoderDecoder:
 
 
 def build(config: config_lib.Config, vocabulary: int) -> EncoderDecoder:
-  """The model of a checked config: a window of L tokens is a history of L - S and a block of S."""
-  m, e, d = config.model, config.encoder, config.data
-  return EncoderDecoder(e.kind, Decoder(encoder_model(config), vocabulary, d.window), Decoder(m, vocabulary, d.window),
-                        d.window - d.stride)
+  """A window of L tokens is a history of L - S and a block of S."""
+  d = config.data
+  return EncoderDecoder(config.encoder.kind, Decoder(encoder_model(config), vocabulary, d.window),
+                        Decoder(config.model, vocabulary, d.window), d.window - d.stride)
+
+
+def resolve(config: config_lib.Config) -> None:
+  """Raises ConfigError for an encoder without a history, or of a width that its heads do not divide."""
+  d, m, width = config.data, config.model, config.encoder.width or config.model.width
+  if d.stride >= d.window:
+    raise ConfigError(f"data.stride is {d.stride}; model.name 'encoder_decoder' reads the window's tokens before it, "
+                      f'so expected less than data.window {d.window}, nearest is {d.window - 1}')
+  if d.scored != 'stride' or d.unscored:
+    key, value = ('scored', d.scored) if d.scored != 'stride' else ('unscored', d.unscored)
+    raise ConfigError(f"data.{key} is {value}; model.name 'encoder_decoder' scores its block alone: expected "
+                      f'{getattr(config_lib.Data(), key)}')
+  if config.evaluation.stride != d.stride:
+    raise ConfigError(f"evaluation.stride is {config.evaluation.stride}; model.name 'encoder_decoder' predicts "
+                      f'data.stride tokens a window: expected {d.stride}')
+  if width % (2 * m.heads):
+    raise ConfigError(f'encoder.width is {width}; expected a multiple of {2 * m.heads} for model.heads {m.heads}, '
+                      f'nearest is {max(1, round(width / (2 * m.heads))) * 2 * m.heads}')
 
 
 def encoder_model(config: config_lib.Config) -> config_lib.Model:

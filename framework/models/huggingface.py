@@ -10,8 +10,8 @@ What a folder does not hold is left at its default by `load`: the dtype of the a
 scan and remat. Dropout is GPT-2's `resid_pdrop` (Llama has none; neither here has one on attention weights).
 """
 
-import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from framework import config as config_lib
 from foundation import files
-from framework import models
+from framework import config as config_lib
 from framework.config import ConfigError, Model
+from framework.models import contract
+from framework.models.decoder import Decoder
 
 Tensors = Mapping[str, np.ndarray]
 Loaded = tuple[Model, int, int, dict[str, Any]]  # settings, vocabulary V, longest position, parameters
@@ -68,8 +69,8 @@ ALLOWED = {
 
 
 def resolved(model: Model) -> Model:
-  """A checked copy of `model` with its derived fields filled in."""
-  return config_lib.check(config_lib.Config(model=dataclasses.replace(model))).model
+  """A resolved copy of `model`."""
+  return config_lib.resolve(config_lib.Config(model=model)).model
 
 
 def unmet(family: str, model: Model) -> list[str]:
@@ -100,28 +101,27 @@ def param_dtype(tensors: Tensors) -> str:
   return 'bfloat16' if dtypes.keys() == {'bfloat16'} else 'float32'
 
 
-def our_shapes(model: Model, vocabulary: int, length: int) -> dict[str, tuple[int, ...]]:
-  """Dotted path -> shape of every parameter; asked of the module, so that there is no second list to keep true."""
-  tree = jax.eval_shape(lambda: models.init(models.build(model, vocabulary, length), jax.random.key(0)))
-  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep='.').items()}
+def our_parameters(model: Model, vocabulary: int, length: int) -> dict[str, contract.Parameter]:
+  """Dotted path -> parameter; asked of the model, so that there is no second list to keep true."""
+  tree = jax.eval_shape(Decoder(model, vocabulary, length).parameters, jax.random.key(0))
+  return traverse_util.flatten_dict(tree, sep='.')
 
 
-def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def matrix_shape(parameter: contract.Parameter) -> tuple[int, ...]:
   """[N, *in, *out] -> [N, in, out] for a weight, [N, *out] -> [N, out] for a bias or a norm."""
-  axes = 1 + path.endswith('.weight') + (path == 'blocks.out.weight')  # N and the inputs, of which `out` has two
-  inputs = (int(np.prod(shape[1:axes])),) if axes > 1 else ()
-  return (shape[0], *inputs, int(np.prod(shape[axes:])))
+  stacked, inputs, outputs = parameter.sizes(parameter.value.shape)
+  return (*stacked, *([math.prod(inputs)] if inputs else []), math.prod(outputs))
 
 
-def layout(family: str, ours: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[list[str], tuple[int, ...], bool]]:
+def layout(family: str, ours: Mapping[str, contract.Parameter]) -> dict[str, tuple[list[str], tuple[int, ...], bool]]:
   """Their names, '{}' for the layer -> (our paths, side by side in the last axis; shape in the file; transposed?)."""
-  rows = {('' if path == 'head' else ROOT[family]) + theirs: ([path], ours[path], False)
+  rows = {('' if path == 'head' else ROOT[family]) + theirs: ([path], ours[path].value.shape, False)
           for path, theirs in TOP[family].items() if path in ours}
   for modules, theirs in BLOCK[family].items():
     for kind, suffix in (('weight', 'weight'), ('scale', 'weight'), ('bias', 'bias')):
       paths = [f'blocks.{module}.{kind}' for module in modules.split()]
       if paths[0] in ours:
-        *inputs, outputs = matrix_shape(paths[0], ours[paths[0]])[1:]
+        *inputs, outputs = matrix_shape(ours[paths[0]])[1:]
         shape, flip = (*inputs, outputs * len(paths)), family == 'llama' and len(inputs) == 1
         rows[f'{ROOT[family]}{LAYER[family]}{theirs}.{suffix}'] = paths, shape[::-1] if flip else shape, flip
   if left := set(ours) - {path for paths, *_ in rows.values() for path in paths}:
@@ -149,7 +149,7 @@ def from_tensors(family: str, hf: Mapping[str, Any], model: Model, length: str, 
   if model.tied_head and (head := tensors.pop('lm_head.weight', None)) is not None:  # some tools write both
     if not np.array_equal(head, tensors.get(root + TOP[family]['embedding'], head)):
       raise ConfigError("tensor 'lm_head.weight' is not the embedding; expected tie_word_embeddings false")
-  ours = our_shapes(model, vocabulary, length)
+  ours = our_parameters(model, vocabulary, length)
   rows = layout(family, ours)
   layers = lambda name: range(model.layers if '{}' in name else 1)  # a name without '{}' is its own format
   compare('tensor', {name: tensor.shape for name, tensor in tensors.items()},
@@ -158,7 +158,7 @@ def from_tensors(family: str, hf: Mapping[str, Any], model: Model, length: str, 
   for name, (paths, _, flip) in rows.items():
     x = np.stack([tensors[name.format(n)] for n in layers(name)])
     for path, part in zip(paths, np.split(x.swapaxes(1, 2) if flip else x, len(paths), axis=-1)):
-      flat[path] = np.ascontiguousarray(part.reshape(ours[path]), dtype=jnp.dtype(model.param_dtype))
+      flat[path] = np.ascontiguousarray(part.reshape(ours[path].value.shape), dtype=jnp.dtype(model.param_dtype))
   return model, vocabulary, length, traverse_util.unflatten_dict(flat, sep='.')
 
 
@@ -166,11 +166,12 @@ def to_tensors(family: str, model: Model, vocabulary: int, length: int, params: 
   """Their tensors, each contiguous, in the dtype of `params`."""
   if problems := unmet(family, model):
     raise ConfigError(f"the model cannot be saved as {family}: {', '.join(problems)}")
-  ours, tensors = our_shapes(model, vocabulary, length), {}
+  ours, tensors = our_parameters(model, vocabulary, length), {}
   flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params, sep='.').items()}
-  compare('parameter', {path: leaf.shape for path, leaf in flat.items()}, ours)
+  compare('parameter', {path: leaf.shape for path, leaf in flat.items()},
+          {path: parameter.value.shape for path, parameter in ours.items()})
   for name, (paths, _, flip) in layout(family, ours).items():
-    x = np.concatenate([flat[path].reshape(matrix_shape(path, ours[path])) if '{}' in name else flat[path][None]
+    x = np.concatenate([flat[path].reshape(matrix_shape(ours[path])) if '{}' in name else flat[path][None]
                         for path in paths], axis=-1)
     x = x.swapaxes(1, 2) if flip else x
     # safetensors writes an array's memory as it lies, whatever its strides.

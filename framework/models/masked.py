@@ -14,9 +14,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from framework.config import Model
-from framework.models import decoder
-from framework.models.recurrent import refuse_cache
+from framework import config as config_lib
+from framework.models import contract, decoder, flops
 
 GROUPS = 7
 
@@ -27,7 +26,10 @@ def groups(length: int) -> np.ndarray:
 
 
 class Masked(decoder.Decoder):
-  """`masked`: its last token is the one that hides others; see `build`."""
+  """A decoder of windows of `length` - 1 tokens whose vocabulary ends with the token that hides others."""
+  two_sided = True
+  empty_cache = None
+  attention = None
 
   def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     (B, L), R = tokens_BxL.shape, GROUPS
@@ -45,13 +47,14 @@ class Masked(decoder.Decoder):
     return x.reshape(B, R, T, -1)[:, group_T[1:], np.arange(1, T)], None
 
   def head(self, params):
-    """The matrix whose product with a hidden state gives logits, [V, D]: nobody predicts the token that hides."""
+    """The matrix whose product with a state gives logits, [V, D]: nobody predicts the token that hides."""
     return super().head(params)[:self.vocabulary - 1]
 
-  def empty_cache(self, batch: int, length: int):
-    refuse_cache('masked')
+  def flops(self) -> contract.Flops:
+    c, T = self.config, self.length
+    forward = GROUPS * flops.blocks(c, T, T) + flops.head(c, self.vocabulary - 1, T - 1)
+    return contract.Flops(forward, 3 * forward)
 
 
-def build(config: Model, vocabulary: int, length: int) -> Masked:
-  """The module for a vocabulary of V tokens and windows of L."""
-  return Masked(dataclasses.replace(config, mask='bidirectional'), vocabulary + 1, length + 1)
+def build(config: config_lib.Config, vocabulary: int) -> Masked:
+  return Masked(dataclasses.replace(config.model, mask='bidirectional'), vocabulary + 1, config.data.window + 1)

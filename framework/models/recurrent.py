@@ -1,24 +1,35 @@
-"""Recurrent networks: RNN (Elman 1990) and LSTM (Hochreiter and Schmidhuber 1997), and an RNN that reads both sides.
+"""Recurrent networks over tokens: cells of flax, stacked as the decoder's blocks are and scanned over the window.
 
-The skeleton is the decoder's: N layers x + cell(norm(x)) and a last norm, with flax's cells, scanned over the window,
-in the place of attention and feed-forward. The state begins anew with every document.
+The skeleton is the decoder's: N layers x + cell(norm(x)) and a last norm, in the place of attention and feed-forward.
+The state begins anew with every document. `rnn`, `lstm` and `birnn` are the models.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from framework.config import ConfigError, Model
-from framework.models import decoder
+from framework import config as config_lib
+from framework.models import contract, flops
+from framework.models.layers import Norm, Stack, dropout, fold_keys, unstack
 from framework.models.token_model import TokenModel
 
-CELLS = {'rnn': nn.SimpleCell, 'lstm': nn.OptimizedLSTMCell, 'birnn': nn.SimpleCell}  # by model.name
-TWO_SIDED = ('birnn', 'masked')  # by model.name: losses that are no code lengths
+
+def describe_cell(params: Any) -> Any:
+  """A cell's parameters with their axes and roles: each kernel maps D inputs or D states to D outputs."""
+  def one(leaf):
+    if leaf.ndim == 1:
+      return contract.Parameter(leaf, ('state',), 'bias')
+    return contract.Parameter(leaf, ('width', 'state'), 'hidden', ('width',))
+  return jax.tree.map(one, params)
 
 
-class Stack(nn.Module):
+class CellStack(nn.Module):
   """N cells over time, each with a norm before it and a sum after it; all of them in one scan."""
-  config: Model
+  config: config_lib.Model
+  cell: type[nn.RNNCellBase]
 
   @nn.compact
   def __call__(self, x_BxLxD, fresh_BxL, states=None, keys_B=None):
@@ -29,18 +40,17 @@ class Stack(nn.Module):
     """
     c = self.config
     # Not flax's orthogonal matrices: their QR, of several matrices on several devices at once, hangs XLA's CPU backend.
-    cell = CELLS[c.name](c.width, recurrent_kernel_init=nn.initializers.lecun_normal(), dtype=c.dtype,
-                         param_dtype=c.param_dtype, parent=None)
-    norm = decoder.Norm(c, parent=None)
+    cell = self.cell(c.width, recurrent_kernel_init=nn.initializers.lecun_normal(), dtype=c.dtype,
+                     param_dtype=c.param_dtype, parent=None)
+    norm = Norm(c, parent=None)
     one = jnp.zeros((1, c.width), c.dtype)
     def init_layer(key):
       carry = cell.initialize_carry(key, one.shape)
-      return {'cell': cell.init(key, carry, one)['params'], 'norm': norm.init(key, one).get('params', {})}
-    layers = decoder.unstack(self.param(
-        'blocks', lambda key: jax.vmap(init_layer)(jax.random.split(key, c.layers))))
+      return {'cell': describe_cell(cell.init(key, carry, one)['params']),
+              'norm': norm.init(key, one).get('params', {})}
+    layers = unstack(self.param('blocks', lambda key: Stack(c.layers).init(init_layer, key)))
     ones_Bx1xD = jnp.ones((x_BxLxD.shape[0], 1, c.width), c.dtype)
-    kept = [decoder.dropout(ones_Bx1xD, keys_B if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(
-        keys_B, number), c.dropout, 0)[:, 0] for number in range(c.layers)]
+    kept = [dropout(ones_Bx1xD, fold_keys(keys_B, number), c.dropout, 0)[:, 0] for number in range(c.layers)]
 
     def step(states, inputs):
       x_BxD, fresh_B = inputs
@@ -53,72 +63,44 @@ class Stack(nn.Module):
         after.append(state)
       return jax.tree.map(lambda *s: jnp.stack(s), *after), x_BxD
 
-    states = zero_states(c, x_BxLxD.shape[0]) if states is None else states
+    states = zero_states(c, self.cell, x_BxLxD.shape[0]) if states is None else states
     states, x_LxBxD = jax.lax.scan(step, states, (x_BxLxD.swapaxes(0, 1), fresh_BxL.T))
     return x_LxBxD.swapaxes(0, 1), states
 
 
-def zero_states(c: Model, batch: int):
-  """A cell's carry of zeros, with a leading axis over layers."""
-  zeros = lambda: jnp.zeros((c.layers, batch, c.width), c.dtype)
-  return (zeros(), zeros()) if c.name == 'lstm' else zeros()  # two arrays, since each may be donated
+def zero_states(c: config_lib.Model, cell: type[nn.RNNCellBase], batch: int) -> Any:
+  """A cell's carry of zeros, with a leading axis over layers; each part is an array of its own, to be donated."""
+  carry = jax.eval_shape(lambda: cell(c.width, dtype=c.dtype).initialize_carry(jax.random.key(0), (batch, c.width)))
+  return jax.tree.map(lambda part: jnp.zeros((c.layers, *part.shape), c.dtype), carry)
+
+
+@flax.struct.dataclass
+class Cache:
+  """The states after the tokens read so far, whose number is `index`."""
+  states: Any
+  index: jax.Array
 
 
 class Recurrent(TokenModel):
-  """`rnn` and `lstm`. A cache is the state after the tokens read so far."""
+  """Reads from left to right by cells of one kind; a cache is the state after the tokens read so far."""
+  cell: type[nn.RNNCellBase]
+  maps: int  # D x D products of a cell and token
 
   @nn.compact
   def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     c = self.config
-    x_BxLxD = decoder.dropout(self.embed(tokens_BxL), keys_B, c.dropout, 2)
-    x_BxLxD, states = Stack(c, name='forward')(x_BxLxD, positions_BxL == 0, cache and cache['states'], keys_B)
+    x_BxLxD = dropout(self.embed(tokens_BxL), keys_B, c.dropout, 2)
+    x_BxLxD, states = CellStack(c, self.cell, name='forward')(x_BxLxD, positions_BxL == 0, cache and cache.states,
+                                                              keys_B)
     if cache is not None:
-      cache = {'states': states, 'index': cache['index'] + tokens_BxL.shape[1]}
-    return decoder.Norm(c, name='norm')(x_BxLxD), cache
+      cache = Cache(states, cache.index + tokens_BxL.shape[1])
+    return Norm(c, name='norm')(x_BxLxD), cache
 
-  def empty_cache(self, batch: int, length: int):
-    """Room for any number of tokens: `length` is not needed."""
-    return {'states': zero_states(self.config, batch), 'index': jnp.zeros((), jnp.int32)}
+  def empty_cache(self, batch: int, length: int) -> Cache:
+    """It has a place for any number of tokens: `length` is not needed."""
+    return Cache(zero_states(self.config, self.cell, batch), jnp.zeros((), jnp.int32))
 
-
-def refuse_cache(name: str):
-  """Raises ConfigError: a model that reads what follows its target can be evaluated, but writes nothing."""
-  raise ConfigError(f"model.name is '{name}', which reads on both sides of its target and so can neither generate nor "
-                    "compress; expected decoder, rnn, lstm or markov")
-
-
-class Bidirectional(TokenModel):
-  """`birnn`: token i+1 from one stack over the tokens up to i and another, backwards, over those from i+2 on.
-
-  The two meet only at the end, so that no path leads from a token to its own prediction (Schuster and Paliwal 1997,
-  "Bidirectional Recurrent Neural Networks", in the form of Peters et al. 2018, arXiv:1802.05365, section 3.1). Its loss
-  is a pseudo-likelihood, not a code length. The stack that runs backwards reads on from the next document into the one
-  before: to stop at the right place would tell where the document ends, which is a target.
-  """
-
-  @nn.compact
-  def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
+  def flops(self) -> contract.Flops:
     c = self.config
-    x_BxLxD = decoder.dropout(self.embed(tokens_BxL), keys_B, c.dropout, 2)
-    real_BxL = segments_BxL > 0
-    stack = Stack(c, parent=None)
-    few = jnp.zeros((1, 1, c.width), c.dtype)
-    params = [self.param(name, lambda key: stack.init(key, few, few[..., 0] == 0)['params'])
-              for name in ('forward', 'backward')]
-    # Backwards, the first real token from the right finds no state.
-    fresh = [positions_BxL == 0, jnp.flip(~jnp.roll(real_BxL, -1, axis=1), 1)]
-    keys = None if keys_B is None else jnp.stack(
-        [jax.vmap(jax.random.fold_in, (0, None))(keys_B, c.layers + side) for side in (0, 1)])
-    both, _ = jax.vmap(lambda p, x, fresh, keys: stack.apply({'params': p}, x, fresh, keys_B=keys))(
-        jax.tree.map(lambda *p: jnp.stack(p), *params), jnp.stack([x_BxLxD, jnp.flip(x_BxLxD, 1)]), jnp.stack(fresh),
-        keys)
-    left_BxLxD = both[0]
-    right_BxLxD = jnp.where(real_BxL[..., None], jnp.flip(both[1], 1), 0)
-    right_BxLxD = jnp.pad(right_BxLxD, [(0, 0), (0, 2), (0, 0)])[:, 2:]
-    both_BxLx2D = jnp.concatenate([decoder.Norm(c, name='left_norm')(left_BxLxD),
-                                   decoder.Norm(c, name='right_norm')(right_BxLxD)], axis=-1)
-    x_BxLxD = nn.gelu(decoder.Linear(c, (2 * c.width,), (c.width,), name='join')(both_BxLx2D))
-    return decoder.Norm(c, name='norm')(x_BxLxD), None
-
-  def empty_cache(self, batch: int, length: int):
-    refuse_cache(self.config.name)
+    forward = 2.0 * self.length * c.layers * self.maps * c.width**2 + flops.head(c, self.vocabulary, self.length)
+    return contract.Flops(forward, 3 * forward)

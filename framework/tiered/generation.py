@@ -17,8 +17,11 @@ import numpy as np
 
 from framework import generation
 from framework.tiered import nodes, rollouts
+from framework.tiered.content import Written
 from framework.tiered.nodes import NEVER, Nodes
-from framework.tiered.model import Tier, Tiered, Written
+from framework.tiered.tier import Tier
+
+Tiered = Any  # framework.tiered.model.Tiered, which imports this file
 
 
 @flax.struct.dataclass
@@ -62,7 +65,7 @@ def empty(model: Tiered, place_B: jax.Array) -> State:
 def _append(tier: Tier, params: Any, state: State, number: int, new: Nodes) -> tuple[jax.Array, State]:
   """Hidden states of new nodes of a tier, which its cache then holds."""
   held = state.tiers[number]
-  at = held['cache']['index']
+  at = held['cache'].index
   held_nodes = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, (0, at)), held['nodes'], new)
   mask = tier.mask(new, held_nodes, state.starts) if tier.settings.layout == 'stamp' else None
   memory = tier.memory(params, new, state.real, state.starts, state.below[:number])

@@ -6,168 +6,27 @@ other, lowest first, each with those below frozen: no gradient passes from a tie
 information about the future, only computation (Xu et al. 2020, arXiv:2002.10689): it can help where the next token
 takes more steps than the top tier has layers, and text spells those steps out.
 
-What a tier reads is laid out by framework.tiered.nodes; all of it obeys framework.timestamps. The layout `cross` keeps
-the real tokens alone and reads rollouts by gated cross-attention in every layer.
+`tier` is one of them, `content` what its rollouts are replaced by in a control, `nodes` the layout of what it reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from framework import config as config_lib
-from framework import timestamps
-from framework.tiered import nodes, rollouts
-from framework.models.decoder import Cache, Decoder, Memory, write
+from framework.models import contract
+from framework.models.decoder import Decoder
+from framework.tiered import content, flops, generation, nodes, rollouts
+from framework.tiered.content import Written
 from framework.tiered.nodes import NEVER, Nodes
-from pallas_kernels.attention import dot_product_attention
+from framework.tiered.settings import per_tier
+from framework.tiered.tier import Tier
 
-Batch = dict[str, jax.Array]
-PHASE, DROPOUT, CORRUPTION = 2**31, 5, 2**31 + 1  # folded into keys, so that no two uses share a stream
-
-
-class Written(NamedTuple):
-  """Rollouts of a tier, int32 [B, G, K, R], and their tokens' hidden states [B, G, K, R, D] where they are read."""
-  tokens_BxGxKxR: jax.Array
-  hidden_BxGxKxRxD: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Tier:
-  """One tier: a decoder over nodes. Its vocabulary is the real one and two more tokens, resume and filler."""
-  decoder: Decoder
-  settings: config_lib.Tiered
-  lower: int  # tiers below it
-  lower_width: int  # of the tier right below it
-
-  @property
-  def vocabulary(self) -> int:
-    return self.decoder.vocabulary - 2
-
-  def init(self, key: jax.Array) -> dict[str, Any]:
-    c, s = self.decoder.config, self.settings
-    one = jnp.ones((1, 1), jnp.int32)
-    memory = None
-    if self.lower and s.layout == 'cross':
-      width = self.lower_width if s.read == 'hidden' else c.width
-      memory = Memory(jnp.zeros((1, 1, width), c.dtype), one, jnp.ones((1, 1, 1), bool), gate=0.0)
-    params = {'decoder': self.decoder.init(key, one, one * 0, one, memory=memory)['params']}
-    if self.lower and not (s.layout == 'cross' and s.read == 'hidden'):
-      params['kinds'] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (self.lower + 1, c.width), c.param_dtype)
-    if self.lower and s.layout == 'stamp':
-      params['bias'] = jnp.full((c.loops * c.layers, c.heads), s.first_bias, c.param_dtype)
-    return params
-
-  def lay_out(self, real: Nodes, starts_BxG: jax.Array, below: Sequence[Written]) -> tuple[Nodes, jax.Array]:
-    """The tier's nodes, [B, N], and which of them predicts the token after each real one, [B, L]."""
-    tokens, s = [w.tokens_BxGxKxR for w in below], self.settings
-    if s.layout == 'stream':
-      return nodes.stream(real, starts_BxG, tokens, self.vocabulary, s.delay)
-    own = nodes.stamp(real, starts_BxG, tokens, s.delay) if s.layout == 'stamp' else real
-    return own, jnp.broadcast_to(jnp.arange(real.tokens.shape[1]), real.tokens.shape)
-
-  def mask(self, query: Nodes, key: Nodes, starts_BxG: jax.Array) -> jax.Array:
-    s = self.settings
-    return nodes.mask(query, key, starts_BxG, delay=s.delay, both_ways=s.both_ways, across=s.across, last=s.last)
-
-  def memory(self, params: Any, query: Nodes, real: Nodes, starts_BxG: jax.Array,
-             below: Sequence[Written]) -> Memory | None:
-    """What `cross` reads at the nodes `query`: the rollouts' embeddings, or hidden states of the tier right below."""
-    if self.settings.layout != 'cross' or not below:
-      return None
-    said = nodes.rollout_nodes(real, starts_BxG, [w.tokens_BxGxKxR for w in below], self.settings.delay)
-    if self.settings.read == 'hidden':
-      hidden = below[-1].hidden_BxGxKxRxD
-      values = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-      said = jax.tree.map(lambda x: x[:, -values.shape[1]:], said)
-    else:
-      values = params['decoder']['embedding'][said.tokens] + params['kinds'][said.kind - 1]
-    allowed = timestamps.may_read(query.tau, said.tau, query.segments, said.segments)
-    return Memory(values.astype(self.decoder.config.dtype), said.positions, allowed, gate=0.0)
-
-  def read(self, params: Any, query: Nodes, *, mask_BxNxT: jax.Array | None = None, key: Nodes | None = None,
-           memory: Memory | None = None, cache: Cache | None = None,
-           keys_B: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
-    """Hidden states of the nodes [B, N, D], and the cache.
-
-    Args:
-      mask_BxNxT: for the layout stamp, which of the nodes `key` (the cache's, or the same as `query`) each one reads.
-    """
-    attend, name = None, self.decoder.config.attention
-    if mask_BxNxT is not None and self.lower:
-      def attend(q, k, v, mask, cache, layer):
-        if cache is not None:
-          cache, k, v = write(cache, k, v, layer)
-        def part(allowed_BxNxT):
-          return dot_product_attention(q, k, v, mask=allowed_BxNxT[:, None], return_residual=True,
-                                       implementation=None if name == 'auto' else name)
-        return rollouts.merge(*self.parts(params, part, mask[:, 0], key, layer)).astype(q.dtype), cache
-    x_BxNxD, cache = self.decoder.apply(
-        {'params': params['decoder']}, query.tokens, query.positions, query.segments, cache=cache, keys_B=keys_B,
-        added_BxLxD=self.marks(params, query), mask_BxLxT=mask_BxNxT, memory=memory, attend=attend)
-    if cache is not None and attend is not None:
-      cache = cache | {'index': cache['index'] + query.tokens.shape[1]}
-    return x_BxNxD, cache
-
-  def marks(self, params: Any, query: Nodes) -> jax.Array | None:
-    """What tells rollouts of each tier and resume nodes from real tokens, which have none."""
-    if not self.lower or self.settings.layout == 'cross':
-      return None
-    kinds = jnp.concatenate([jnp.zeros_like(params['kinds'][:1]), params['kinds']])
-    return kinds[query.kind]
-
-  def parts(self, params: Any, part, mask_BxNxT, key: Nodes, layer) -> list[tuple[jax.Array, jax.Array]]:
-    """Attention and its log-sum-exps by `part`, a function of the mask: apart for real tokens and for rollouts where
-    these have a learned bias a head."""
-    if 'bias' not in params:
-      return [part(mask_BxNxT)]
-    said_Bx1xT = (key.kind > 0)[:, None]
-    value, lse = part(mask_BxNxT & said_Bx1xT)
-    return [part(mask_BxNxT & ~said_Bx1xT), (value, lse + params['bias'][layer])]
-
-  def head(self, params: Any) -> jax.Array:
-    """[V, D] over the real vocabulary."""
-    return self.decoder.head(params['decoder'])[:self.vocabulary]
-
-  def logits(self, params: Any, x_BxLxD: jax.Array) -> jax.Array:
-    """[B, L, V], float32."""
-    return jnp.einsum('bld,vd->blv', x_BxLxD, self.head(params), preferred_element_type=jnp.float32)
-
-  def write(self, params: Any, real: Nodes, own: Nodes, cache: Cache, first_x_BxGxD: jax.Array, starts_BxG: jax.Array,
-            all_starts: jax.Array, below: Sequence[Written], keys_BxM: jax.Array) -> Written:
-    """K rollouts from each start, [B, G, K, R], given the tier's cache over the nodes `own`.
-
-    Args:
-      real: the real tokens, which hold the starts.
-      first_x_BxGxD: hidden states of the nodes that predict the tokens after the starts.
-      all_starts: the starts of `below` and of `own`, of which `starts_BxG` may be a part.
-    """
-    s, c = self.settings, self.decoder.config
-    (B, G), K = starts_BxG.shape, s.samples
-    def each(x_BxG):
-      return jnp.repeat(x_BxG, K, axis=1)
-    zero = jnp.zeros((B, G * K), jnp.int32)
-    at = Nodes(zero, each(nodes.take(real.positions, starts_BxG)), each(nodes.take(real.segments, starts_BxG)),
-               each(starts_BxG), zero, zero, zero)
-    mask_BxMxN = self.mask(at, own, all_starts)
-    memory = self.memory(params, at, real, all_starts, below)
-    # [B, G, K, T] and [B, G, T, K] a layer, from [B, T, G, K].
-    keys = jax.tree.map(lambda x: jnp.moveaxis(x, -3, -1), cache['key'])
-    values = jax.tree.map(lambda x: jnp.swapaxes(x, -3, -2), cache['value'])
-    def shared(q, layer):
-      def part(allowed):
-        return rollouts.shared_part(q, keys[layer], values[layer], allowed)
-      return self.parts(params, part, mask_BxMxN, own, layer)
-    def apply(tokens_BxM, positions_BxM, local, attend):
-      return self.decoder.apply({'params': params['decoder']}, tokens_BxM, positions_BxM, at.segments, cache=local,
-                                memory=memory, attend=attend, mask_BxLxT=mask_BxMxN)
-    tokens_BxMxR, hidden = rollouts.write(
-        apply, lambda x: self.logits(params, x), c, shared, each(self.logits(params, first_x_BxGxD)), at.positions,
-        keys_BxM, s.rollout, rollouts.Sampler(s.temperature, s.top_k), s.layout == 'cross' and s.read == 'hidden')
-    R = s.rollout
-    return Written(tokens_BxMxR.reshape(B, G, K, R), None if hidden is None else hidden.reshape(B, G, K, R, -1))
+PHASE = 2**31  # folded into keys, so that no two uses share a stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +50,33 @@ class Tiered:
     """Whether training draws dropout, of channels or of rollouts."""
     return self.config.dropout > 0 or (len(self.tiers) > 1 and self.settings.rollout_dropout > 0)
 
-  def init(self, key: jax.Array, *_) -> dict[str, Any]:
-    """{'params': ...}, as a linen module's."""
-    return {'params': {f'tier_{n}': tier.init(jax.random.fold_in(key, n)) for n, tier in enumerate(self.tiers, 1)}}
+  @property
+  def vocabulary(self) -> int:
+    return self.tiers[-1].vocabulary
+
+  @property
+  def trained(self) -> str:
+    """The top tier: those below it are frozen."""
+    return f'tier_{len(self.tiers)}' if len(self.tiers) > 1 else ''
+
+  def with_seed(self, seed: Any) -> 'Tiered':
+    """The same with other rollouts."""
+    return dataclasses.replace(self, seed=seed)
+
+  def parameters(self, key: jax.Array) -> dict[str, Any]:
+    return {f'tier_{n}': tier.parameters(jax.random.fold_in(key, n)) for n, tier in enumerate(self.tiers, 1)}
+
+  def flops(self) -> contract.Flops:
+    """Of the top tier and of the rollouts that it reads, which training finds on a disk where they are cached."""
+    sizes = [tier.decoder.config for tier in self.tiers]
+    read = flops.read(sizes, self.settings, len(self.tiers), self.vocabulary, self.window)
+    write = flops.write_below(sizes, self.settings, self.vocabulary, self.window)
+    return contract.Flops(read + write, 3 * read + (0.0 if self.settings.cached else write))
+
+  def generate(self, params: Any, prompt: np.ndarray, *, tokens: int, settings: Any, seed: int
+               ) -> Iterator[tuple[int, list[np.ndarray] | None]]:
+    """Tokens with the rollouts written just before them, see framework.tiered.generation."""
+    return generation.generate(self, params, prompt, tokens=tokens, settings=settings, seed=seed)
 
   def head(self, params: Any) -> jax.Array:
     return self.tiers[-1].head(params[f'tier_{len(self.tiers)}'])
@@ -201,7 +84,7 @@ class Tiered:
   def logits(self, params: Any, x_BxLxD: jax.Array) -> jax.Array:
     return self.tiers[-1].logits(params[f'tier_{len(self.tiers)}'], x_BxLxD)
 
-  def hidden(self, params: Any, batch: Batch, keys_B: jax.Array | None = None) -> jax.Array:
+  def hidden(self, params: Any, batch: contract.Batch, keys_B: jax.Array | None = None) -> jax.Array:
     """Hidden states of the last tier that predict each target of a batch, [B, L, D].
 
     `batch` may hold `rollouts`, [B, U, G, K, R] of the U tiers below, which are otherwise written now, and `starts`.
@@ -214,12 +97,12 @@ class Tiered:
       return tier.read(own, real, keys_B=keys_B)[0]
     starts_BxG = self.starts(params, batch)
     below = self.rollouts(params, batch, starts_BxG)
-    below = control(jax.lax.stop_gradient(below), batch, starts_BxG, self.settings, tier.vocabulary, self.seed)
+    below = content.control(jax.lax.stop_gradient(below), batch, starts_BxG, self.settings, tier.vocabulary, self.seed)
     if keys_B is not None and self.settings.rollout_dropout:
-      starts_BxG, below = drop(starts_BxG, below, keys_B, self.settings.rollout_dropout)
+      starts_BxG, below = content.drop(starts_BxG, below, keys_B, self.settings.rollout_dropout)
     return self.read_all(own, tier, real, starts_BxG, below, keys_B)[0]
 
-  def rollouts(self, params: Any, batch: Batch, starts_BxG: jax.Array) -> list[Written]:
+  def rollouts(self, params: Any, batch: contract.Batch, starts_BxG: jax.Array) -> list[Written]:
     """Those that the batch brings with it, or written now."""
     if 'rollouts' not in batch:
       return self.write(params, batch, starts_BxG)
@@ -237,7 +120,7 @@ class Tiered:
       x_BxNxD = jnp.take_along_axis(x_BxNxD, speaker_BxL[:, :, None], axis=1)
     return x_BxNxD[:, :speaker_BxL.shape[1]], own, cache
 
-  def write(self, params: Any, batch: Batch, starts_BxG: jax.Array) -> list[Written]:
+  def write(self, params: Any, batch: contract.Batch, starts_BxG: jax.Array) -> list[Written]:
     """The rollouts of all tiers but the last, each given the rollouts of those below it."""
     real = nodes.tokens_only(batch['tokens'], batch['positions'], batch['segments'])
     place_BxG = batch['start'][:, None] + starts_BxG.astype(jnp.uint32)
@@ -251,7 +134,7 @@ class Tiered:
                                   starts_BxG, below, keys_BxM)]
     return below
 
-  def starts(self, params: Any, batch: Batch) -> jax.Array:
+  def starts(self, params: Any, batch: contract.Batch) -> jax.Array:
     """Where rollouts start, int32 [B, G], ascending; NEVER where a window has fewer.
 
     Whether a token is a start depends on no later token, else its rollout's presence would betray them.
@@ -280,70 +163,24 @@ class Tiered:
     return jnp.where(starts_BxG < L, starts_BxG, NEVER).astype(jnp.int32)
 
 
-def drop(starts_BxG: jax.Array, below: list[Written], keys_B: jax.Array,
-         rate: float) -> tuple[jax.Array, list[Written]]:
-  """Leaves out the rollouts of a random share of the starts, all samples and tiers together."""
-  G = starts_BxG.shape[1]
-  dropped_BxG = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, DROPOUT), rate, (G,)))(keys_B)
-  starts_BxG = jnp.where(dropped_BxG, NEVER, starts_BxG)
-  order_BxG = jnp.argsort(starts_BxG, axis=1)  # starts ascend
-  def moved(x):
-    return jnp.take_along_axis(x, order_BxG.reshape(order_BxG.shape + (1,) * (x.ndim - 2)), axis=1)
-  return jnp.sort(starts_BxG, axis=1), jax.tree.map(moved, below)
-
-
-def control(below: list[Written], batch: Batch, starts_BxG: jax.Array, s: config_lib.Tiered, vocabulary: int,
-            seed: int) -> list[Written]:
-  """Puts in place of the rollouts what `s.content` says; places and computation stay the same.
-
-  own: the rollouts. filler: one learned token throughout. shuffled: those of the next row of the batch. other_document:
-  true text of the next row, from the same start. oracle: the true future. corrupted: the true future, each token
-  replaced by the rollout's with probability `s.corruption`. The last two break the causality rule, on purpose.
-  """
-  if s.content == 'own':
-    return below
-  rows = batch['tokens'].shape[0]
-  if s.content in ('shuffled', 'other_document') and rows < 2:
-    raise config_lib.ConfigError(f"training.batch gives a device {rows} row; tiered.content '{s.content}' needs at "
-                                 'least 2')
-  # The last target of a window is none of its inputs.
-  text_BxT = jnp.concatenate([batch['tokens'], batch['targets'][:, -1:]], axis=1)
-  def future(w: Written, text_BxT):
-    ahead_BxGxR = starts_BxG[:, :, None] + 1 + jnp.arange(w.tokens_BxGxKxR.shape[3])
-    read = nodes.take(text_BxT, ahead_BxGxR.reshape(rows, -1)).reshape(ahead_BxGxR.shape)
-    return jnp.broadcast_to(read[:, :, None], w.tokens_BxGxKxR.shape)
-  if s.content == 'filler':
-    return [Written(jnp.full_like(w.tokens_BxGxKxR, vocabulary + 1)) for w in below]
-  if s.content == 'shuffled':
-    return jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), below)
-  if s.content == 'other_document':
-    return [Written(future(w, jnp.roll(text_BxT, 1, axis=0))) for w in below]
-  truth = [future(w, text_BxT) for w in below]
-  if s.content == 'oracle':
-    return [Written(x) for x in truth]
-  key = jax.random.fold_in(jax.random.key(seed), CORRUPTION)
-  def corrupted(w: Written, x):
-    def one(place):
-      return jax.random.bernoulli(jax.random.fold_in(key, place), s.corruption, w.tokens_BxGxKxR.shape[2:])
-    places = batch['start'][:, None] + starts_BxG.astype(jnp.uint32)
-    return Written(jnp.where(jax.vmap(jax.vmap(one))(places), w.tokens_BxGxKxR, x))
-  return [corrupted(w, x) for w, x in zip(below, truth)]
-
-
 def feedforward(m: config_lib.Model, width: int) -> int:
   """The feed-forward width of a tier of another width than the model's, in the same proportion."""
   return m.feedforward if width == m.width else max(1, round(m.feedforward * width / m.width))
 
 
-def build(config: config_lib.Config, vocabulary: int, tiers: int = 0) -> Tiered:
-  """The lowest `tiers` tiers of a checked config, all by default, for a vocabulary of V real tokens."""
+def tier_models(config: config_lib.Config) -> list[config_lib.Model]:
+  """The decoder of each tier of a resolved config, lowest first."""
   t, m = config.tiered, config.model
-  sizes = list(zip(config_lib.per_tier('tiered.widths', t.widths, t.tiers, m.width),
-                   config_lib.per_tier('tiered.layers', t.layers, t.tiers, m.layers)))
+  return [dataclasses.replace(m, width=width, layers=layers, feedforward=feedforward(m, width))
+          for width, layers in zip(per_tier(t, 'widths', m.width), per_tier(t, 'layers', m.layers))]
+
+
+def build(config: config_lib.Config, vocabulary: int, tiers: int = 0) -> Tiered:
+  """The lowest `tiers` tiers of a resolved config, all by default, for a vocabulary of V real tokens."""
+  t, models = config.tiered, tier_models(config)
   def tier(number: int) -> Tier:
-    width, layers = sizes[number]
-    model = dataclasses.replace(m, width=width, layers=layers, feedforward=feedforward(m, width))
-    return Tier(Decoder(model, vocabulary + 2, config.data.window + t.rollout), t, number, sizes[max(0, number - 1)][0])
+    decoder = Decoder(models[number], vocabulary + 2, config.data.window + t.rollout)
+    return Tier(decoder, t, number, models[max(0, number - 1)].width)
   return Tiered(tuple(tier(n) for n in range(tiers or t.tiers)), t, config.data.window, config.training.seed)
 
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from framework import generation, timestamps
 from framework.config import Model
-from framework.models import decoder
+from framework.models import layers
+from framework.models.attention import head_width
 
 FORBIDDEN = -1e30  # -inf would make the sums of a part without keys undefined
 
@@ -97,8 +98,9 @@ def write(
     positions_BxM: of each rollout's start.
   """
   B, M = positions_BxM.shape
-  local = {'key': decoder.room(c, B * M, c.kv_heads, decoder.head_width(c), length),
-           'value': decoder.room(c, B * M, c.kv_heads, length, decoder.head_width(c))}
+  stack, K = layers.stack_of(c), head_width(c)
+  local = {'key': stack.zeros((B * M, c.kv_heads, K, length), c.dtype),
+           'value': stack.zeros((B * M, c.kv_heads, length, K), c.dtype)}
   place_R = timestamps.decoder_stamps(length)
 
   def step(carry, number):
@@ -108,8 +110,8 @@ def write(
     def attend(q, k, v, _, local, layer):
       def each(x):  # the rollouts as rows of a batch
         return x.reshape(B * M, 1, *x.shape[-2:])
-      local = {'key': decoder.put(local['key'], jnp.moveaxis(each(k), 1, 3), layer, (0, 0, 0, number)),
-               'value': decoder.put(local['value'], jnp.moveaxis(each(v), 1, 2), layer, (0, 0, number, 0))}
+      local = {'key': layers.updated(local['key'], jnp.moveaxis(each(k), 1, 3), layer, (0, 0, 0, number)),
+               'value': layers.updated(local['value'], jnp.moveaxis(each(v), 1, 2), layer, (0, 0, number, 0))}
       own = shared_part(each(q), local['key'][layer], local['value'][layer], own_1x1xR)
       own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
       return merge(*shared(q, layer), own).astype(q.dtype), local

@@ -11,7 +11,7 @@ rollouts it then writes. Where the model is used, the tier that was trained on a
 """
 
 import copy
-import json
+import functools
 import pathlib
 from typing import Any
 
@@ -20,126 +20,116 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from framework import config as config_lib
 from foundation import files
-from framework.models import flops
+from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
-from framework.tiered import model as tiered
-from framework.tiered import store as written
-from framework.training import loop, run, setup
+from framework.models import contract
+from framework.tiered import flops, model, store
+from framework.tiered.settings import per_tier
+from framework.training import setup
 
 WINDOWS = 1024  # of each text, for the memorisation gap
 BLOCKS = 32  # of neighbouring windows, for its standard error
 
 
 def stage(config: config_lib.Config, tier: int) -> config_lib.Config:
-  """The checked config of the run that trains tier `tier`: a model of that many tiers, of which it is the top."""
-  c = copy.deepcopy(config)
-  t, m, T = c.tiered, c.model, c.tiered.tiers
-  widths = config_lib.per_tier('tiered.widths', t.widths, T, m.width)
-  layers = config_lib.per_tier('tiered.layers', t.layers, T, m.layers)
-  steps = config_lib.per_tier('tiered.steps', t.steps, T, c.training.steps)
-  m.feedforward = tiered.feedforward(m, widths[tier - 1])
+  """The resolved config of the run that trains tier `tier`: a model of that many tiers, of which it is the top."""
+  c, T = copy.deepcopy(config), config.tiered.tiers
+  t, m = c.tiered, c.model
+  widths, layers, steps = (per_tier(config.tiered, name, default) for name, default in (
+      ('widths', m.width), ('layers', m.layers), ('steps', c.training.steps)))
+  m.feedforward = model.feedforward(m, widths[tier - 1])
   m.width, m.layers, c.training.steps = widths[tier - 1], layers[tier - 1], steps[tier - 1]
   t.tiers, t.steps = tier, ''
   t.widths, t.layers = (','.join(map(str, sizes[:tier])) for sizes in (widths, layers))
   if tier < T:
     t.content = 'own'  # the control is the top tier's
-  return config_lib.check(c)
+  return config_lib.resolve(c)
 
 
 def fold(config: config_lib.Config, tier: int, number: int) -> config_lib.Config:
-  """The checked config of the run that trains `tier` without fold `number`."""
-  c = stage(config, tier)
-  c.data.folds, c.data.left_out = config.tiered.folds, number
-  return config_lib.check(c)
+  """The resolved config of the run that trains `tier` without fold `number`."""
+  return config_lib.changed(stage(config, tier), {'data.folds': config.tiered.folds, 'data.left_out': number})
 
 
-def fold_folder(workdir: pathlib.Path, tier: int, number: int) -> pathlib.Path:
-  return setup.stage_folder(workdir, tier) / f'fold_{number}'
+def tier_folder(tier: int) -> str:
+  """Where a run of tiers trains tier `tier`: a run folder of its own, whose checkpoints hold the tiers below too."""
+  return f'tier_{tier}'
 
 
-def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
-  """Raises ConfigError for what is wrong in any of the stages."""
-  for tier in range(1, config.tiered.tiers + 1):
-    loop.check(stage(config, tier), corpus)
-  for number in range(config.tiered.folds):
-    loop.check(fold(config, 1, number), corpus)
+def fold_folder(tier: int, number: int) -> str:
+  return f'{tier_folder(tier)}/fold_{number}'
 
 
-def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains all tiers that are not yet complete in `workdir`.
-
-  Returns the result of the last one begun, with `tiers`: the results of all, `folds`: of all runs without a fold, and
-  the FLOPs and seconds of everything. A signal stops between two steps.
-
-  Raises:
-    ConfigError: the memorisation gap of a tier is too large for the next.
-  """
-  tiers, folds, T, F = [], [], config.tiered.tiers, config.tiered.folds
-  to_disk = 0.0  # FLOPs
+def stages(config: config_lib.Config) -> list[contract.Stage]:
+  """The runs of a tiered model: every tier and, below the top one, the same tier without each of the folds."""
+  out, T, F = [], config.tiered.tiers, config.tiered.folds
   for tier in range(1, T + 1):
-    c = stage(config, tier)
-    if tier > 1 and c.tiered.cached:
-      to_disk += windows.count(corpus.train.tokens, c.data.stride) * flops.write_window(c, corpus.tokenizer.size)
-    tiers.append(train_one(config, corpus, workdir, tier, c, setup.stage_folder(workdir, tier)))
-    for number in range(F if tier < T and tiers[-1]['status'] == 'complete' else 0):
-      folds.append(train_one(config, corpus, workdir, tier, fold(config, tier, number),
-                             fold_folder(workdir, tier, number)))
-      if folds[-1]['status'] != 'complete':
-        break
-    if any(found['status'] != 'complete' for found in tiers + folds):
-      break
-  status = next((found['status'] for found in tiers + folds if found['status'] != 'complete'), 'complete')
-  totals = {key: sum(found[key] for found in tiers + folds) for key in ('flops_train_exact', 'seconds')}
-  totals['flops_train_exact'] += to_disk
-  result = tiers[-1] | totals | {'run': workdir.name, 'status': status, 'tiers': tiers, 'folds': folds}
-  if jax.process_index() == 0:
-    files.write_json(workdir / 'result.json', result)
-  return result
+    begin = functools.partial(beginning, config, tier)
+    out.append(contract.Stage(tier_folder(tier), stage(config, tier), f'tier {tier} of {T}',
+                              functools.partial(begin, True), functools.partial(flops_to_disk, config, tier)))
+    if tier < T:
+      out += [contract.Stage(fold_folder(tier, number), fold(config, tier, number),
+                             f'tier {tier} of {T} without fold {number} of {F}', functools.partial(begin, False))
+              for number in range(F)]
+  return out
 
 
-def train_one(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path, tier: int,
-              c: config_lib.Config, folder: pathlib.Path) -> dict[str, Any]:
-  """The result of the run of `tier` in `folder`, trained now unless it is complete; `c` is its own config."""
-  run.open_folder(folder, c, corpus, resume=True)
-  path = folder / 'result.json'
-  found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-  if found.get('status') == 'complete':
-    return found
-  logging.info('tier %d of %d%s: %d steps', tier, config.tiered.tiers,
-               f' without fold {c.data.left_out} of {c.data.folds}' if c.data.folds else '', c.training.steps)
-  begin = more = None
-  if tier > 1:
-    made = setup.set_up(stage(config, tier), corpus.tokenizer.size)
-    below = setup.load(setup.stage_folder(workdir, tier - 1))
-    if c.tiered.cached:
-      more = written.prepare(stage(config, tier), corpus, made.module, writers(config, workdir, tier, below.params),
-                             setup.stage_folder(workdir, tier) / 'rollouts')
-    if not c.data.folds:
-      refuse_memorisation(c, corpus, made, below, setup.stage_folder(workdir, tier - 1), more)
-    params = jax.jit(made.module.init)(jax.random.key(c.training.seed))['params'] | below.params
-    begin = tiered.warm_start(params, tier) if c.tiered.warm_start else params
-  return loop.train(c, corpus, folder, begin, more)
+def result(results: list[dict[str, Any]], stages: list[contract.Stage]) -> dict[str, Any]:
+  """The result of the last tier begun, with `tiers`: the results of all, and `folds`: of all runs without a fold."""
+  pairs = list(zip(stages, results))
+  tiers = [found for stage, found in pairs if 'fold' not in stage.name]
+  return tiers[-1] | {'tiers': tiers, 'folds': [found for stage, found in pairs if 'fold' in stage.name]}
+
+
+def flops_to_disk(config: config_lib.Config, tier: int, corpus: corpus_lib.Corpus) -> float:
+  """FLOPs of the rollouts that tier `tier` finds on a disk; 0 where they are written as it goes."""
+  c = stage(config, tier)
+  if tier == 1 or not c.tiered.cached:
+    return 0.0
+  return windows.count(corpus.train.tokens, c.data.stride) * flops.write_below(
+      model.tier_models(c), c.tiered, corpus.tokenizer.size, c.data.window)
+
+
+def beginning(config: config_lib.Config, tier: int, gate: bool, corpus: corpus_lib.Corpus, workdir: pathlib.Path
+              ) -> tuple[Any, store.Rollouts | None]:
+  """What tier `tier` begins with: the parameters of the tiers below and its own, and rollouts from a disk.
+
+  Args:
+    gate: whether the tier below is refused if it has learnt its text by heart.
+  """
+  if tier == 1:
+    return None, None
+  c = stage(config, tier)
+  made = setup.set_up(c, corpus.tokenizer.size)
+  below = setup.load(workdir / tier_folder(tier - 1))
+  rollouts = None
+  if c.tiered.cached:
+    rollouts = store.prepare(c, corpus, made.module, writers(config, workdir, tier, below.params),
+                             workdir / tier_folder(tier) / 'rollouts')
+  if gate:
+    refuse_memorisation(c, corpus, made, below, workdir / tier_folder(tier - 1), rollouts)
+  params = contract.init(made.module, jax.random.key(c.training.seed)) | below.params
+  return model.warm_start(params, tier) if c.tiered.warm_start else params, rollouts
 
 
 def writers(config: config_lib.Config, workdir: pathlib.Path, tier: int, below: Any) -> list[Any]:
   """The parameters of the tiers below `tier` that write its training text's rollouts: one entry, or one a fold."""
   if not config.tiered.folds:
     return [below]
-  return [{f'tier_{n}': setup.load(fold_folder(workdir, n, number)).params[f'tier_{n}'] for n in range(1, tier)}
+  return [{f'tier_{n}': setup.load(workdir / fold_folder(n, number)).params[f'tier_{n}'] for n in range(1, tier)}
           for number in range(config.tiered.folds)]
 
 
 def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: setup.Setup, below: setup.Trained,
-                        folder: pathlib.Path, more: written.Rollouts | None) -> None:
+                        folder: pathlib.Path, rollouts: store.Rollouts | None) -> None:
   """Measures the gap of the tier below, writes memorisation.json, raises ConfigError if it is surely too large.
 
   Texts differ in how easy they are, the more the fewer documents are held out: the gap has to exceed what is allowed by
   two standard errors.
 
-  `more`: the rollouts of the training text, if they are on disk.
+  `rollouts`: the rollouts of the training text, if they are on disk.
   """
   b = below.setup.config
   count = windows.count(corpus.train.tokens, b.data.stride, b.data.random_phase)
@@ -148,7 +138,7 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: s
   trained = np.unique(trained)[np.linspace(0, len(np.unique(trained)) - 1, WINDOWS).astype(int)]
   held = windows.count(corpus.validation.tokens, b.data.stride)
   other = np.unique(np.linspace(0, held - 1, WINDOWS).astype(int))
-  measured = {'training': accuracy(c, made, below.params, corpus, corpus.train, np.unique(trained), more),
+  measured = {'training': accuracy(c, made, below.params, corpus, corpus.train, np.unique(trained), rollouts),
               'held_out': accuracy(c, made, below.params, corpus, corpus.validation, other)}
   gap = measured['training']['accuracy'] - measured['held_out']['accuracy']
   error = float(np.hypot(*(measured[name]['error'] for name in ('training', 'held_out'))))
@@ -164,7 +154,7 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: s
 
 
 def accuracy(c: config_lib.Config, made: setup.Setup, params: Any, corpus: corpus_lib.Corpus, split: corpus_lib.Split,
-             picked: np.ndarray, more: written.Rollouts | None = None) -> dict[str, float]:
+             picked: np.ndarray, rollouts: store.Rollouts | None = None) -> dict[str, float]:
   """How many tokens of the rollouts of the tier below the top are those of the text, over some windows of a split.
 
   Returns `accuracy`, its standard `error` (windows in order, in blocks, so that those of a document stay together), and
@@ -185,10 +175,11 @@ def accuracy(c: config_lib.Config, made: setup.Setup, params: Any, corpus: corpu
     counted = inside & (segment == own)
     return ((said == true[:, :, None]) & counted[:, :, None]).sum((1, 2, 3)), counted.sum((1, 2)) * said.shape[2]
   found, B = [], c.evaluation.batch
+  text = windows.Windows(split, corpus.tokenizer.end, c.data.window, c.data.stride, c.data.packed)
   for first in range(0, len(picked), B):
     rows = picked[np.minimum(np.arange(first, first + B), len(picked) - 1)]
-    batch = windows.batch(split, corpus.tokenizer.end, rows, c.data.window, c.data.stride, c.data.packed)
-    found.append(np.stack(jax.device_get(right(params, batch | more(rows) if more else batch))))
+    batch = text.batch(rows)
+    found.append(np.stack(jax.device_get(right(params, batch | rollouts(rows) if rollouts else batch))))
   hits_W, tokens_W = np.concatenate(found, axis=1)[:, :len(picked)]
   mean = hits_W.sum() / max(1, tokens_W.sum())
   excess = [block.sum() for block in np.array_split(hits_W - mean * tokens_W, min(BLOCKS, len(picked)))]

@@ -20,12 +20,12 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
-from framework.tiered import model as tiered
 from framework.tiered.generation import most_starts
+from framework.tiered.model import Tiered
 from framework.training import partition
 
 FORMAT = 1
@@ -44,7 +44,7 @@ def digest(params: Any) -> str:
 
 
 def description(c: config_lib.Config, corpus: corpus_lib.Corpus, models: Sequence[Any]) -> dict[str, Any]:
-  """What decides the rollouts that tier `tiered.tiers` of a checked config reads, as JSON knows it.
+  """What decides the rollouts that tier `tiered.tiers` of a resolved config reads, as JSON knows it.
 
   Args:
     models: the parameters that write: one entry, or one a fold.
@@ -57,7 +57,7 @@ def description(c: config_lib.Config, corpus: corpus_lib.Corpus, models: Sequenc
           'params': [digest({name: params[name] for name in lower}) for params in models]}
 
 
-def record(module: tiered.Tiered) -> np.dtype:
+def record(module: Tiered) -> np.dtype:
   s, G = module.settings, most_starts(module)
   token = '<u2' if module.tiers[0].vocabulary <= 1 << 16 else '<u4'
   return np.dtype([('starts', '<i4', (G,)), ('tokens', token, (len(module.tiers) - 1, G, s.samples, s.rollout))])
@@ -74,7 +74,7 @@ class Rollouts:
     return {'starts': rows['starts'], 'rollouts': rows['tokens']}
 
 
-def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: tiered.Tiered, models: Sequence[Any],
+def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered, models: Sequence[Any],
             folder: pathlib.Path) -> Rollouts:
   """The rollouts that the top of `module` reads on the training text, from `folder` or written there now.
 
@@ -136,7 +136,7 @@ def _write(file, first: int, count: int, kind: np.dtype, c: config_lib.Config, w
                    (now - begin) / (done - first) * (count - done))
 
 
-def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: tiered.Tiered,
+def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered,
            models: Sequence[Any]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """A function of windows that gives their starts [B, G] and rollouts [B, U, G, K, R]."""
   mesh = partition.make_mesh(jax.local_devices())
@@ -150,9 +150,10 @@ def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: tiered.Tiere
   models = [jax.device_put(jax.device_get(params), whole) for params in models]
   places = windows.folds(corpus.train, len(models)) if len(models) > 1 else np.array([0, 2**62])
   d = c.data
+  text = windows.Windows(corpus.train, corpus.tokenizer.end, d.window, d.stride, d.packed)
 
   def write(windows_B):
-    batch = windows.batch(corpus.train, corpus.tokenizer.end, windows_B, d.window, d.stride, d.packed)
+    batch = text.batch(windows_B)
     first_B = np.maximum(np.minimum((windows_B + 1) * d.stride, corpus.train.tokens - 1) - d.window, 0)
     out = None
     for params, low, high in zip(models, places[:-1], places[1:]):

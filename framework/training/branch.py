@@ -11,21 +11,24 @@ import os
 import pathlib
 import shutil
 
-from framework import config as config_lib
 from foundation import files
-from framework.training import optimizer, run
+from framework import config as config_lib
+from framework import models
+from framework.training import run, schedules
 
 
 def shares_trunk(shorter: config_lib.Config, longer: config_lib.Config) -> bool:
-  """Whether `longer` may begin at the decay of `shorter`: wsd runs that differ only in their number of steps."""
+  """Whether `longer` may begin at the decay of `shorter`: runs that differ only in their number of steps and have a
+  schedule that knows where it decays."""
   one, other = (config_lib.flatten(c) | {'training.steps': 0} for c in (shorter, longer))
-  return one == other and longer.optimizer.schedule == 'wsd' and longer.checkpoint.at_decay and (
+  return one == other and longer.checkpoint.at_decay and len(models.stages(longer)) == 1 and (
       branch_step(shorter) <= branch_step(longer))
 
 
 def branch_step(config: config_lib.Config) -> int:
-  """The step at which the decay of a wsd run begins."""
-  return optimizer.decay_start(config.optimizer, config.training.steps)
+  """The step at which the decay of a run begins; 0 for a schedule without a stable phase."""
+  schedule = schedules.find(config.optimizer.schedule)
+  return schedule.decay_start(config.optimizer, config.training.steps) if hasattr(schedule, 'decay_start') else 0
 
 
 def begin(workdir: pathlib.Path, config: config_lib.Config, source: pathlib.Path) -> bool:

@@ -4,7 +4,6 @@ The result therefore depends neither on the batch size, nor on the number of dev
 """
 
 from collections.abc import Callable, Iterator
-import dataclasses
 import math
 from typing import Any
 
@@ -14,14 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from framework import cross_entropy
-from framework.data import corpus, windows
+from framework.data import windows
 from framework.training import partition
 
 
 def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
   """nats(params, batch) -> -ln p of every target [B, L] on every host; rows are spread over the mesh.
 
-  draws: of a tiered model, p is the mean over so many seeds of the rollouts, the model's own first. A mean of code
+  draws: of a model with seeds (contract.Model.with_seed), p is the mean over so many, its own first. A mean of code
   lengths' probabilities is a code length too, and by Jensen's inequality no longer than they are in the mean.
   """
   whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
@@ -29,17 +28,17 @@ def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str,
     x_BxLxD = module.hidden(params, batch)
     return cross_entropy.token_nats(x_BxLxD, module.head(params), batch['targets'])
   def mean(params, batch):
-    nats_DxBxL = jax.lax.map(lambda seed: nats(params, batch, dataclasses.replace(module, seed=seed)),
+    nats_DxBxL = jax.lax.map(lambda seed: nats(params, batch, module.with_seed(seed)),
                              module.seed + jnp.arange(draws, dtype=jnp.uint32))
     return jnp.log(draws) - jax.nn.logsumexp(-nats_DxBxL, axis=0)
   return jax.jit(nats if draws == 1 else mean, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def evaluate(
-    nats: Callable, params: Any, split: corpus.Split, tokenizer, mesh: Mesh, *, window: int, stride: int, batch: int,
-    packed: bool, limit: int = 0, progress: Callable[[Iterator], Iterator] = iter,
+    nats: Callable, params: Any, text: windows.Windows, tokenizer, mesh: Mesh, *, batch: int, limit: int = 0,
+    progress: Callable[[Iterator], Iterator] = iter,
 ) -> dict[str, Any]:
-  """Evaluates on a split.
+  """Evaluates on the windows of a split.
 
   Args:
     nats: from `compile_nats`.
@@ -53,11 +52,9 @@ def evaluate(
   """
   batch = -(-batch // mesh.size) * mesh.size
   token_bytes = np.asarray(tokenizer.token_bytes)
-  nats_L, targets_L, total_bytes = np.zeros(window), np.zeros(window), 0.0
+  nats_L, targets_L, total_bytes = np.zeros(text.window), np.zeros(text.window), 0.0
   rows = partition.host_rows(batch)
-  batches = windows.evaluation_batches(split, tokenizer.end, window=window, stride=stride, batch=batch,
-                                       packed=packed, limit=limit)
-  for whole in progress(batches):
+  for whole in progress(text.each(batch, limit)):
     local = {name: x[rows] for name, x in whole.items()}
     nats_BxL = np.asarray(nats(params, partition.split_rows(local, mesh)), np.float64)
     weights_BxL = whole['weights'].astype(np.float64)
@@ -71,6 +68,6 @@ def evaluate(
       'bits_per_token': per_token / math.log(2),
       'perplexity': math.exp(min(per_token, 700)),
       'bits_per_byte': total / math.log(2) / total_bytes,
-      'targets': int(targets), 'bytes': int(total_bytes), 'window': window, 'stride': stride,
+      'targets': int(targets), 'bytes': int(total_bytes), 'window': text.window, 'stride': text.stride,
       'loss_by_position': [float(a / b) if b else None for a, b in zip(nats_L, targets_L)],
   }

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
@@ -101,4 +101,4 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
   config = config_lib.from_flat(read_config_file(path)['config'])
-  return config_lib.check(config)
+  return config_lib.resolve(config)

@@ -10,14 +10,15 @@ import optax
 from framework import config as config_lib
 from framework import models
 from framework.data import tokenizer as tokenizer_lib
+from framework.models import contract
 from framework.training import checkpoint, optimizer, partition, run, state
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """The module, the devices and the optimizer of a run."""
+  """The model, the devices and the optimizer of a run."""
   config: config_lib.Config
-  module: Any
+  module: contract.Model
   mesh: jax.sharding.Mesh
   optimizer: optax.GradientTransformation
   learning_rate: optax.Schedule
@@ -37,21 +38,13 @@ class Setup:
 
 
 def set_up(config: config_lib.Config, vocabulary: int) -> Setup:
-  """Builds everything but the data. Raises ConfigError on a model that is unknown or sees its targets."""
+  """Builds everything but the data. Raises ConfigError on a model that is unknown, half written or sees its targets."""
   if config.model.mask == 'bidirectional':
     raise config_lib.ConfigError("model.mask is 'bidirectional', which sees the token that it is scored on; expected "
                                  "'causal' or 'strict'")
-  update = optimizer.build(config.optimizer, config.training.steps)
-  if config.model.name == 'tiered' and config.tiered.tiers > 1:
-    update = optimizer.only(update, f'tier_{config.tiered.tiers}')
-  return Setup(
-      config, models.of_config(config, vocabulary), partition.make_mesh(), update,
-      optimizer.schedule(config.optimizer, config.training.steps))
-
-
-def stage_folder(workdir: pathlib.Path, tier: int) -> pathlib.Path:
-  """Where a run of tiers trains tier `tier`: a run folder of its own, whose checkpoints hold the tiers below too."""
-  return workdir / f'tier_{tier}'
+  module, o, steps = models.build(config, vocabulary), config.optimizer, config.training.steps
+  update = optimizer.build(o, steps, contract.describe(module), getattr(module, 'trained', ''))
+  return Setup(config, module, partition.make_mesh(), update, optimizer.schedule(o, steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +57,15 @@ class Trained:
 
 
 def load(workdir: pathlib.Path) -> Trained:
-  """The run in `workdir`, which may still be training. Raises ConfigError if it has no usable checkpoint."""
+  """The run in `workdir`, which may still be training; of a run in several stages the last.
+
+  Raises:
+    ConfigError: it has no usable checkpoint.
+  """
   config = run.read_config(workdir)
-  if config.model.name == 'tiered' and not (workdir / 'checkpoints').exists():
-    return load(stage_folder(workdir, config.tiered.tiers))
+  last = models.stages(config)[-1]
+  if last.name and not (workdir / 'checkpoints').exists():
+    return load(workdir / last.name)
   tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
   setup = set_up(config, tokenizer.size)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from framework import models
+from framework.models import contract
 
 
 @flax.struct.dataclass
@@ -21,5 +21,5 @@ class State:
 
 def init(module, optimizer: optax.GradientTransformation, seed: int) -> State:
   """The state before the first step, a pure function of the seed."""
-  params = models.init(module, jax.random.key(seed))
+  params = contract.init(module, jax.random.key(seed))
   return State(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), params, optimizer.init(params))

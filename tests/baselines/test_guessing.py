@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework import models
 from framework.baselines import guessing
+from framework.models import contract
+from tests.networks import build
 
 
 def test_cases_by_hand():
@@ -31,9 +32,9 @@ def test_an_ideal_subject_brackets_the_entropy_of_its_language():
 
 
 def test_ranks_of_a_model():
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(name='markov', width=16, heads=2)))
-  module = models.build(config.model, 11, 8)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(0))
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(name='markov', width=16, heads=2)))
+  module = build(config.model, 11, 8)
+  params = contract.init(module, jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {name: rng.integers(0, 11, (3, 8)).astype(np.int32) for name in ('tokens', 'targets')}
   batch |= {'positions': np.tile(np.arange(8, dtype=np.int32), (3, 1)), 'segments': np.ones((3, 8), np.int32)}

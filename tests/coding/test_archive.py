@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from framework import models
 from framework import config as config_lib
-from framework.coding import predictors
-from framework.coding import archive as compression
-from framework.training import evaluation
-from framework.data import corpus, tokenizer as tokenizers
 from framework.baselines import ngram
-from framework.training import partition
+from framework.coding import archive as compression
+from framework.coding import predictors
+from framework.data import corpus, tokenizer as tokenizers
+from framework.data import windows
+from framework.models import contract
+from framework.training import evaluation, partition
+from tests.networks import build
 
 WINDOW = 16
 BYTES = tokenizers.Bytes()
@@ -30,9 +31,9 @@ def text(words=400, seed=0):
 
 
 def network(name, vocabulary=257):
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(name=name, layers=1, width=16, heads=2)))
-  module = models.build(config.model, vocabulary, WINDOW)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(1))
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(name=name, layers=1, width=16, heads=2)))
+  module = build(config.model, vocabulary, WINDOW)
+  params = contract.init(module, jax.random.key(1))
   return module, jax.tree.map(lambda x: x * 4, params)  # far from uniform
 
 
@@ -92,8 +93,9 @@ def test_the_size_is_the_cross_entropy_that_evaluation_finds(tmp_path):
                                             validation_path=str(tmp_path / 'held.txt')))
   module, params = network('decoder')
   mesh = partition.make_mesh(jax.devices()[:1])
-  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), params, prepared.validation, BYTES, mesh,
-                               window=WINDOW, stride=WINDOW // 2, batch=64, packed=True)
+  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), params,
+                               windows.Windows(prepared.validation, BYTES.end, WINDOW, WINDOW // 2), BYTES, mesh,
+                               batch=64)
   packed = compression.pack(data, BYTES, MODEL, lambda rows: predictors.Network(module, params, WINDOW, rows))
   bits = result['nats_per_token'] * result['targets'] / math.log(2)
   assert packed.bits == pytest.approx(bits, rel=0.003)
@@ -170,7 +172,7 @@ def test_a_model_that_computes_differently_never_passes(packed):
 
 
 def test_fingerprints_tell_models_apart():
-  config = config_lib.check(config_lib.Config())
+  config = config_lib.resolve(config_lib.Config())
   module, params = network('markov')
   base = predictors.fingerprint(config, 'tokens', params)
   assert base == predictors.fingerprint(config, 'tokens', jax.tree.map(np.asarray, params)) and len(base) == 16

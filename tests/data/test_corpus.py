@@ -15,7 +15,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from framework import files as files_lib
+from foundation import files as files_lib
 from framework.config import ConfigError, Data
 from framework.data import cache as caches
 from framework.data import corpus as corpora

@@ -43,9 +43,9 @@ def test_splits_and_seeds_are_different_texts():
 
 def test_documents_are_kept_apart_and_every_window_is_one_document():
   text = stream.Stream(Counting(), 0, 401)
-  made = windows.batch(text, 10, np.arange(windows.count(401, 4)), 4, 4, packed=True)
+  made = windows.Windows(text, 10, 4, 4, True).batch(np.arange(windows.count(401, 4)))
   assert (made['tokens'][:, 0] == 10).all() and (made['segments'] == 1).all() and made['weights'].sum() == 400
-  crossing = windows.batch(text, 10, np.arange(60), 6, 6, packed=True)
+  crossing = windows.Windows(text, 10, 6, 6, True).batch(np.arange(60))
   assert crossing['segments'].max() == 2 and (crossing['positions'] <= 3).all()
 
 

@@ -50,7 +50,7 @@ def test_every_token_is_a_target_exactly_once(folder, lengths, window, stride, p
   tokens = documents(lengths, np.random.default_rng(len(lengths)))
   split = split_of(tokens, folder)
   total = windows.count(len(tokens), stride)
-  made = windows.batch(split, END, np.arange(total), window, stride, packed)
+  made = windows.Windows(split, END, window, stride, packed).batch(np.arange(total))
   seen = np.zeros(len(tokens), int)
   for w in range(total):
     # The definition, a token at a time.
@@ -78,7 +78,7 @@ def test_every_token_is_a_target_exactly_once(folder, lengths, window, stride, p
 def test_context_is_at_least_window_minus_stride(split):
   window, stride = 32, 5
   total = windows.count(split.tokens, stride)
-  made = windows.batch(split, END, np.arange(total), window, stride, False)
+  made = windows.Windows(split, END, window, stride, False).batch(np.arange(total))
   for weights in made['weights'][(window + stride - 1) // stride:]:
     assert np.flatnonzero(weights)[0] >= window - stride
 
@@ -91,7 +91,7 @@ def test_packed_segments_are_documents(folder, lengths, window, data):
   split = split_of(tokens, folder)
   document_of = np.cumsum(tokens == END)  # an end belongs to the document that it opens
   total = windows.count(len(tokens), stride)
-  made = windows.batch(split, END, np.arange(total), window, stride, True)
+  made = windows.Windows(split, END, window, stride, True).batch(np.arange(total))
   for w in range(total):
     start = max(0, min((w + 1) * stride, len(tokens) - 1) - window)
     real = min(window, len(tokens) - 1)
@@ -107,10 +107,10 @@ def test_packed_segments_are_documents(folder, lengths, window, data):
 
 
 def test_unpacked_windows_run_through(split):
-  made = windows.batch(split, END, np.array([0, 3]), 40, 40, False)
+  made = windows.Windows(split, END, 40, 40, False).batch(np.array([0, 3]))
   assert (made['segments'] == 1).all()
   assert (made['positions'] == np.arange(40)).all()
-  packed = windows.batch(split, END, np.array([0, 3]), 40, 40, True)
+  packed = windows.Windows(split, END, 40, 40, True).batch(np.array([0, 3]))
   for name in ('tokens', 'targets', 'weights'):
     np.testing.assert_array_equal(made[name], packed[name])
   assert packed['segments'].max() > 1
@@ -118,13 +118,13 @@ def test_unpacked_windows_run_through(split):
 
 def test_one_hand_made_window(folder):
   split = split_of([END, 1, 2, END, 3, END], folder)
-  made = windows.batch(split, END, np.array([0, 1]), 4, 3, True)
+  made = windows.Windows(split, END, 4, 3, True).batch(np.array([0, 1]))
   assert made['tokens'].tolist() == [[END, 1, 2, END], [1, 2, END, 3]]
   assert made['targets'].tolist() == [[1, 2, END, 3], [2, END, 3, END]]
   assert made['weights'].tolist() == [[1, 1, 1, 0], [0, 0, 1, 1]]
   assert made['segments'].tolist() == [[1, 1, 1, 2], [1, 1, 2, 2]]
   assert made['positions'].tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
-  short = windows.batch(split, END, np.array([0]), 7, 7, True)
+  short = windows.Windows(split, END, 7, 7, True).batch(np.array([0]))
   assert short['segments'].tolist() == [[1, 1, 1, 2, 2, 0, 0]]
   assert short['weights'].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
 
@@ -146,8 +146,8 @@ def test_each_epoch_is_a_permutation_of_its_own():
 
 
 def take(split, steps, **changes):
-  settings = dict(window=16, stride=12, packed=True, batch=6, seed=4) | changes
-  batches = windows.loader(split, END, **settings)
+  of_windows = {name: changes.pop(name) for name in ('stride', 'random_phase', 'left_out') if name in changes}
+  batches = windows.Windows(split, END, 16, **{'stride': 12} | of_windows).batches(6, seed=4, **changes)
   out = list(itertools.islice(batches, steps))
   batches.close()
   return out
@@ -180,7 +180,7 @@ def test_loader_reads_what_indices_say(split):
   total = windows.count(split.tokens, 12)
   for step, made in enumerate(take(split, 5, start_step=40), 40):
     made.pop('rows')
-    same(made, windows.batch(split, END, windows.indices(total, 6, 4, step), 16, 12, True))
+    same(made, windows.Windows(split, END, 16, 12, True).batch(windows.indices(total, 6, 4, step)))
 
 
 def test_errors_of_the_thread_reach_the_caller(folder):
@@ -193,26 +193,26 @@ def test_errors_of_the_thread_reach_the_caller(folder):
 
 @pytest.mark.parametrize('batch_size,stride', [(1, 16), (7, 16), (8, 5), (1000, 16)])
 def test_evaluation_scores_every_token_once(split, batch_size, stride):
-  made = list(windows.evaluation_batches(split, END, window=16, stride=stride, packed=True, batch=batch_size))
+  made = list(windows.Windows(split, END, 16, stride).each(batch_size))
   assert {batch['tokens'].shape for batch in made} == {(batch_size, 16)}
   assert sum(batch['weights'].sum() for batch in made) == split.tokens - 1
   total = windows.count(split.tokens, stride)
   assert len(made) == -(-total // batch_size)
   rows = np.concatenate([batch['tokens'] for batch in made])[:total]
-  np.testing.assert_array_equal(rows, windows.batch(split, END, np.arange(total), 16, stride, True)['tokens'])
+  np.testing.assert_array_equal(rows, windows.Windows(split, END, 16, stride, True).batch(np.arange(total))['tokens'])
 
 
 def test_evaluation_on_a_sample_and_on_hosts(split):
-  settings = dict(window=16, stride=16, packed=True, batch=4, limit=10)
+  text = windows.Windows(split, END, 16, 16)
   total = windows.count(split.tokens, 16)
-  whole = list(windows.evaluation_batches(split, END, **settings))
+  whole = list(text.each(4, 10))
   kept = np.concatenate([batch['tokens'][batch['weights'].any(axis=1)] for batch in whole])
   expected = [i * total // 10 for i in range(10)]
-  np.testing.assert_array_equal(kept, windows.batch(split, END, np.array(expected), 16, 16, True)['tokens'])
-  halves = [list(windows.evaluation_batches(split, END, **settings, rows=half)) for half in (slice(0, 2), slice(2, 4))]
+  np.testing.assert_array_equal(kept, windows.Windows(split, END, 16, 16, True).batch(np.array(expected))['tokens'])
+  halves = [list(text.each(4, 10, half)) for half in (slice(0, 2), slice(2, 4))]
   for step, batch in enumerate(whole):
     same(batch, {name: np.concatenate([half[step][name] for half in halves]) for name in batch})
-  assert len(list(windows.evaluation_batches(split, END, **settings | {'limit': 10**6}))) == -(-total // 4)
+  assert len(list(text.each(4, 10**6))) == -(-total // 4)
 
 
 @hypothesis.given(st.integers(2, 90), st.integers(1, 24), st.integers(1, 24), st.data())
@@ -222,7 +222,7 @@ def test_with_a_phase_every_token_is_still_a_target_exactly_once(folder, tokens,
   phase = data.draw(st.integers(0, stride - 1))
   split = split_of(np.arange(tokens), folder)
   total = windows.count(tokens, stride, random_phase=True)
-  made = windows.batch(split, END, np.arange(total), window, stride, False, phase_B=np.full(total, phase))
+  made = windows.Windows(split, END, window, stride, False).batch(np.arange(total), phase_B=np.full(total, phase))
   scored = made['targets'][made['weights'] > 0]
   np.testing.assert_array_equal(np.sort(scored), np.arange(1, tokens))
   firsts = [min(t[w > 0]) for t, w in zip(made['targets'], made['weights']) if w.any()]
@@ -233,7 +233,7 @@ def test_scoring_whole_windows_scores_each_token_window_over_stride_times(folder
   split = split_of(np.arange(200), folder)
   for stride, times in ((12, 1), (4, 3), (3, 4), (1, 12)):
     total = windows.count(200, stride)
-    made = windows.batch(split, END, np.arange(total), 12, stride, False, scored='window')
+    made = windows.Windows(split, END, 12, stride, False, scored='window').batch(np.arange(total))
     counts = np.bincount(made['targets'][made['weights'] > 0], minlength=200)
     assert counts[0] == 0 and (counts[1:200 - 12] == times).all() and counts.max() == times
 
@@ -242,15 +242,14 @@ def test_unscored_first_targets_are_a_stride_in_other_words(folder):
   """With a tenth of each window unscored nothing is lost if the stride is nine tenths of it (PaLM's setting)."""
   split = split_of(np.arange(401), folder)
   def scored(stride, unscored):
-    made = windows.batch(split, END, np.arange(windows.count(401, stride)), 20, stride, False, scored='window',
-                         unscored=unscored)
+    made = windows.Windows(split, END, 20, stride, False, scored='window', unscored=unscored).batch(np.arange(windows.count(401, stride)))
     return np.bincount(made['targets'][made['weights'] > 0], minlength=401), made
   lost, made = scored(20, 0.1)
   assert (made['weights'][:, :2] == 0).all() and (made['weights'][:, 2:] == 1).all()
   assert set(np.flatnonzero(lost == 0)) == {0} | {1 + 20 * w + i for w in range(20) for i in (0, 1)}
   kept, made = scored(18, 0.1)
   assert kept[0] == 0 and (kept[1:] == 1).all()
-  same(made, windows.batch(split, END, np.arange(len(made['tokens'])), 20, 18, False))
+  same(made, windows.Windows(split, END, 20, 18, False).batch(np.arange(len(made['tokens']))))
 
 
 def test_phases_are_those_of_epochs(split):

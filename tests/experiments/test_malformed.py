@@ -38,28 +38,6 @@ class Case:
   env: dict = dataclasses.field(default_factory=dict)
 
 
-class Server:
-  def __init__(self):
-    env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TF_CPP_MIN_LOG_LEVEL')}
-    env |= {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-    self.process = subprocess.Popen([sys.executable, str(HERE / 'forkserver.py')], stdin=subprocess.PIPE, env=env,
-                                    stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-  def __call__(self, launcher, *argv, env=None, full=None):
-    self.process.stdin.write(json.dumps({
-        'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full}) + '\n')
-    self.process.stdin.flush()
-    return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope='module')
-def server():
-  server = Server()
-  yield server
-  server.process.stdin.close()
-  server.process.wait(10)
-
-
 @pytest.fixture(scope='module')
 def root(server, tmp_path_factory):
   """A folder with a text, a config, a cache and a finished run on them."""

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from foundation import page
 from experiments.reports import chapters
+from foundation import page
 from framework.config import ConfigError
 from scaling import ledger
 from tests.commands import ROOT, environment, launch

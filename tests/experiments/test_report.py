@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from foundation import page
-from experiments.reports import sections
 from experiments.reports import runs as folders
+from experiments.reports import sections
+from foundation import page
 from framework.config import ConfigError
 
 SVG = '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><text>four &lt; five</text></svg>'

@@ -12,8 +12,9 @@ from experiments.reports import sections
 from experiments.shared import task_training as fit
 from experiments.studies import arrow_of_time, one_way, stride, tiered_path_star, tiered_text, tiered_word_problem
 from framework import config as config_lib
-from framework.models import flops
+from framework import models
 from framework.data.tasks.one_way import Task
+from framework.models import contract
 from framework.tiered import model as tiered
 from tests import commands
 
@@ -164,15 +165,14 @@ def test_decoders_of_the_text_study_have_as_much_of_what_they_name():
   c = tiered_text.settings(s, 0)
   plain = lambda equal: tiered_text.decoder(equal, s, 0, V)
   assert plain('tokens').training.steps == s['second'] and plain('tokens').model.layers == s['layers']
-  bottom = flops.train(flops.tier_models(c)[0], V, s['window'])
-  total = s['first'] * bottom + s['second'] * flops.train_window(c, V)
+  bottom, top = (models.build(stage.config, V).flops().train for stage in models.stages(c))
+  total = s['first'] * bottom + s['second'] * top
   training = plain('training')
-  assert training.training.steps * flops.train(training.model, V, s['window']) == pytest.approx(total, rel=0.01)
+  assert training.training.steps * models.build(training, V).flops().train == pytest.approx(total, rel=0.01)
   deep = plain('inference')
-  assert flops.forward(deep.model, V, s['window']) == pytest.approx(tiered_text.inference(c, V), rel=0.1)
-  module = tiered.build(c, V)
-  size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: module.init(jax.random.key(0)))))
-  assert tiered_text.size(plain('parameters').model, V, s['window']) == pytest.approx(size, rel=0.1)
+  assert models.build(deep, V).flops().forward == pytest.approx(models.build(c, V).flops().forward, rel=0.1)
+  size = contract.counts(models.build(c, V))['total']
+  assert contract.counts(models.build(plain('parameters'), V))['total'] == pytest.approx(size, rel=0.1)
   assert plain('parameters').model.width == s['width'] and plain('inference').training.steps == s['second']
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments.sweeping import cells as cells_lib
-from experiments.sweeping.cells import expand, ladders
+from experiments.sweeping.cells import expand, trunks
 from framework import config as config_lib
 from scaling import ledger, lints
 from tests.commands import ROOT, environment
@@ -31,11 +31,11 @@ def get_sweep():
 
 
 @pytest.mark.parametrize('path', SWEEPS, ids=[p.stem for p in SWEEPS])
-def test_sweep_files_have_ladders_sizes_and_steps_enough(path):
+def test_sweep_files_have_trunks_sizes_and_steps_enough(path):
   cells = expand(cells_lib.load(path))
   assert len({(c.config.model.width, c.config.model.layers) for c in cells}) >= lints.SIZES
   assert min(c.config.training.steps for c in cells) >= lints.STEPS
-  assert max(map(len, ladders(cells))) >= 3 and all(c.config.training.devices == 1 for c in cells)
+  assert max(map(len, trunks(cells))) >= 3 and all(c.config.training.devices == 1 for c in cells)
 
 
 def run(words, **more):

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from framework.models import contract
 from pallas_kernels.runtime import report, targets
 from tests.kernels import compiled
+from tests.networks import build
 
 pytestmark = pytest.mark.slow
 
@@ -109,12 +111,12 @@ def step_hlo(target, shape, implementation, kind):
   from framework import config as config_lib
   from framework import models
   from framework.training import partition, step
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=2, width=256, heads=4, kv_heads=2, dtype='bfloat16', attention=implementation)))
-  module = models.build(config.model, 256, 256)
+  module = build(config.model, 256, 256)
   mesh = targets.mesh(target, shape, ('data',))
   with targets.tracing(target):
-    params = jax.eval_shape(lambda: models.init(module, jax.random.key(0)))
+    params = contract.shapes(module)
   rows = jax.ShapeDtypeStruct((2 * shape[0], 256), jnp.int32)
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from framework import config as config_lib
+from framework.models import contract
 from framework.tiered import model as tiered
 from framework.training import optimizer, partition, state, step
 from pallas_kernels.runtime import targets
@@ -20,7 +21,7 @@ L, B = 256, 16
 
 def compiled(target, kind, layout='stream', **settings):
   """HLO of a step that trains tier 2 on rollouts which tier 1 writes in it, over a mesh of eight."""
-  c = config_lib.check(config_lib.Config(
+  c = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=2, width=256, heads=4, dtype='bfloat16', **settings),
       data=config_lib.Data(window=L), training=config_lib.Training(batch=B, partition=kind),
       tiered=config_lib.Tiered(widths='128,256', period=64, rollout=16, layout=layout)))
@@ -29,7 +30,7 @@ def compiled(target, kind, layout='stream', **settings):
   reduce = partition.sum_over_data if kind == 'pmap' else lambda tree: tree
   pure = step.make(module, update, lambda _: 1e-3, c.training, module.stochastic, reduce)
   def first():
-    params, zero = module.init(jax.random.key(0))['params'], jnp.zeros((), jnp.int32)
+    params, zero = contract.init(module, jax.random.key(0)), jnp.zeros((), jnp.int32)
     return state.State(zero, zero, params, update.init(params))
   rows = jax.ShapeDtypeStruct((B, L), jnp.int32)
   one = jax.ShapeDtypeStruct((B,), jnp.int32)

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework import models
-from framework.models import decoder
+from framework.models import contract, decoder
 from framework.training import partition, step
 from pallas_kernels.attention import dot_product_attention
+from tests.networks import build
 
 STEPS, WINDOW = 3, 24
 
 
 def losses(implementation, dtype='float32', width=32):
   """Loss in nats a token before each of three steps, on rows of two packed documents."""
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=2, width=width, heads=2, kv_heads=1, attention=implementation, dtype=dtype)))
-  module = models.build(config.model, 17, WINDOW)
-  params = models.init(module, jax.random.key(0))
+  module = build(config.model, 17, WINDOW)
+  params = contract.init(module, jax.random.key(0))
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, 17, (2, WINDOW + 1))
   segments = np.where(np.arange(WINDOW) < 10, 1, 2)[None].repeat(2, 0)
@@ -70,10 +70,10 @@ def test_a_step_over_a_mesh_gathers_no_activations(kind, monkeypatch):
   """XLA gathers what goes into a loop that it cannot split, as it does with a kernel, unless shard_map splits it."""
   if kind == 'a bare kernel':
     monkeypatch.setattr(decoder, 'sharded_attention', dot_product_attention)
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=1, width=32, heads=2, attention='mosaic_tpu')))
-  module, mesh = models.build(config.model, 17, WINDOW), partition.make_mesh(jax.devices()[:2])
-  params = jax.eval_shape(lambda: models.init(module, jax.random.key(0)))
+  module, mesh = build(config.model, 17, WINDOW), partition.make_mesh(jax.devices()[:2])
+  params = contract.shapes(module)
   rows = jax.ShapeDtypeStruct((4, WINDOW), jnp.int32)
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)

@@ -133,8 +133,8 @@ def random_attention(count, seed=0):
 def loads(m, n, k, block_m, block_n):
   """Elements that the matmul kernel reads and writes, counted in the interpreter."""
   from triton.runtime import interpreter
-  from pallas_kernels.matmul.epilogue import Operands, Settings
   from pallas_kernels.matmul import triton as triton_matmul
+  from pallas_kernels.matmul.epilogue import Operands, Settings
   counts = {'reads': 0, 'writes': 0}
   builder = interpreter.InterpreterBuilder
   load, store = builder.create_masked_load, builder.create_masked_store

@@ -10,7 +10,8 @@ import pytest
 
 from framework import config as config_lib
 from framework import models, timestamps
-from framework.models import decoder
+from framework.models import contract, decoder
+from tests.networks import build
 
 POSITIONS = ('rope', 'learned', 'sinusoidal', 'none')
 V, L = 13, 12
@@ -18,12 +19,12 @@ V, L = 13, 12
 
 def small(**settings) -> config_lib.Model:
   config = config_lib.Config(model=config_lib.Model(**{'layers': 2, 'width': 16, 'heads': 4, 'kv_heads': 2} | settings))
-  return config_lib.check(config).model
+  return config_lib.resolve(config).model
 
 
 def make(seed=0, **settings):
-  module = models.build(small(**settings), V, L)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(seed))
+  module = build(small(**settings), V, L)
+  params = contract.init(module, jax.random.key(seed))
   # Larger than at initialisation, so that attention is far from uniform and the position matters.
   return module, jax.tree.map(lambda x: x * 3, params)
 
@@ -132,7 +133,7 @@ def test_cached_logits_equal_uncached(settings, scan):
     part, cache = extend(module, params, tokens[:, a:b], positions[:, a:b], segments[:, a:b], cache)
     parts.append(part)
   np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=2e-4)
-  assert int(cache['index']) == L
+  assert int(cache.index) == L
 
 
 def loss_and_gradient(module, params, rows):
@@ -232,9 +233,9 @@ def test_relative_bias_with_a_cache_equals_without():
 def test_log_scale_keeps_the_weight_of_one_key_among_many():
   """Hahn's lemma (Chiang and Cholak 2022, section 5.3): a fixed logit is drowned by n keys, log n times it is not."""
   def weight(scale, n):
-    module = models.build(small(mask='bidirectional', attention_scale=scale, norm='none', layers=1, width=2, heads=1,
+    module = build(small(mask='bidirectional', attention_scale=scale, norm='none', layers=1, width=2, heads=1,
                                 kv_heads=1, position='none', tied_head=False), 2, n)
-    params = jax.tree.map(jnp.zeros_like, models.init(module, jax.random.key(0)))
+    params = jax.tree.map(jnp.zeros_like, contract.init(module, jax.random.key(0)))
     blocks = params['blocks'] | {name: {'weight': jnp.zeros_like(params['blocks'][name]['weight'])}
                                  for name in ('query', 'key', 'value', 'out')}
     set_one = lambda name, i, j, v: blocks[name]['weight'].at[(0, i, *((0, j) if name != 'out' else (j, 1)))].set(v)
@@ -279,8 +280,8 @@ def test_dropout_keeps_the_mean():
 
 
 def test_initial_deviations_follow_depth():
-  module = models.build(small(layers=8, width=128, heads=4, kv_heads=4), 257, 64)
-  blocks = jax.jit(models.init, static_argnums=0)(module, jax.random.key(0))['blocks']
+  module = build(small(layers=8, width=128, heads=4, kv_heads=4), 257, 64)
+  blocks = contract.init(module, jax.random.key(0))['blocks']
   for name, fan_in, gain in (('query', 128, 1), ('up', 128, 1), ('out', 128, 16 ** -0.5), ('down', 512, 16 ** -0.5)):
     assert np.std(blocks[name]['weight']) == pytest.approx(gain * fan_in ** -0.5, rel=0.02)
     assert not np.allclose(blocks[name]['weight'][0], blocks[name]['weight'][1])
@@ -304,7 +305,7 @@ def test_gradient_of_unstack_is_the_stack_of_gradients():
 
 def test_unknown_model_names_the_nearest():
   with pytest.raises(config_lib.ConfigError, match="'decodr'.*did you mean 'decoder'"):
-    models.build(small(name='decodr'), V, L)
+    build(small(name='decodr'), V, L)
 
 
 @pytest.mark.parametrize('settings', [

@@ -11,7 +11,7 @@ import pytest
 from framework import config as config_lib
 from framework import models, timestamps
 from framework.data import windows
-from framework.models import encoder_decoder
+from framework.models import contract, encoder_decoder
 from framework.training import step
 
 V, L, S = 11, 14, 5
@@ -22,11 +22,11 @@ jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_lev
 
 @functools.cache
 def made(kind):
-  c = config_lib.check(config_lib.Config(
+  c = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='encoder_decoder', layers=2, width=16, heads=2, scan=True),
       data=config_lib.Data(window=L, stride=S), encoder=config_lib.Encoder(kind=kind)))
-  module = models.of_config(c, V)
-  params = jit(module.init)(jax.random.key(0))['params']
+  module = models.build(c, V)
+  params = contract.init(module, jax.random.key(0))
   return module, jax.tree_util.tree_map_with_path(
       lambda path, x: x * (20 if 'embedding' in jax.tree_util.keystr(path) else 3) if x.ndim > 1 else x + 0.3, params)
 
@@ -75,7 +75,7 @@ def test_the_leak_test_sees_a_prefix_one_token_too_long(kind, monkeypatch):
 def test_each_direction_reads_what_it_says(kind):
   """Which tokens of the history each encoded one depends on, and that the decoder reads the whole history."""
   module, _ = made(kind)
-  params = jit(module.init)(jax.random.key(0))['params']  # as drawn: attention that is nowhere exactly 0
+  params = contract.init(module, jax.random.key(0))  # as drawn: attention that is nowhere exactly 0
   tokens = np.random.default_rng(1).integers(0, V, (1, H)).astype(np.int32)
   place, one = np.arange(H, dtype=np.int32)[None], np.ones((1, H), np.int32)
   run = jit(lambda params, tokens: module.encode(params, tokens, place, one))
@@ -127,7 +127,7 @@ def test_every_target_is_predicted_once_by_a_block():
     def rows(self, starts, length):
       return np.stack([np.arange(s, s + length) % V for s in starts])
   count = windows.count(33, S)
-  batch = windows.batch(Text(), V, np.arange(count), L, S, False)
+  batch = windows.Windows(Text(), V, L, S, False).batch(np.arange(count))
   for kind in KINDS:
     module, params = made(kind)
     norm = np.abs(jit(module.hidden)(params, batch)).max(-1)
@@ -168,7 +168,7 @@ def test_refusals(settings, words):
   base = {'model': config_lib.Model(name='encoder_decoder', width=32, heads=4),
           'data': config_lib.Data(window=8, stride=4)}
   with pytest.raises(config_lib.ConfigError, match=words):
-    config_lib.check(config_lib.Config(**(base | settings)))
+    config_lib.resolve(config_lib.Config(**(base | settings)))
 
 
 @pytest.mark.slow

@@ -6,12 +6,15 @@ import pytest
 
 from framework import config as config_lib
 from framework import models
-from framework.models import flops
+from framework.models import contract, flops
+from framework.tiered import flops as of_tiers
+from framework.tiered import model as tiered
 from framework.training import step
+from tests.networks import build
 
 
 def model(**settings):
-  return config_lib.check(config_lib.Config(model=config_lib.Model(**settings))).model
+  return config_lib.resolve(config_lib.Config(model=config_lib.Model(**settings))).model
 
 
 @pytest.mark.parametrize('settings', [
@@ -19,14 +22,14 @@ def model(**settings):
     {'layers': 2, 'width': 96, 'heads': 4, 'activation': 'swiglu', 'tied_head': False, 'position': 'learned'}])
 def test_training_flops_are_within_five_per_cent_of_xla(settings):
   m, V, L, B = model(**settings), 512, 64, 2
-  module = models.build(m, V, L)
-  params = jax.eval_shape(lambda: models.init(module, jax.random.key(0)))
+  module = build(m, V, L)
+  params = contract.shapes(module)
   rows = jax.ShapeDtypeStruct((B, L), 'int32')
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct((B, L), 'float32')
   # Counted from the products themselves: the CPU backend's own count leaves out those it hands to a library.
   jaxpr = jax.make_jaxpr(jax.grad(step.sum_loss, argnums=1), static_argnums=0)(module, params, batch, None)
-  assert count_products(jaxpr.jaxpr) == pytest.approx(B * flops.train(m, V, L), rel=0.05)
+  assert count_products(jaxpr.jaxpr) == pytest.approx(B * module.flops().train, rel=0.05)
 
 
 def count_products(jaxpr) -> int:
@@ -64,9 +67,8 @@ def tiers_counted(**settings):
   V, B, c = 257, 2, config_lib.Config(
       model=config_lib.Model(name='tiered', layers=2, width=64, heads=4), data=config_lib.Data(window=96),
       tiered=config_lib.Tiered(**{'period': 32, 'rollout': 8} | settings))
-  config_lib.check(c)
-  module = models.of_config(c, V)
-  params = jax.eval_shape(lambda: module.init(jax.random.key(0))['params'])
+  module = models.build(config_lib.resolve(c), V)
+  params = contract.shapes(module)
   rows = jax.ShapeDtypeStruct((B, 96), 'int32')
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')} | {
       'weights': jax.ShapeDtypeStruct((B, 96), 'float32'), 'start': jax.ShapeDtypeStruct((B,), 'uint32')}
@@ -74,18 +76,18 @@ def tiers_counted(**settings):
     return step.sum_loss(module, params | top, batch, None)
   top = f'tier_{c.tiered.tiers}'
   jaxpr = jax.make_jaxpr(jax.grad(loss))({top: params[top]}, params, batch)
-  return count_products(jaxpr.jaxpr), lambda: B * flops.train_window(c, V)
+  return count_products(jaxpr.jaxpr), lambda: B * module.flops().train
 
 
 def test_the_count_sees_what_a_formula_leaves_out(monkeypatch):
   """Resume nodes, the writing, the reading of rollouts: each is more than the five per cent."""
   counted, formula = tiers_counted()
-  mutants = {'tier_nodes': lambda t, number, window: window, 'write': lambda *_: 0.0,
-             'head': lambda model, vocabulary, count: 0.0,
-             'nodes': lambda model, count, keys, right=flops.nodes: right(model, count, 0)}
-  for name, mutant in mutants.items():
+  mutants = {(of_tiers, 'tier_nodes'): lambda t, number, window: window, (of_tiers, 'write'): lambda *_: 0.0,
+             (flops, 'head'): lambda model, vocabulary, count: 0.0,
+             (flops, 'blocks'): lambda model, count, keys, right=flops.blocks: right(model, count, 0)}
+  for (module, name), mutant in mutants.items():
     with monkeypatch.context() as patch:
-      patch.setattr(flops, name, mutant)
+      patch.setattr(module, name, mutant)
       assert counted != pytest.approx(formula(), rel=0.05), name
   assert counted == pytest.approx(formula(), rel=0.05)
 
@@ -93,13 +95,13 @@ def test_the_count_sees_what_a_formula_leaves_out(monkeypatch):
 def test_rollouts_cost_what_the_notes_say():
   """Written out from the papers' accounting: body 24 n d^2, head 2 V d, 4 n d a visible key, rho = K R / P."""
   n, d, V, window, P, R, K = 4, 128, 256, 512, 64, 16, 1
-  c = config_lib.check(config_lib.Config(
+  c = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=n, width=d, heads=4), data=config_lib.Data(window=window),
       tiered=config_lib.Tiered(period=P, rollout=R, samples=K)))
   body, head, key, rho = 24 * n * d * d, 2 * V * d, 4 * n * d, K * R / P
   # Without a kernel that skips masked blocks every key counts, and the last token of a rollout is not read.
   expected = body + key * window + head / P + (R - 1) / R * rho * (body + head + key * (window + R))
-  assert flops.write(flops.tier_models(c), c.tiered, 1, V, window) / window == pytest.approx(expected, rel=1e-12)
+  assert of_tiers.write(tiered.tier_models(c), c.tiered, 1, V, window) / window == pytest.approx(expected, rel=1e-12)
 
 
 def test_xla_agrees_on_a_single_product():
@@ -109,8 +111,8 @@ def test_xla_agrees_on_a_single_product():
 
 def test_parameters_by_part():
   m = model(layers=2, width=16, heads=2, position='learned', tied_head=False)
-  params = jax.eval_shape(lambda: models.init(models.build(m, 11, 8), jax.random.key(0)))
-  counts = flops.parameters(params)
+  module = build(m, 11, 8)
+  params, counts = contract.shapes(module), contract.counts(module)
   assert counts == {'total': sum(p.size for p in jax.tree.leaves(params)), 'embedding': 11 * 16 + 8 * 16,
                     'head': 11 * 16}
   assert counts['total'] - counts['embedding'] - counts['head'] == 2 * (4 * 16**2 + 2 * 4 * 16**2 + 2 * 16) + 16

@@ -13,9 +13,9 @@ import pytest
 
 safetensors_numpy = pytest.importorskip('safetensors.numpy')
 
-from framework import models
 from framework.config import ConfigError, Model
-from framework.models import huggingface
+from framework.models import contract, huggingface
+from tests.networks import build
 
 V, LENGTH = 17, 11
 GPT2 = Model(layers=2, width=12, heads=3, feedforward=20, position='learned', norm='layernorm', norm_epsilon=3e-4,
@@ -56,11 +56,11 @@ def test_what_is_saved_is_loaded_bit_for_bit(model, dtype, tmp_path):
 
 def test_what_the_model_initialises_can_be_saved_and_runs_when_loaded(tmp_path):
   model = dataclasses.replace(LLAMA, layers=1)
-  module = models.build(huggingface.resolved(model), V, LENGTH)
-  params = jax.jit(lambda key: models.init(module, key))(jax.random.key(0))
+  module = build(huggingface.resolved(model), V, LENGTH)
+  params = contract.init(module, jax.random.key(0))
   huggingface.save(tmp_path, model, V, LENGTH, params)
   *settings, again = huggingface.load(tmp_path)
-  assert models.build(*settings) == module
+  assert build(*settings) == module
   ids = jnp.arange(8).reshape(1, 8)
   run = jax.jit(lambda params: module.logits(params, module.apply({'params': params}, ids, ids, ids * 0 + 1)[0]))
   np.testing.assert_array_equal(run(params), run(again))

@@ -11,9 +11,9 @@ import pytest
 
 from framework import config as config_lib
 from framework import generation, models
-from framework.models import flops
-from framework.models import masked, recurrent
+from framework.models import contract, flops, masked, recurrent
 from framework.training import optimizer, state, step
+from tests.networks import build
 
 V, L = 13, 10
 AUTOREGRESSIVE = ('rnn', 'lstm', 'markov')
@@ -21,10 +21,10 @@ TWO_SIDED = ('birnn', 'masked')
 
 
 def make(name, seed=0, **settings):
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       **{'name': name, 'layers': 2, 'width': 8, 'heads': 2} | settings)))
-  module = models.build(config.model, V, L)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(seed))
+  module = build(config.model, V, L)
+  params = contract.init(module, jax.random.key(seed))
   return module, jax.tree.map(lambda x: x * 3, params)
 
 
@@ -125,7 +125,7 @@ def test_piece_by_piece_is_the_whole_window(name):
     x, cache = hidden(module, params, tokens[:, a:b], positions[:, a:b], segments[:, a:b], cache)
     parts.append(x)
   np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-4)
-  assert int(cache['index']) == L
+  assert int(cache.index) == L
 
 
 @pytest.mark.parametrize('name', AUTOREGRESSIVE)
@@ -143,7 +143,7 @@ def test_prompts_of_unequal_lengths_are_read_as_if_alone(name):
 @pytest.mark.parametrize('name', TWO_SIDED)
 def test_two_sided_models_write_nothing(name):
   module, params = make(name)
-  with pytest.raises(config_lib.ConfigError, match=f"model.name is '{name}', which reads on both sides"):
+  with pytest.raises(config_lib.ConfigError, match=f"model.name is '{name}', which has no 'empty_cache'"):
     next(generation.generate(module, params, [np.array([1])], tokens=4, window=L,
                              settings=generation.Sampling(), seed=0))
 
@@ -182,7 +182,7 @@ def test_a_few_steps_learn_what_the_model_can_know(name):
            'segments': np.ones((32, L), np.int32), 'positions': np.tile(np.arange(L, dtype=np.int32), (32, 1)),
            'rows': np.arange(32, dtype=np.int32)}
   settings = config_lib.Optimizer(name='muon', learning_rate=1e-2, warmup_steps=1, schedule='constant')
-  tx = optimizer.build(settings, 120)
+  tx = optimizer.build(settings, 120, contract.describe(module))
   train_step = jax.jit(step.make(module, tx, optimizer.schedule(settings, 120), config_lib.Training(), False))
   now = state.init(module, tx, 0)
   for _ in range(120):
@@ -191,8 +191,9 @@ def test_a_few_steps_learn_what_the_model_can_know(name):
 
 
 def test_muon_takes_the_cells_matrices_and_decays_no_bias():
-  params = make('lstm')[1]
-  tx = optimizer.build(config_lib.Optimizer(name='muon', warmup_steps=0, schedule='constant', weight_decay=0.5), 10)
+  module, params = make('lstm')
+  tx = optimizer.build(config_lib.Optimizer(name='muon', warmup_steps=0, schedule='constant', weight_decay=0.5), 10,
+                       contract.describe(module))
   updates, opt = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   taken = [path for path, _ in jax.tree.leaves_with_path(optax.tree.get(opt, 'trace'))]
   assert all('kernel' in str(path) for path in taken) and len(taken) == 8
@@ -230,11 +231,11 @@ def count_products(jaxpr, times=1) -> int:
 
 @pytest.mark.parametrize('name', AUTOREGRESSIVE + TWO_SIDED)
 def test_flops_are_within_five_per_cent_of_the_products(name):
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(name=name, layers=3, width=64, heads=4)))
-  module = models.build(config.model, 211, 32)
-  params = jax.eval_shape(lambda: models.init(module, jax.random.key(0)))
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(name=name, layers=3, width=64, heads=4)))
+  module = build(config.model, 211, 32)
+  params = contract.shapes(module)
   tokens = jax.ShapeDtypeStruct((2, 32), 'int32')
   def forward(params, tokens):
     return module.logits(params, module.apply({'params': params}, tokens, tokens, tokens)[0])
   jaxpr = jax.make_jaxpr(forward)(params, tokens)
-  assert count_products(jaxpr.jaxpr) == pytest.approx(2 * flops.forward(config.model, 211, 32), rel=0.05)
+  assert count_products(jaxpr.jaxpr) == pytest.approx(2 * module.flops().forward, rel=0.05)

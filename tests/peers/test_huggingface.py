@@ -11,8 +11,8 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 safetensors_numpy = pytest.importorskip('safetensors.numpy')
 
-from framework import models
 from framework.models import huggingface
+from tests.networks import build
 
 pytestmark = pytest.mark.peers
 
@@ -63,7 +63,7 @@ def their_logits(model, tokens):
 
 
 def our_logits(model, vocabulary, length, params, tokens):
-  module = models.build(model, vocabulary, length)
+  module = build(model, vocabulary, length)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   hidden, _ = module.apply({'params': params}, jnp.asarray(tokens), positions, jnp.ones_like(positions))
   return np.asarray(module.logits(params, hidden))
@@ -127,7 +127,7 @@ def test_attention_weights_are_theirs(theirs, tmp_path):
   theirs.save_pretrained(tmp_path)
   model, vocabulary, length, params = huggingface.load(tmp_path)
   tokens = tokens_2xL()
-  module = models.build(model, vocabulary, length)
+  module = build(model, vocabulary, length)
   positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
   _, seen = module.apply({'params': params}, jnp.asarray(tokens), positions, jnp.ones_like(positions),
                          mutable='intermediates')

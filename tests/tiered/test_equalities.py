@@ -10,11 +10,11 @@ import pytest
 
 from framework import config as config_lib
 from framework import cross_entropy, timestamps
-from framework.training import evaluation
-from framework.tiered import nodes, rollouts
+from framework.models import contract
 from framework.tiered import model as tiered
+from framework.tiered import nodes, rollouts
 from framework.tiered.model import Written
-from framework.training import optimizer, partition, state, step
+from framework.training import evaluation, optimizer, partition, state, step
 from tests.tiered.test_model import B, K, L, LAYOUTS, P, R, V, fresh, jit, logits, made, text, written
 
 
@@ -78,7 +78,7 @@ def test_the_first_tokens_see_rollouts_that_are_read_too_early(name, monkeypatch
 
 def test_a_closed_gate_is_the_decoder_alone():
   model, _ = made(layout='cross')
-  params = model.init(jax.random.key(0))['params']
+  params = contract.init(model, jax.random.key(0))
   batch = text()
   np.testing.assert_allclose(logits(model, params, batch), decoder_logits(model, params, batch), rtol=1e-5, atol=1e-7)
 
@@ -87,7 +87,7 @@ def test_a_closed_gate_is_the_decoder_alone():
                                                 ({'layout': 'stamp', 'first_bias': -20.0}, 1e-6)])
 def test_a_warm_tier_begins_as_the_tier_below(settings, tolerance):
   model, _ = made(**settings)
-  params, new = (model.init(jax.random.key(n))['params'] for n in (0, 1))
+  params, new = (contract.init(model, jax.random.key(n)) for n in (0, 1))
   start = tiered.warm_start(params | {'tier_2': new['tier_2']}, 2)
   batch = text()
   below = decoder_logits(model, params, batch, 1)
@@ -234,7 +234,7 @@ def echo(self, params, batch, starts):
 
 def learn(model, steps=200):
   """Nats [rows, L] of new noise after training tier 2 on noise, and the starts."""
-  params = model.init(jax.random.key(3))['params']
+  params = contract.init(model, jax.random.key(3))
   update = optimizer.only(optax.adam(optax.warmup_cosine_decay_schedule(0, 2e-2, 50, steps)), 'tier_2')
   def loss(params, batch):
     x = model.hidden(params, batch)

@@ -9,9 +9,10 @@ import pytest
 
 from framework import config as config_lib
 from framework import timestamps
+from framework.models import contract
 from framework.tiered import generation as tiered_generation
-from framework.tiered import nodes, rollouts
 from framework.tiered import model as tiered
+from framework.tiered import nodes, rollouts
 
 V, L, P, R, K, B = 11, 20, 6, 4, 2, 2
 
@@ -30,12 +31,12 @@ LAYOUTS = {
 @functools.cache
 def made(tiers=2, stage=0, seed=0, position='rope', **settings):
   """A model and its parameters, larger than at initialisation: attention and predictions are far from uniform."""
-  config = config_lib.check(config_lib.Config(
+  config = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=2, width=16, heads=2, position=position, scan=True),
       data=config_lib.Data(window=L), training=config_lib.Training(seed=seed),
       tiered=config_lib.Tiered(**{'tiers': tiers, 'period': P, 'rollout': R, 'samples': K} | settings)))
   model = tiered.build(config, V, stage or tiers)
-  params = jax.jit(model.init)(jax.random.key(seed))['params']
+  params = contract.init(model, jax.random.key(seed))
   def larger(path, x):
     return x + 0.5 if x.ndim < 2 else x * (20 if 'embedding' in jax.tree_util.keystr(path) else 3)
   return model, jax.tree_util.tree_map_with_path(larger, params)

@@ -20,16 +20,16 @@ from framework import config as config_lib
     ({'rollout_dropout': 2.0}, 'tiered.rollout_dropout is 2.0; expected 0.0 to 1.0')])
 def test_refused(settings, words):
   with pytest.raises(config_lib.ConfigError, match=words):
-    config_lib.check(config_lib.Config(
+    config_lib.resolve(config_lib.Config(
         model=config_lib.Model(name='tiered', width=64, heads=4), data=config_lib.Data(window=64),
         tiered=config_lib.Tiered(**({'period': 16} | settings))))
 
 
 def test_a_model_with_settings_of_other_attention_is_refused():
   with pytest.raises(config_lib.ConfigError, match="model.mask is strict.*'tiered' needs its default 'causal'"):
-    config_lib.check(config_lib.Config(model=config_lib.Model(name='tiered', mask='strict'),
+    config_lib.resolve(config_lib.Config(model=config_lib.Model(name='tiered', mask='strict'),
                                        tiered=config_lib.Tiered(period=16)))
 
 
 def test_other_models_do_not_look_at_tiers():
-  config_lib.check(config_lib.Config(tiered=config_lib.Tiered(widths='1,2,3')))
+  config_lib.resolve(config_lib.Config(tiered=config_lib.Tiered(widths='1,2,3')))

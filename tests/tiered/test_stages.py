@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from framework import config as config_lib
 from foundation import files
+from framework import config as config_lib
 from framework.tiered import stages
 from tests import commands
 from tests.commands import ROOT, environment
@@ -209,7 +209,7 @@ def test_cross_fitting_cures_memorisation(tmp_path):
 
 
 def test_a_stage_is_a_smaller_run_of_tiers():
-  c = config_lib.check(config_lib.Config(
+  c = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', width=64, heads=2, layers=3), data=config_lib.Data(window=64),
       tiered=config_lib.Tiered(tiers=3, widths='16,32,64', layers='1,2,3', steps='200,300,400', content='filler')))
   one, two, three = (stages.stage(c, n) for n in (1, 2, 3))

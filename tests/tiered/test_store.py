@@ -12,6 +12,7 @@ import pytest
 from framework import config as config_lib
 from framework.data import corpus as corpora
 from framework.data import windows
+from framework.models import contract
 from framework.tiered import stages
 from framework.tiered import store as written
 from framework.training import loop, setup
@@ -27,7 +28,7 @@ def corpus(tmp_path_factory):
 
 
 def config(**settings):
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(name='tiered', layers=1, width=16, heads=2, scan=True),
       data=config_lib.Data(window=32, stride=20), training=config_lib.Training(batch=8),
       tiered=config_lib.Tiered(**{'period': 12, 'rollout': 4, 'cached': True} | settings)))
@@ -37,7 +38,7 @@ def config(**settings):
 def params(seed):
   """Of a model whose predictions are far from uniform."""
   module = setup.set_up(config(), 257).module
-  made = jax.jit(module.init)(jax.random.key(seed))['params']
+  made = contract.init(module, jax.random.key(seed))
   return jax.tree_util.tree_map_with_path(lambda path, x: x * (20 if 'embedding' in str(path) else 3), made)
 
 
@@ -53,7 +54,7 @@ def on_the_fly(module, params, batch):
 
 
 def batch_of(corpus, picked):
-  return windows.batch(corpus.train, 256, picked, 32, 20, True)
+  return windows.Windows(corpus.train, 256, 32, 20, True).batch(picked)
 
 
 def test_cached_rollouts_are_those_on_the_fly(corpus, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foundation import files
-from framework.config import Checkpoint, Config, ConfigError, Data, Evaluation, Model, Optimizer, Training, check
+from framework.config import Checkpoint, Config, ConfigError, Data, Evaluation, Model, Optimizer, Training, resolve
 from framework.data import corpus
 from framework.training import branch, loop, optimizer, run, setup
 
@@ -22,7 +22,7 @@ def config(steps, **changes):
   for key, value in changes.items():
     section, name = key.split('__')
     setattr(getattr(made, section), name, value)
-  return check(made)
+  return resolve(made)
 
 
 def trained(folder, c, source=None):

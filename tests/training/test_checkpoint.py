@@ -13,7 +13,7 @@ from framework.training import checkpoint, setup
 
 @pytest.fixture(scope='module')
 def made():
-  config = config_lib.check(config_lib.Config(model=config_lib.Model(layers=2, width=64, heads=2)))
+  config = config_lib.resolve(config_lib.Config(model=config_lib.Model(layers=2, width=64, heads=2)))
   s = setup.set_up(config, 300)
   return s, s.init()
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework import models
-from framework.training import evaluation
 from framework.data import corpus as corpus_lib
 from framework.data import windows
-from framework.training import partition
+from framework.models import contract
+from framework.training import evaluation, partition
+from tests.networks import build
 
 
 @pytest.fixture(scope='module')
@@ -20,20 +20,21 @@ def parts(tmp_path_factory):
   rng = np.random.default_rng(0)
   for n in range(30):
     (folder / f'{n}.txt').write_text(''.join(rng.choice(list('abcdé \n'), rng.integers(20, 90))))
-  config = config_lib.check(config_lib.Config(
+  config = config_lib.resolve(config_lib.Config(
       model=config_lib.Model(layers=1, width=16, heads=2),
       data=config_lib.Data(path=str(folder), window=16, cache=str(folder / 'cache'))))
   corpus = corpus_lib.prepare(config.data)
-  module = models.build(config.model, corpus.tokenizer.size, 16)
-  params = jax.jit(models.init, static_argnums=0)(module, jax.random.key(0))
+  module = build(config.model, corpus.tokenizer.size, 16)
+  params = contract.init(module, jax.random.key(0))
   return corpus, module, jax.tree.map(lambda x: x * 2, params)
 
 
 def evaluate(parts, batch=4, devices=1, stride=16, packed=True, **kwargs):
   corpus, module, params = parts
   mesh = partition.make_mesh(jax.devices()[:devices])
-  return evaluation.evaluate(evaluation.compile_nats(module, mesh), params, corpus.validation, corpus.tokenizer, mesh,
-                             window=16, stride=stride, batch=batch, packed=packed, **kwargs)
+  text = windows.Windows(corpus.validation, corpus.tokenizer.end, 16, stride, packed)
+  return evaluation.evaluate(evaluation.compile_nats(module, mesh), params, text, corpus.tokenizer, mesh, batch=batch,
+                             **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -86,8 +87,7 @@ def test_dividing_batch_by_batch_would_be_seen(parts, one):
   mesh = partition.make_mesh(jax.devices()[:1])
   nats = evaluation.compile_nats(module, mesh)
   means = []
-  for batch in windows.evaluation_batches(corpus.validation, corpus.tokenizer.end, window=16, stride=16, batch=7,
-                                          packed=True):
+  for batch in windows.Windows(corpus.validation, corpus.tokenizer.end, 16, 16).each(7):
     n = np.asarray(nats(params, partition.split_rows(batch, mesh)))
     means.append((n * batch['weights']).sum() / batch['weights'].sum())
   assert abs(np.mean(means) - one['nats_per_token']) > 1e-4

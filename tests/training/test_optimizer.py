@@ -10,8 +10,10 @@ import optax.contrib
 import pytest
 
 from framework import config as config_lib
-from framework import models
+from framework.models import contract
 from framework.training import optimizer
+from framework.training.optimizers import muon
+from tests.networks import build
 
 
 def settings(**kwargs):
@@ -52,6 +54,19 @@ def test_no_warm_up_starts_at_the_peak():
   assert rates(settings(warmup_steps=0))[0] == pytest.approx(0.1)
 
 
+KINDS = {'weight': ('hidden', ('layers', 'width', 'feedforward'), ('width',)),
+         'bias': ('bias', ('layers', 'width'), ()),
+         'scale': ('scale', ('layers', 'width'), ()), 'embedding': ('embedding', ('vocabulary', 'width'), ())}
+
+
+def described(params):
+  """What a model would say of these parameters."""
+  def one(path, leaf):
+    role, axes, inputs = KINDS[path[-1].key]
+    return contract.Parameter(leaf, axes, role, inputs)
+  return {jax.tree_util.keystr(path): one(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
 def tree():
   return {'blocks': {'up': {'weight': jnp.full((2, 3, 4), 2.0), 'bias': jnp.full((2, 4), 2.0)},
                      'attention_norm': {'scale': jnp.full((2, 3), 2.0)}}, 'embedding': jnp.full((5, 3), 2.0)}
@@ -60,7 +75,7 @@ def tree():
 def test_adamw_equals_the_step_written_out():
   c = settings(schedule='constant', warmup_steps=0, clip_norm=0.0, beta1=0.9, beta2=0.99, epsilon=1e-8,
                weight_decay=0.5)
-  update = optimizer.build(c, 10)
+  update = optimizer.build(c, 10, described(tree()))
   params, rng = tree(), np.random.default_rng(0)
   state = update.init(params)
   expected = jax.tree.map(np.asarray, params)
@@ -82,7 +97,7 @@ def test_adamw_equals_the_step_written_out():
 @pytest.mark.parametrize('name', ['adamw', 'lion', 'muon'])
 def test_weight_decay_is_on_matrices_only(name):
   c = settings(name=name, schedule='constant', warmup_steps=0, weight_decay=0.5)
-  update = optimizer.build(c, 10)
+  update = optimizer.build(c, 10, described(tree()))
   params = tree()
   zero = jax.tree.map(jnp.zeros_like, params)
   updates, _ = update.update(zero, update.init(params), params)
@@ -94,7 +109,7 @@ def test_weight_decay_is_on_matrices_only(name):
 
 def test_clipping_is_by_the_norm_of_the_whole_gradient():
   c = settings(schedule='constant', warmup_steps=0, name='lion', clip_norm=1.0)
-  update = optimizer.build(c, 10)
+  update = optimizer.build(c, 10, described(tree()))
   params = tree()
   grads = jax.tree.map(lambda p: jnp.full(p.shape, 7.0), params)
   _, state = update.update(grads, update.init(params), params)
@@ -103,10 +118,11 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient():
 
 
 def test_muon_orthogonalises_every_hidden_matrix_by_itself():
-  model = config_lib.check(config_lib.Config(model=config_lib.Model(layers=3, width=16, heads=2, kv_heads=1))).model
-  params = jax.jit(models.init, static_argnums=0)(models.build(model, 11, 8), jax.random.key(0))
+  model = config_lib.resolve(config_lib.Config(model=config_lib.Model(layers=3, width=16, heads=2, kv_heads=1))).model
+  module = build(model, 11, 8)
+  params = contract.init(module, jax.random.key(0))
   c = settings(name='muon', schedule='constant', warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
-  update = optimizer.build(c, 10)
+  update = optimizer.build(c, 10, contract.describe(module))
   grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
   updates, _ = jax.jit(update.update)(grads, update.init(params), params)
   for name, shape in (('query', (16, 16)), ('key', (16, 8)), ('out', (16, 16)), ('up', (16, 64)), ('down', (64, 16))):
@@ -125,18 +141,18 @@ def test_orthogonalisation_is_optaxs(shape, rank):
   x = jnp.asarray(x + 1e-4 * rng.normal(size=x.shape), jnp.float32)  # most singular values are tiny where rank < 16
   theirs = optax.contrib.scale_by_muon(beta=0.0, nesterov=False,
                                        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers((1,), (2,)))
-  np.testing.assert_allclose(optimizer.orthogonalize(x), theirs.update(x, theirs.init(x))[0], atol=2e-4)
+  np.testing.assert_allclose(muon.orthogonalize(x), theirs.update(x, theirs.init(x))[0], atol=2e-4)
   low = x.astype(jnp.bfloat16)  # only the result is rounded
-  np.testing.assert_allclose(optimizer.orthogonalize(low).astype(jnp.float32),
-                             optimizer.orthogonalize(low.astype(jnp.float32)), rtol=5e-3)
-  assert np.isfinite(optimizer.orthogonalize(0 * x)).all()
+  np.testing.assert_allclose(muon.orthogonalize(low).astype(jnp.float32),
+                             muon.orthogonalize(low.astype(jnp.float32)), rtol=5e-3)
+  assert np.isfinite(muon.orthogonalize(0 * x)).all()
 
 
 def test_every_optimizer_learns():
   target = jax.random.normal(jax.random.key(0), (8, 8))
   for name, rate in (('adamw', 0.1), ('lion', 0.03), ('muon', 0.3)):
-    update = optimizer.build(settings(name=name, learning_rate=rate, weight_decay=0.0), 100)
     params = {'blocks': {'up': {'weight': jnp.zeros((1, 8, 8))}}}
+    update = optimizer.build(settings(name=name, learning_rate=rate, weight_decay=0.0), 100, described(params))
     state = update.init(params)
     loss = lambda p: jnp.square(p['blocks']['up']['weight'][0] - target).mean()
     first = loss(params)

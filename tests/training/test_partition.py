@@ -18,7 +18,7 @@ STEPS, B, L, V = 50, 16, 16, 31
 
 
 def make_config(accumulation=1, kind='pmap', **training):
-  return config_lib.check(config_lib.Config(
+  return config_lib.resolve(config_lib.Config(
       model=config_lib.Model(layers=2, width=16, heads=2, dropout=0.1),
       data=config_lib.Data(window=L),
       optimizer=config_lib.Optimizer(learning_rate=1e-2, warmup_steps=5),

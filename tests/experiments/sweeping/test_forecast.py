@@ -67,7 +67,7 @@ def test_the_report_of_a_finished_sweep(sweep):
 def test_the_law_is_chosen_by_prediction(sweep):
   folder, *_ = sweep
   o, _ = forecast.observations(folder / 'cells', ())
-  scores = {name: forecast.rollout(o, laws.law(name), forecast.LOSS, cuts=forecast.thin(o)).score
+  scores = {name: forecast.holdout(o, laws.law(name), forecast.LOSS, cuts=forecast.thin(o)).score
             for name in forecast.LAWS}
   assert forecast.choose(o, '').law.name == min(scores, key=scores.get)
   assert forecast.choose(o, 'kaplan').law.name == 'kaplan'

@@ -24,7 +24,8 @@ def cells():
                 optimizer=Optimizer(schedule='wsd', warmup_steps=4), training=Training(batch=4),
                 checkpoint=Checkpoint(at_decay=True))
   sweep = Sweep(base, product(over('model.width', [16, 32, 64]), over('training.steps', [200, 400])))
-  return cells_lib.with_costs(expand(sweep), 193)
+  corpus = types.SimpleNamespace(tokenizer=types.SimpleNamespace(size=193))
+  return cells_lib.with_costs(expand(sweep), lambda config: corpus)
 
 
 def finish(folder, name, status='complete'):
@@ -69,10 +70,10 @@ def run(cells, launcher, folder, monkeypatch):
   monkeypatch.setattr(workers, 'POLL', 0.0)
   progress = workers.Progress(cells, folder, 2)
   folder.mkdir(exist_ok=True)
-  return workers.run(cells_lib.ladders(cells), launcher, ['-m', 'x'], folder, progress, folder, {})
+  return workers.run(cells_lib.trunks(cells), launcher, ['-m', 'x'], folder, progress, folder, {})
 
 
-def test_costly_ladders_first_and_two_at_a_time(cells, tmp_path, monkeypatch):
+def test_costly_trunks_first_and_two_at_a_time(cells, tmp_path, monkeypatch):
   launcher = Pretended(tmp_path)
   assert run(cells, launcher, tmp_path, monkeypatch) == []
   assert launcher.started == [[f'width{w}_steps200', f'width{w}_steps400'] for w in (64, 32, 16)]
@@ -91,7 +92,7 @@ def test_a_finished_cell_is_never_run_again(cells, tmp_path, monkeypatch):
   assert run(cells, again, tmp_path, monkeypatch) == [] and again.started == []
 
 
-def test_a_failed_ladder_is_told_and_the_others_end(cells, tmp_path, monkeypatch):
+def test_a_failed_trunk_is_told_and_the_others_end(cells, tmp_path, monkeypatch):
   launcher = Pretended(tmp_path, bad=['width32_steps400'])
   failures = run(cells, launcher, tmp_path, monkeypatch)
   assert len(failures) == 1 and 'width32_steps400: killed by signal 9, error: no reason' in failures[0]
@@ -134,7 +135,7 @@ def test_more_threads_than_cores_are_refused():
 
 
 def test_workers_are_pinned_and_end_with_their_launcher(tmp_path):
-  code = ('import os, sys, time; from experiments import workers; launcher = workers.Local(2, 1); '
+  code = ('import os, sys, time; from experiments.sweeping import workers; launcher = workers.Local(2, 1); '
           'print(launcher.start(["-c", "import os, sys; print(os.getpid(), sys.argv[1:], flush=True); '
           'sys.stdin.buffer.read(); print(7, flush=True)"], "log").pid, flush=True); time.sleep(600)')
   code = code.replace('"log"', repr(str(tmp_path / 'log')))

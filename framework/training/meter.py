@@ -1,0 +1,98 @@
+"""What a run measures while it trains: the metrics of each step become rows, one step late, so that nothing waits."""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from framework import config as config_lib
+from framework.data import corpus as corpus_lib
+from framework.data import windows
+from framework.training import clock, writer
+
+
+class NonFinite(RuntimeError):
+  """The loss or the gradient was NaN or infinite; the message is one line for the user."""
+
+
+class Meter:
+  """Rows of a run, its clock and its count of targets.
+
+  Args:
+    record: of the checkpoint that the run goes on from: step, targets, seconds.
+    step_flops: training FLOPs of a step, over all devices.
+    skipped_windows: the range of windows that are left out, for messages.
+  """
+
+  def __init__(self, c: config_lib.Config, corpus: corpus_lib.Corpus, record: dict[str, Any], step_flops: float,
+               skipped_windows: tuple[int, int], out: writer.Writer):
+    self._c, self._out, self._skipped_windows = c, out, skipped_windows
+    self._windows = windows.count(corpus.train.tokens, c.data.stride, c.data.random_phase) - int(
+        np.diff(skipped_windows)[0])
+    self._tokens_per_byte = (corpus.train.tokens - 1) / corpus.train.bytes
+    self._clock = clock.Clock(record['seconds'], c.training.batch * c.data.window, step_flops)
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    self._extra: dict[str, Any] = {}
+    self.targets = record['targets']
+
+  @property
+  def seconds(self) -> float:
+    return self._clock.seconds
+
+  def take(self, number: int, metrics: dict[str, jax.Array], saved: Callable[[], list[int]]) -> None:
+    """Settles the step before and keeps this one's metrics, whose arrays may not be there yet."""
+    self.settle(saved)
+    self._pending = (number, metrics)
+
+  def evaluated(self, result: dict[str, Any]) -> None:
+    """Adds held-out losses to the row of the pending step."""
+    self._extra = {'validation_loss': result['nats_per_token'], 'validation_bits_per_byte': result['bits_per_byte']}
+
+  def end_step(self, metrics: dict[str, jax.Array]) -> None:
+    """Waits for the pending step: what follows until the next one is no step's time."""
+    jax.block_until_ready(metrics)
+    self._clock.tick()
+    self._clock.pause()
+
+  def pause(self) -> None:
+    self._clock.pause()
+
+  def settle(self, saved: Callable[[], list[int]]) -> None:
+    """Reads the pending step's metrics, which waits for that step, and writes its row.
+
+    Raises:
+      NonFinite: it was not finite, and more such steps than may be skipped; `saved` gives the steps of checkpoints.
+    """
+    if self._pending is None:
+      return
+    number, metrics = self._pending[0], jax.device_get(self._pending[1])
+    self._pending = None
+    self._clock.tick()
+    self.targets += int(metrics['targets'])
+    self._refuse_nonfinite(number, metrics, saved)
+    row = self._row(number, metrics) | self._extra
+    rates = self._clock.rates(self._c.training.steps - number)
+    if number % self._c.training.log_every == 0 or number == self._c.training.steps or self._extra:
+      self._out.row(row, rates)
+    self._out.live(number, row, rates)
+    self._extra = {}
+
+  def _row(self, number: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    loss, norm = (float(metrics[name]) if metrics['finite'] else None for name in ('loss', 'gradient_norm'))
+    row = {'step': number, 'loss': loss, 'bits_per_byte': loss and loss / math.log(2) * self._tokens_per_byte,
+           'tokens': self.targets, 'learning_rate': float(metrics['learning_rate']), 'gradient_norm': norm,
+           'epoch': round(number * self._c.training.batch / self._windows, 6)}
+    return row | ({'skipped': int(metrics['skipped'])} if metrics['skipped'] else {})
+
+  def _refuse_nonfinite(self, number: int, metrics: dict[str, Any], saved: Callable[[], list[int]]) -> None:
+    t, skipped = self._c.training, int(metrics['skipped'])
+    if metrics['finite'] or (t.skip_nonfinite and skipped <= t.skip_nonfinite):
+      return
+    bad = windows.skip(windows.indices(self._windows, t.batch, t.seed, number - 1), self._skipped_windows)
+    steps = saved()
+    raise NonFinite(
+        f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "
+        f"{', '.join(map(str, bad))}; last good checkpoint: {steps[-1] if steps else 'none'}"
+        + (f'; {skipped} steps skipped, training.skip_nonfinite is {t.skip_nonfinite}' if skipped else ''))

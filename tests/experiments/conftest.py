@@ -1,0 +1,34 @@
+"""Launchers in forked children of one process, see forkserver.py."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Server:
+  def __init__(self):
+    env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TF_CPP_MIN_LOG_LEVEL')}
+    env |= {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+    self.process = subprocess.Popen([sys.executable, str(HERE / 'forkserver.py')], stdin=subprocess.PIPE, env=env,
+                                    stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+  def __call__(self, launcher, *argv, env=None, full=None):
+    self.process.stdin.write(json.dumps({
+        'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full}) + '\n')
+    self.process.stdin.flush()
+    return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope='session')
+def server():
+  server = Server()
+  yield server
+  server.process.stdin.close()
+  server.process.wait(10)
