@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart test test-slow test-peers test-kernels312 test-compile bench bench-rasp draw-rasp venv \
+.PHONY: quickstart test test-slow test-peers test313 test-kernels312 test-compile bench bench-rasp draw-rasp venv \
   clean remake
 
 quickstart: venv  ## the main job: five formulas in minutes, resumable, and a page about them
@@ -17,6 +17,18 @@ test-slow: venv
 
 test-peers: .venv/peers
 	$(RUN) -m pytest -m peers
+
+# Another Python than python3, with the newest libraries that it gets.
+PYTHON313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13) $(shell command -v python3.13))
+
+test313:  ## the tests on Python 3.13; skipped without it
+ifeq ($(shell $(PYTHON313) -c 'print(1)' 2>/dev/null),1)
+	test -x .venv313/bin/python || $(PYTHON313) -m venv .venv313
+	.venv313/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	.venv313/bin/python -m pytest -n 2 --dist loadfile -m 'not slow and not peers'
+else
+	@echo 'skipped: there is no python3.13 (name one with PYTHON313=...)'
+endif
 
 # The Mosaic GPU interpreter needs jax 0.11, which needs Python 3.12.
 PYTHON312 ?= $(shell command -v python3.12)
@@ -67,4 +79,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv312 .venv-compile .cache build *.egg-info
+	rm -rf .venv .venv312 .venv313 .venv-compile .cache build *.egg-info

@@ -27,8 +27,8 @@ def main() -> int:
   from framework.models import contract
   from framework.training import setup
   trained = setup.load(workdir)
-  found = {name: pairs[:MOST.value] for name, pairs in analogy.pairs(trained.tokenizer.table).items()}
-  if not any(len(pairs) > 1 for pairs in found.values()):
+  related = {name: pairs[:MOST.value] for name, pairs in analogy.pairs(trained.tokenizer.table).items()}
+  if not any(len(pairs) > 1 for pairs in related.values()):
     raise config_lib.ConfigError(f"the run's tokenizer is '{trained.tokenizer.name}', whose vocabulary has no pairs of "
                                  'words; expected a run with data.tokenizer=bpe')
   path = next((path for path, p in contract.describe(trained.setup.module).items()
@@ -38,7 +38,7 @@ def main() -> int:
   embedding_VxD = np.asarray({jax.tree_util.keystr(place): leaf for place, leaf in
                               jax.tree_util.tree_leaves_with_path(trained.params)}[path], np.float32)
   print(f"{'relation':>10} {'pairs':>6} {'questions':>10} {'right':>8} {'by chance':>10}")
-  for name, pairs in found.items():
+  for name, pairs in related.items():
     right, asked = analogy.accuracy(embedding_VxD, pairs)
     print(f'{name:>10} {len(pairs):6d} {asked:10,d} {100 * right:6.1f} % {100 / (trained.tokenizer.size - 3):8.3f} %')
   return 0

@@ -49,11 +49,11 @@ def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | N
     return None
   try:
     saved = json.loads(path.read_text(encoding='utf-8'))
-    found = saved['setting']
+    used = saved['setting']
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise config_lib.ConfigError(f'{path} cannot be read ({error}); nearest is the folder without it') from None
-  if found != setting:
-    raise config_lib.ConfigError(f'{path} was made in the setting {found}; this study has {setting}: give another '
+  if used != setting:
+    raise config_lib.ConfigError(f'{path} was made in the setting {used}; this study has {setting}: give another '
                                  '--workdir')
   return saved
 
@@ -91,13 +91,13 @@ def main() -> int:
   results: dict[str, dict[int, Any]] = {}
   for (part, seed), saved in done.items():
     results.setdefault(part, {})[seed] = saved['numbers']
-  found = study.verdict(results)
+  outcome = study.verdict(results)
   verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
-             **found, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
+             **outcome, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
              'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_json(workdir / 'verdict.json', verdict)
   figures.study(study, results, verdict, workdir / 'figure.svg')
-  print(json.dumps(found, indent=1))
+  print(json.dumps(outcome, indent=1))
   return 0
 
 

@@ -113,15 +113,15 @@ def generate(
     padded = np.array([[0] * (P - len(row)) + row for row in context], np.int32)
     logits, cache, positions = prefill(module, params, padded, np.array([len(r) for r in context], np.int32), window)
     carry = (logits, cache, positions, done_B, jnp.asarray(count, jnp.int32))
-    room = window - P  # the last token written needs no place of its own, but a full cache is simplest to reason about
-    while room > 0 and count < tokens:
-      limit = min(chunk, room, tokens - count)
+    places = window - P  # the last token written needs no place of its own, but a full cache is simplest to reason about
+    while places > 0 and count < tokens:
+      limit = min(chunk, places, tokens - count)
       carry, out, n = decode(module, params, key, carry, settings, chunk, limit)
       n = int(n)
       new = np.asarray(out)[:, :n]
       for row, written in zip(rows, new):
         row.extend(map(int, written))
-      room, count, done_B = room - n, count + n, carry[3]
+      places, count, done_B = places - n, count + n, carry[3]
       if n:
         yield new
       if bool(done_B.all()):

@@ -81,16 +81,16 @@ def gemm(folder: pathlib.Path, here: pathlib.Path) -> Chapter:
 def chinchilla(sweep: pathlib.Path, here: pathlib.Path) -> Chapter:
   """The law of a small sweep, and what it said of the largest run before that began."""
   law, records = needed(sweep / 'report' / 'law.json'), ledger.read(sweep / forecast.LEDGER)
-  said, came = (next((r for r in records if r['kind'] == kind), None) for kind in ('prediction', 'measurement'))
-  if came is None:
+  before, after = (next((r for r in records if r['kind'] == kind), None) for kind in ('prediction', 'measurement'))
+  if after is None:
     raise config_lib.ConfigError(f'{sweep / forecast.LEDGER} has no prediction with its measurement; expected those '
                                  'of a sweep that has ended')
   values = ', '.join(f'{name} = {value:.3g}' for name, value in law['values'].items())
   blocks: list[Any] = [
-      f"Before the largest run of {said['N']:,.0f} parameters and {said['D']:,.0f} tokens began, the law of the "
-      f"{said['runs']} smaller ones said that it would end at {said['loss']:.3f} nats a token, and in "
-      f"{100 * said['level']:g} % of such cases between {said['low']:.3f} and {said['high']:.3f}. It ended at "
-      f"{came['measured']:.3f}, {'inside' if came['inside'] else 'outside'} of that.",
+      f"Before the largest run of {before['N']:,.0f} parameters and {before['D']:,.0f} tokens began, the law of the "
+      f"{before['runs']} smaller ones said that it would end at {before['loss']:.3f} nats a token, and in "
+      f"{100 * before['level']:g} % of such cases between {before['low']:.3f} and {before['high']:.3f}. It ended at "
+      f"{after['measured']:.3f}, {'inside' if after['inside'] else 'outside'} of that.",
       page.Text('\n'.join(forecast.compared(sweep)), folders.relative(sweep / forecast.LEDGER, here)),
       f"The law of all {law['runs']} runs: loss = {law['formula']}\nN: parameters, D: tokens; {values}. It misses a "
       f"run by {law['rms_percent']:.2f} % (root mean square). Runs so short pin their law down badly: how badly is in "
@@ -105,17 +105,17 @@ def chinchilla(sweep: pathlib.Path, here: pathlib.Path) -> Chapter:
       [[run['name'], *(run['result'].get(key) for key in ('params_total', 'tokens', 'flops_train_exact',
                                                           'loss_nats_per_token'))] for run in runs],
       f"result.json of each folder of {folders.relative(sweep / 'cells', here)}")))
-  return (f"a law of {said['runs']} small runs said {said['loss']:.3f} nats of a larger one and {came['measured']:.3f} "
-          'came', page.Section('4. Chinchilla: what to train next', blocks))
+  return (f"a law of {before['runs']} small runs said {before['loss']:.3f} nats of a larger one and "
+          f"{after['measured']:.3f} came", page.Section('4. Chinchilla: what to train next', blocks))
 
 
 def rasp(folder: pathlib.Path, here: pathlib.Path) -> Chapter:
   """An adder written by hand, compiled to weights and run in the decoder."""
-  said = (folder / 'adder.txt').read_text(encoding='utf-8')
+  printed = (folder / 'adder.txt').read_text(encoding='utf-8')
   return 'an adder that nobody trained adds', page.Section('5. RASP: what could a transformer compute?', [
       'A program of selectors and aggregates adds two numbers; it was compiled to the weights of the same decoder, '
       'which then read the sum and wrote the answer:',
-      page.Text(said, folders.relative(folder / 'adder.txt', here)),
+      page.Text(printed, folders.relative(folder / 'adder.txt', here)),
       figure(folder / 'adder.svg', 'Each step of the program, on another sum.', here)])
 
 

@@ -20,7 +20,7 @@ def find(roots: list[pathlib.Path]) -> list[pathlib.Path]:
   Raises:
     ConfigError: a root is no folder, or nothing below it has a place on the page.
   """
-  found = []
+  folders = []
   for root in roots:
     if not root.is_dir():
       around = [str(p) for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
@@ -35,8 +35,8 @@ def find(roots: list[pathlib.Path]) -> list[pathlib.Path]:
     if not here:
       raise config_lib.ConfigError(f'--runs: nothing below {root} is a run or a study; expected a folder with one of '
                                    f'{", ".join(MARKS)}')
-    found += here
-  return list(dict.fromkeys(found))
+    folders += here
+  return list(dict.fromkeys(folders))
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -92,8 +92,8 @@ def details(run: dict[str, Any], here: pathlib.Path) -> page.Section:
 def study(folder: pathlib.Path, verdict: dict[str, Any], here: pathlib.Path) -> page.Section:
   """A study's page: verdict and claim first, then how it was decided, the numbers and the figures."""
   where = relative(folder, here)
-  told = ('verdict', 'claim', 'source', 'setting', 'rule', 'measure', 'seeds', 'cost')
-  words = [f'{key.capitalize()}: {_setting(verdict[key])}' for key in told if verdict.get(key) is not None]
+  fields = ('verdict', 'claim', 'source', 'setting', 'rule', 'measure', 'seeds', 'cost')
+  words = [f'{key.capitalize()}: {_setting(verdict[key])}' for key in fields if verdict.get(key) is not None]
   blocks: list[Any] = ['\n'.join(words)]
   numbers = verdict.get('numbers')
   if isinstance(numbers, dict):

@@ -96,9 +96,9 @@ class NGram:
     for shorter, longer in zip(self.orders, self.orders[1:]):
       known = context >= 0
       number = _lookup(longer.keys, np.where(known, context * self.vocabulary + target, -1))
-      found = number >= 0
+      held = number >= 0
       p[known] *= shorter.backoff[context[known]]
-      p[found] = longer.p[number[found]]
+      p[held] = longer.p[number[held]]
       # The longer context of target i+1 is the m-gram that ends at target i. One that closes a document has no
       # continuation in the trie, so that nothing reaches across.
       context = np.concatenate([[-1], number[:-1]])
@@ -218,9 +218,9 @@ def _discounts(counts: np.ndarray, modified: bool) -> np.ndarray:
   if min(n1, n2, n3, n4) == 0:
     return np.array([0.0, *FALLBACK])
   y = n1 / (n1 + 2 * n2)
-  found = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-  usable = (found[1:] > 0).all() and (found <= np.arange(4)).all()
-  return found if usable else np.array([0.0, *FALLBACK])
+  discounts = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+  usable = (discounts[1:] > 0).all() and (discounts <= np.arange(4)).all()
+  return discounts if usable else np.array([0.0, *FALLBACK])
 
 
 def _kneser_ney(counts, discounts, parent, p_below, suffix, V):

@@ -92,7 +92,7 @@ def pack(data: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make:
     first_B = np.where(token_B > 0, counts_BxV[row_B, token_B - 1], 0)
     size_B = counts_BxV[row_B, token_B] - first_B
     for first, size, total in zip(first_B.tolist(), size_B.tolist(), counts_BxV[:, -1].tolist()):
-      encoder.put(first, size, total)
+      encoder.encode(first, size, total)
     bits += float(np.log2(counts_BxV[:, -1] / size_B).sum())
     last_B[:count] = token_B
     done += count

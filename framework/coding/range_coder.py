@@ -10,12 +10,12 @@ MOST = 1 << 24  # of `total`
 
 
 class Encoder:
-  """`put` symbols, then `finish`."""
+  """`encode` symbols, then `finish`."""
 
   def __init__(self):
     self._low, self._range, self._out = 0, 1 << _BITS, bytearray()
 
-  def put(self, first: int, size: int, total: int) -> None:
+  def encode(self, first: int, size: int, total: int) -> None:
     """The symbol whose counts are [first, first + size) of `total` <= MOST."""
     unit = self._range // total
     self._low += unit * first

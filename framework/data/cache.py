@@ -25,19 +25,19 @@ def flush(file) -> None:
   os.fsync(file.fileno())
 
 
-def publish(made: pathlib.Path, folder: pathlib.Path, sound: Callable[[pathlib.Path], bool]) -> None:
+def publish(new: pathlib.Path, folder: pathlib.Path, sound: Callable[[pathlib.Path], bool]) -> None:
   """Renames `made` to `folder`, unless a `sound` one is there; a damaged one is replaced."""
   try:
-    os.rename(made, folder)
+    os.rename(new, folder)
   except OSError:
     if not folder.exists():
       raise
     if sound(folder):  # another process, on a file system without locks
-      shutil.rmtree(made, ignore_errors=True)
+      shutil.rmtree(new, ignore_errors=True)
       return
     damaged = temporary(folder)
     os.rename(folder, damaged)  # onto an empty folder, which a rename replaces
-    os.rename(made, folder)
+    os.rename(new, folder)
     shutil.rmtree(damaged, ignore_errors=True)
 
 

@@ -59,10 +59,10 @@ def find(key: str, path: str) -> list[Source]:
     base, paths = path, _walk(path)
   elif magic := re.search(r'[*?[]', path):
     base = os.path.dirname(path[:magic.start()])
-    paths = [found for found in set(glob.glob(path, recursive=True)) if os.path.isfile(found)]
+    paths = [match for match in set(glob.glob(path, recursive=True)) if os.path.isfile(match)]
   else:
     raise ConfigError(f"{key} is '{path}', which does not exist; {expected}{_sibling(path)}")
-  sources = [_source(key, found, base) for found in paths if _suffix(found)]
+  sources = [_source(key, match, base) for match in paths if _suffix(match)]
   if not sources:
     other = f", nearest is '{min(paths)}'" if paths else ', but there is no file at all'
     raise ConfigError(f"{key} is '{path}', where no file can be read; {expected}{other}")

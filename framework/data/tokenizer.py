@@ -40,12 +40,12 @@ def pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
   for block in blocks:
     rest, start = rest + block, 0
     while (left := len(rest) - start) >= size:
-      found = _CUT.match(rest, start, start + size + 1)  # one character beyond the piece, for the look-ahead
-      if not found and left >= limit:
-        found = _CUT.match(rest, start, start + limit + 1)
-      if not found and left < limit:
+      match = _CUT.match(rest, start, start + size + 1)  # one character beyond the piece, for the look-ahead
+      if not match and left >= limit:
+        match = _CUT.match(rest, start, start + limit + 1)
+      if not match and left < limit:
         break
-      cut = found.end() if found else start + limit
+      cut = match.end() if match else start + limit
       yield rest[start:cut]
       start = cut
     rest = rest[start:]

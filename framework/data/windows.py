@@ -154,13 +154,13 @@ class Windows:
             'segments': segments_BxL, 'positions': positions_BxL, 'start': start_B.astype(np.uint32)}
 
   def batches(self, batch: int, seed: int, *, start_step: int = 0, rows: slice = slice(None), prefetch: int = 4,
-              more: Callable[[np.ndarray], Batch] | None = None) -> Iterator[Batch]:
+              extra: Callable[[np.ndarray], Batch] | None = None) -> Iterator[Batch]:
     """Training batches `start_step`, `start_step + 1`, ... without end, made ahead by a thread.
 
     Args:
       rows: this host's part of the global batch of `batch` windows.
       prefetch: batches made ahead; 0 makes each when it is asked for.
-      more: further arrays of the given windows, which are added to their batch.
+      extra: further arrays of the given windows, which are added to their batch.
 
     Returns:
       An iterator of the arrays of the method `batch`, and `rows`, int32 [rows]: the place of each in the global batch,
@@ -176,7 +176,7 @@ class Windows:
       picked = skip(np.concatenate([indices(self.count, batch, seed, step, rows) for step in steps]), self.left_out)
       phase_B = np.concatenate([phases(self.count, batch, seed, step, self.stride, rows) for step in steps]) \
           if self.random_phase else 0
-      arrays = self.batch(picked, phase_B) | (more(picked) if more else {})
+      arrays = self.batch(picked, phase_B) | (extra(picked) if extra else {})
       return [{name: x[i * B:(i + 1) * B] for name, x in arrays.items()} | {'rows': rows_B} for i in range(group)]
 
     # One thread: more would only take turns at the interpreter lock.

@@ -157,8 +157,9 @@ def answers(model: Any, question: str) -> bool:
 def require(model: Any, question: str, what: str) -> Any:
   """The answer of a model to what not every model answers. Raises ConfigError, saying `what` needs it."""
   if not answers(model, question):
-    raise ConfigError(f"model.name is '{model.config.name}', which has no '{question}' (framework.models.contract): "
-                      f'{what} needs it; nearest is a decoder')
+    why = ', since it reads on both sides of its targets' if answers(model, 'two_sided') else ''
+    raise ConfigError(f"model.name is '{model.config.name}', which has no '{question}' (framework.models.contract){why}: "
+                      f"{what} needs it, nearest is 'decoder'")
   return getattr(model, question)
 
 

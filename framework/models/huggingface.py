@@ -129,15 +129,15 @@ def layout(family: str, ours: Mapping[str, contract.Parameter]) -> dict[str, tup
   return rows
 
 
-def compare(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def compare(what: str, actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
   """Raises ConfigError for the first name that is missing, unknown or of another shape."""
-  for names, verb in ((sorted(expected.keys() - found), 'missing'), (sorted(found.keys() - expected), 'unknown')):
+  for names, verb in ((sorted(expected.keys() - actual), 'missing'), (sorted(actual.keys() - expected), 'unknown')):
     if names:
-      more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
-      raise ConfigError(f"{what} '{names[0]}' {list((expected | found)[names[0]])} is {verb}{more}")
+      others = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
+      raise ConfigError(f"{what} '{names[0]}' {list((expected | actual)[names[0]])} is {verb}{others}")
   for name, shape in expected.items():
-    if found[name] != shape:
-      raise ConfigError(f"{what} '{name}' has shape {list(found[name])}; expected {list(shape)}")
+    if actual[name] != shape:
+      raise ConfigError(f"{what} '{name}' has shape {list(actual[name])}; expected {list(shape)}")
 
 
 def from_tensors(family: str, hf: Mapping[str, Any], model: Model, length: str, tensors: Tensors) -> Loaded:

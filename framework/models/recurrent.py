@@ -70,7 +70,8 @@ class CellStack(nn.Module):
 
 def zero_states(c: config_lib.Model, cell: type[nn.RNNCellBase], batch: int) -> Any:
   """A cell's carry of zeros, with a leading axis over layers; each part is an array of its own, to be donated."""
-  carry = jax.eval_shape(lambda: cell(c.width, dtype=c.dtype).initialize_carry(jax.random.key(0), (batch, c.width)))
+  one = cell(c.width, dtype=c.dtype, parent=None)
+  carry = jax.eval_shape(lambda: one.initialize_carry(jax.random.key(0), (batch, c.width)))
   return jax.tree.map(lambda part: jnp.zeros((c.layers, *part.shape), c.dtype), carry)
 
 

@@ -52,12 +52,12 @@ def empty(model: Tiered, place_B: jax.Array) -> State:
     more = 0 if s.layout == 'cross' or not tier.lower else tier.lower * s.samples * s.rollout + (s.layout == 'stream')
     size = L + G * more
     return {'cache': tier.decoder.empty_cache(B, size), 'nodes': blank(size)}
-  def said(tier: Tier) -> Written:
+  def blank_rollouts(tier: Tier) -> Written:
     shape = (B, G, s.samples, s.rollout)
     hidden = jnp.zeros((*shape, tier.decoder.config.width), tier.decoder.config.dtype)
     return Written(jnp.zeros(shape, jnp.int32), hidden if s.layout == 'cross' and s.read == 'hidden' else None)
   state = State(blank(L), jnp.zeros((), jnp.int32), jnp.full((B, G), NEVER, jnp.int32),
-               [said(tier) for tier in model.tiers[:-1]], [one(tier) for tier in model.tiers],
+               [blank_rollouts(tier) for tier in model.tiers[:-1]], [one(tier) for tier in model.tiers],
                jnp.asarray(place_B, jnp.uint32))
   return jax.tree.map(jnp.copy, state)  # buffers of their own: `extend` reuses them
 
@@ -82,15 +82,16 @@ def _published(model: Tiered, tier: Tier, state: State, g: jax.Array, last: jax.
     return []
   starts_Bx1 = jax.lax.dynamic_slice_in_dim(state.starts, g, 1, axis=1)
   tokens = [jax.lax.dynamic_slice_in_dim(w.tokens_BxGxKxR, g, 1, axis=1) for w in state.below[:tier.lower]]
-  said = nodes.rollout_nodes(state.real, starts_Bx1, tokens, s.delay)
+  rollouts_read = nodes.rollout_nodes(state.real, starts_Bx1, tokens, s.delay)
   # As in a whole window: start number g, and its K lines among the G K of each tier.
   K, G = s.samples, state.starts.shape[1]
-  number_in_tier = (said.line - 1) % K
-  said = said.replace(start=said.start + g, line=1 + (said.kind - 1) * G * K + g * K + number_in_tier)
+  number_in_tier = (rollouts_read.line - 1) % K
+  line = 1 + (rollouts_read.kind - 1) * G * K + g * K + number_in_tier
+  rollouts_read = rollouts_read.replace(start=rollouts_read.start + g, line=line)
   if s.layout == 'stamp':
-    return [said]
+    return [rollouts_read]
   end = nodes.resume_nodes(state.real, starts_Bx1, tier.vocabulary, tier.lower, s.delay)
-  return [said, end.replace(tau=jnp.broadcast_to(last, end.tau.shape))]
+  return [rollouts_read, end.replace(tau=jnp.broadcast_to(last, end.tau.shape))]
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'writes', 'publishes'), donate_argnames=('state',))
@@ -115,18 +116,18 @@ def extend(model: Tiered, params: Any, state: State, tokens_BxN: jax.Array, numb
   state = state.replace(real=real, count=first + n, starts=starts)
   for t, tier in enumerate(model.tiers):
     own = params[f'tier_{t + 1}']
-    more = _published(model, tier, state, due, last) if publishes else []
-    x_BxNxD, state = _append(tier, own, state, t, nodes.concatenate(new, *more))
-    speaker = -1 if more and model.settings.layout == 'stream' else n - 1
+    published = _published(model, tier, state, due, last) if publishes else []
+    x_BxNxD, state = _append(tier, own, state, t, nodes.concatenate(new, *published))
+    speaker = -1 if published and model.settings.layout == 'stream' else n - 1
     x_Bx1xD = x_BxNxD[:, speaker][:, None]
     if writes and t < len(model.tiers) - 1:
       place_Bx1 = state.place[:, None] + last.astype(jnp.uint32)
       keys_BxM = rollouts.keys(model.seed, t + 1, place_Bx1, model.settings.samples)
       held, start_Bx1 = state.tiers[t], jnp.broadcast_to(last, (B, 1))
-      said = tier.write(own, state.real, held['nodes'], held['cache'], x_Bx1xD, start_Bx1, state.starts,
+      written = tier.write(own, state.real, held['nodes'], held['cache'], x_Bx1xD, start_Bx1, state.starts,
                         state.below[:t], keys_BxM)
       below = list(state.below)
-      below[t] = jax.tree.map(lambda x, y: x.at[:, number].set(y[:, 0]), below[t], said)
+      below[t] = jax.tree.map(lambda x, y: x.at[:, number].set(y[:, 0]), below[t], written)
       state = state.replace(below=below)
   return tier.logits(own, x_Bx1xD)[:, 0], state
 

@@ -79,8 +79,8 @@ def stages(config: config_lib.Config) -> list[contract.Stage]:
 def result(results: list[dict[str, Any]], stages: list[contract.Stage]) -> dict[str, Any]:
   """The result of the last tier begun, with `tiers`: the results of all, and `folds`: of all runs without a fold."""
   pairs = list(zip(stages, results))
-  tiers = [found for stage, found in pairs if 'fold' not in stage.name]
-  return tiers[-1] | {'tiers': tiers, 'folds': [found for stage, found in pairs if 'fold' in stage.name]}
+  tiers = [outcome for stage, outcome in pairs if 'fold' not in stage.name]
+  return tiers[-1] | {'tiers': tiers, 'folds': [outcome for stage, outcome in pairs if 'fold' in stage.name]}
 
 
 def flops_to_disk(config: config_lib.Config, tier: int, corpus: corpus_lib.Corpus) -> float:
@@ -102,15 +102,15 @@ def beginning(config: config_lib.Config, tier: int, gate: bool, corpus: corpus_l
   if tier == 1:
     return None, None
   c = stage(config, tier)
-  made = setup.set_up(c, corpus.tokenizer.size)
+  top = setup.set_up(c, corpus.tokenizer.size)
   below = setup.load(workdir / tier_folder(tier - 1))
   rollouts = None
   if c.tiered.cached:
-    rollouts = store.prepare(c, corpus, made.module, writers(config, workdir, tier, below.params),
+    rollouts = store.prepare(c, corpus, top.module, writers(config, workdir, tier, below.params),
                              workdir / tier_folder(tier) / 'rollouts')
   if gate:
-    refuse_memorisation(c, corpus, made, below, workdir / tier_folder(tier - 1), rollouts)
-  params = contract.init(made.module, jax.random.key(c.training.seed)) | below.params
+    refuse_memorisation(c, corpus, top, below, workdir / tier_folder(tier - 1), rollouts)
+  params = contract.init(top.module, jax.random.key(c.training.seed)) | below.params
   return model.warm_start(params, tier) if c.tiered.warm_start else params, rollouts
 
 
@@ -122,7 +122,7 @@ def writers(config: config_lib.Config, workdir: pathlib.Path, tier: int, below: 
           for number in range(config.tiered.folds)]
 
 
-def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: setup.Setup, below: setup.Trained,
+def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, top: setup.Setup, below: setup.Trained,
                         folder: pathlib.Path, rollouts: store.Rollouts | None) -> None:
   """Measures the gap of the tier below, writes memorisation.json, raises ConfigError if it is surely too large.
 
@@ -138,8 +138,8 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: s
   trained = np.unique(trained)[np.linspace(0, len(np.unique(trained)) - 1, WINDOWS).astype(int)]
   held = windows.count(corpus.validation.tokens, b.data.stride)
   other = np.unique(np.linspace(0, held - 1, WINDOWS).astype(int))
-  measured = {'training': accuracy(c, made, below.params, corpus, corpus.train, np.unique(trained), rollouts),
-              'held_out': accuracy(c, made, below.params, corpus, corpus.validation, other)}
+  measured = {'training': accuracy(c, top, below.params, corpus, corpus.train, np.unique(trained), rollouts),
+              'held_out': accuracy(c, top, below.params, corpus, corpus.validation, other)}
   gap = measured['training']['accuracy'] - measured['held_out']['accuracy']
   error = float(np.hypot(*(measured[name]['error'] for name in ('training', 'held_out'))))
   files.write_json(folder / 'memorisation.json', measured | {'gap': gap, 'gap_error': error})
@@ -153,34 +153,34 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, made: s
         '(tiered.memorisation): cross-fit it (tiered.folds=4), or train it on more text or for fewer steps')
 
 
-def accuracy(c: config_lib.Config, made: setup.Setup, params: Any, corpus: corpus_lib.Corpus, split: corpus_lib.Split,
+def accuracy(c: config_lib.Config, top: setup.Setup, params: Any, corpus: corpus_lib.Corpus, split: corpus_lib.Split,
              picked: np.ndarray, rollouts: store.Rollouts | None = None) -> dict[str, float]:
   """How many tokens of the rollouts of the tier below the top are those of the text, over some windows of a split.
 
   Returns `accuracy`, its standard `error` (windows in order, in blocks, so that those of a document stay together), and
   `tokens`.
   """
-  module = made.module
+  module = top.module
   @jax.jit
   def right(params, batch):
     starts_BxG = module.starts(params, batch)
-    said = module.rollouts(params, batch, starts_BxG)[-1].tokens_BxGxKxR
-    L, R = batch['tokens'].shape[1], said.shape[-1]
+    written = module.rollouts(params, batch, starts_BxG)[-1].tokens_BxGxKxR
+    L, R = batch['tokens'].shape[1], written.shape[-1]
     ahead = starts_BxG[:, :, None] + 1 + jnp.arange(R)
     inside = ahead < L
-    index = jnp.clip(ahead, 0, L - 1).reshape(len(said), -1)
+    index = jnp.clip(ahead, 0, L - 1).reshape(len(written), -1)
     true = jnp.take_along_axis(batch['tokens'], index, axis=1).reshape(ahead.shape)
     segment = jnp.take_along_axis(batch['segments'], index, axis=1).reshape(ahead.shape)
     own = jnp.take_along_axis(batch['segments'], jnp.clip(starts_BxG, 0, L - 1), axis=1)[:, :, None]
     counted = inside & (segment == own)
-    return ((said == true[:, :, None]) & counted[:, :, None]).sum((1, 2, 3)), counted.sum((1, 2)) * said.shape[2]
-  found, B = [], c.evaluation.batch
+    return ((written == true[:, :, None]) & counted[:, :, None]).sum((1, 2, 3)), counted.sum((1, 2)) * written.shape[2]
+  counts, B = [], c.evaluation.batch
   text = windows.Windows(split, corpus.tokenizer.end, c.data.window, c.data.stride, c.data.packed)
   for first in range(0, len(picked), B):
     rows = picked[np.minimum(np.arange(first, first + B), len(picked) - 1)]
     batch = text.batch(rows)
-    found.append(np.stack(jax.device_get(right(params, batch | rollouts(rows) if rollouts else batch))))
-  hits_W, tokens_W = np.concatenate(found, axis=1)[:, :len(picked)]
+    counts.append(np.stack(jax.device_get(right(params, batch | rollouts(rows) if rollouts else batch))))
+  hits_W, tokens_W = np.concatenate(counts, axis=1)[:, :len(picked)]
   mean = hits_W.sum() / max(1, tokens_W.sum())
   excess = [block.sum() for block in np.array_split(hits_W - mean * tokens_W, min(BLOCKS, len(picked)))]
   error = np.sqrt(np.square(excess).sum()) / max(1, tokens_W.sum())

@@ -83,14 +83,14 @@ def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered, mod
   """
   wanted, kind = json.loads(json.dumps(description(c, corpus, models))), record(module)
   count = windows.count(corpus.train.tokens, c.data.stride)
-  path, told = folder / 'rollouts.bin', folder / 'rollouts.json'
+  path, about = folder / 'rollouts.bin', folder / 'rollouts.json'
   if jax.process_index() == 0:
-    if told.exists():
-      refuse_others(told, wanted)
+    if about.exists():
+      refuse_others(about, wanted)
     else:
       folder.mkdir(parents=True, exist_ok=True)
       path.unlink(missing_ok=True)
-      files.write_json(told, wanted)
+      files.write_json(about, wanted)
     size = path.stat().st_size if path.exists() else 0
     if size > count * kind.itemsize:
       raise config_lib.ConfigError(f'{path} has {size} bytes; expected {count * kind.itemsize}, nearest is the folder '
@@ -101,26 +101,26 @@ def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered, mod
         file.seek(0, 2)
         _write(file, size // kind.itemsize, count, kind, c, writer(c, corpus, module, models))
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(str(told))
+    multihost_utils.sync_global_devices(str(about))
   return Rollouts(path, kind, count)
 
 
-def refuse_others(told: pathlib.Path, wanted: dict[str, Any]) -> None:
+def refuse_others(about: pathlib.Path, wanted: dict[str, Any]) -> None:
   """Raises ConfigError if the rollouts described in `told` are not the wanted ones."""
   try:
-    found = dict(json.loads(told.read_text(encoding='utf-8')))
+    held = dict(json.loads(about.read_text(encoding='utf-8')))
   except (OSError, ValueError, TypeError) as error:
-    raise config_lib.ConfigError(f'{told} cannot be read ({" ".join(str(error).split())}); nearest is to delete its '
+    raise config_lib.ConfigError(f'{about} cannot be read ({" ".join(str(error).split())}); nearest is to delete its '
                                  'folder') from None
-  for key in wanted | found:
-    if found.get(key) != wanted.get(key):
-      raise config_lib.ConfigError(f'{told} tells of rollouts whose {key} is {found.get(key)!r}; this run has '
+  for key in wanted | held:
+    if held.get(key) != wanted.get(key):
+      raise config_lib.ConfigError(f'{about} tells of rollouts whose {key} is {held.get(key)!r}; this run has '
                                    f'{wanted.get(key)!r}: give another --workdir, or delete that folder')
 
 
 def _write(file, first: int, count: int, kind: np.dtype, c: config_lib.Config, write: Callable) -> None:
   """Appends the records of windows first .. count-1."""
-  begin = said = time.perf_counter()
+  begin = logged = time.perf_counter()
   for start in range(first, count, c.training.batch):
     picked = np.arange(start, min(start + c.training.batch, count))
     # The last batch is filled up, so that all have one shape.
@@ -130,8 +130,8 @@ def _write(file, first: int, count: int, kind: np.dtype, c: config_lib.Config, w
     file.write(rows.tobytes())
     file.flush()
     now = time.perf_counter()
-    if now - said > SAY_EVERY:
-      said, done = now, start + len(picked)
+    if now - logged > SAY_EVERY:
+      logged, done = now, start + len(picked)
       logging.info('rollouts of %d of %d windows; about %.0f s left', done, count,
                    (now - begin) / (done - first) * (count - done))
 
@@ -144,8 +144,8 @@ def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered,
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   def all_tiers(params, batch):
     starts_BxG = module.starts(params, batch)
-    said = module.write(params, batch, starts_BxG)
-    return starts_BxG, jax.numpy.stack([w.tokens_BxGxKxR for w in said], axis=1)
+    written = module.write(params, batch, starts_BxG)
+    return starts_BxG, jax.numpy.stack([w.tokens_BxGxKxR for w in written], axis=1)
   run = jax.jit(all_tiers, in_shardings=(whole, rows), out_shardings=whole)
   models = [jax.device_put(jax.device_get(params), whole) for params in models]
   places = windows.folds(corpus.train, len(models)) if len(models) > 1 else np.array([0, 2**62])
@@ -159,11 +159,11 @@ def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered,
     for params, low, high in zip(models, places[:-1], places[1:]):
       if first_B.min() >= high or first_B.max() + d.window < low:
         continue
-      starts_BxG, said = jax.device_get(run(params, jax.device_put(batch, rows)))
+      starts_BxG, tokens = jax.device_get(run(params, jax.device_put(batch, rows)))
       at_BxG = first_B[:, None] + starts_BxG.astype(np.int64)
       # Of a window across two folds each start belongs to the fold of its own token.
       own = ((low <= at_BxG) & (at_BxG < high))[:, None, :, None, None]
-      out = np.where(own, said, np.zeros_like(said) if out is None else out)
+      out = np.where(own, tokens, np.zeros_like(tokens) if out is None else out)
     return starts_BxG, out
 
   return write

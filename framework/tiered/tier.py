@@ -67,15 +67,15 @@ class Tier:
     """What `cross` reads at the nodes `query`: the rollouts' embeddings, or hidden states of the tier right below."""
     if self.settings.layout != 'cross' or not below:
       return None
-    said = nodes.rollout_nodes(real, starts_BxG, [w.tokens_BxGxKxR for w in below], self.settings.delay)
+    rollouts_read = nodes.rollout_nodes(real, starts_BxG, [w.tokens_BxGxKxR for w in below], self.settings.delay)
     if self.settings.read == 'hidden':
       hidden = below[-1].hidden_BxGxKxRxD
       values = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-      said = jax.tree.map(lambda x: x[:, -values.shape[1]:], said)
+      rollouts_read = jax.tree.map(lambda x: x[:, -values.shape[1]:], rollouts_read)
     else:
-      values = params['decoder']['embedding'][said.tokens] + params['kinds'][said.kind - 1]
-    allowed = timestamps.may_read(query.tau, said.tau, query.segments, said.segments)
-    return Memory(values.astype(self.decoder.config.dtype), said.positions, allowed, gate=0.0)
+      values = params['decoder']['embedding'][rollouts_read.tokens] + params['kinds'][rollouts_read.kind - 1]
+    allowed = timestamps.may_read(query.tau, rollouts_read.tau, query.segments, rollouts_read.segments)
+    return Memory(values.astype(self.decoder.config.dtype), rollouts_read.positions, allowed, gate=0.0)
 
   def read(self, params: Any, query: Nodes, *, mask_BxNxT: jax.Array | None = None, key: Nodes | None = None,
            memory: Memory | None = None, cache: Cache | None = None,

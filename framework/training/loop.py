@@ -81,9 +81,9 @@ def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: path
   folder = workdir / stage.name
   run.open_folder(folder, stage.config, corpus, resume=True)
   path = folder / 'result.json'
-  found = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-  if found.get('status') == 'complete':
-    return found
+  outcome = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+  if outcome.get('status') == 'complete':
+    return outcome
   logging.info('%s: %d steps', stage.title, stage.config.training.steps)
   return train_stage(stage, corpus, workdir, folder)
 
@@ -93,7 +93,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   """Trains one run in `folder`, from its newest checkpoint if there is one, else as its stage begins."""
   c = stage.config
   check_stage(c, corpus)
-  params, more = stage.begin(corpus, workdir)
+  params, extra = stage.begin(corpus, workdir)
   setup = set_up(c, corpus.tokenizer.size)
   logging.info('%d %s devices on %d hosts, partition %s', jax.device_count(), jax.devices()[0].device_kind,
                jax.process_count(), c.training.partition)
@@ -108,17 +108,17 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   out = writer.Writer(folder, record['step'], c.training.steps, jax.process_index() == 0, c.training.tensorboard)
   meter = Meter(c, corpus, record, step_flops, left_out(c, corpus), out)
   try:
-    state, final, stopping = run_steps(setup, corpus, state, record['step'], batches(c, corpus, record['step'], more),
+    state, final, stopping = run_steps(setup, corpus, state, record['step'], batches(c, corpus, record['step'], extra),
                                        meter, checkpoints, kept)
   finally:
     checkpoints.close()
     out.close()
   done = int(state.step) == c.training.steps
-  found = result.summary(c, corpus, folder, counts, step_flops, int(state.step), meter.targets, meter.seconds, final,
+  outcome = result.summary(c, corpus, folder, counts, step_flops, int(state.step), meter.targets, meter.seconds, final,
                          'complete' if done else f'stopped by {stopping}')
   if jax.process_index() == 0:
-    files.write_json(folder / 'result.json', found)
-  return found
+    files.write_json(folder / 'result.json', outcome)
+  return outcome
 
 
 def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any) -> tuple[State, dict[str, Any]]:
@@ -137,12 +137,12 @@ def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any) 
   return state, {'step': 0, 'targets': 0, 'seconds': 0.0}
 
 
-def batches(c: config_lib.Config, corpus: corpus_lib.Corpus, start: int, more: Callable | None
+def batches(c: config_lib.Config, corpus: corpus_lib.Corpus, start: int, extra: Callable | None
             ) -> Iterator[windows.Batch]:
   """The batches from step `start` on: batch n is a function of n, so there is nothing to restore."""
   text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
   return text.batches(c.training.batch, c.training.seed, start_step=start, rows=partition.host_rows(c.training.batch),
-                      more=more)
+                      extra=extra)
 
 
 def compile_step(setup: Setup) -> Callable[[State, windows.Batch], tuple[State, dict[str, jax.Array]]]:

@@ -48,7 +48,7 @@ def of_stages(one: dict[str, Any], results: list[dict[str, Any]], run: str, flop
   Args:
     flops_before: spent before the first steps of the stages.
   """
-  totals = {key: sum(found[key] for found in results) for key in ('flops_train_exact', 'seconds')}
+  totals = {key: sum(outcome[key] for outcome in results) for key in ('flops_train_exact', 'seconds')}
   totals['flops_train_exact'] += flops_before
-  status = next((found['status'] for found in results if found['status'] != 'complete'), 'complete')
+  status = next((outcome['status'] for outcome in results if outcome['status'] != 'complete'), 'complete')
   return one | totals | {'run': run, 'status': status}

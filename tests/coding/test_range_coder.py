@@ -12,7 +12,7 @@ from framework.coding import range_coder
 def code(intervals):
   encoder = range_coder.Encoder()
   for interval in intervals:
-    encoder.put(*interval)
+    encoder.encode(*interval)
   return encoder.finish()
 
 

@@ -295,6 +295,6 @@ def test_too_many_folds_are_refused(split):
 
 def test_more_arrays_are_those_of_the_windows(split):
   total = windows.count(split.tokens, 12)
-  made = take(split, 5, more=lambda picked: {'number': picked})
+  made = take(split, 5, extra=lambda picked: {'number': picked})
   for step, batch in enumerate(made):
     np.testing.assert_array_equal(batch['number'], windows.indices(total, 6, 4, step))

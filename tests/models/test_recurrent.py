@@ -94,7 +94,7 @@ def test_the_leak_test_sees_a_state_that_crosses_documents(name, monkeypatch):
 def test_the_leak_test_sees_a_backward_state_off_by_one(monkeypatch):
   def pad(x, widths):
     return jnp.roll(jnp.pad(x, widths), 1, axis=1)
-  monkeypatch.setattr(recurrent, 'jnp', types.SimpleNamespace(**vars(jnp) | {'pad': pad}))
+  monkeypatch.setattr(birnn, 'jnp', types.SimpleNamespace(**vars(jnp) | {'pad': pad}))
   with pytest.raises(AssertionError):
     check_reads('birnn')
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from foundation.errors import ConfigError
-from scaling import laws, plot, report, uncertainty
-from scaling import holdout
+from scaling import holdout, laws, plot, report, uncertainty
 from scaling.fit import fit
 from scaling.objective import Loss
 from scaling.observations import Observations

@@ -13,8 +13,7 @@ import pytest
 from scipy import optimize
 
 from foundation.errors import ConfigError
-from scaling import approaches, laws, ledger, lints, plan, table, uncertainty
-from scaling import holdout
+from scaling import approaches, holdout, laws, ledger, lints, plan, table, uncertainty
 from scaling.fit import fit
 from scaling.objective import Loss
 from scaling.observations import Observations

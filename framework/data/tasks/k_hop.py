@@ -60,10 +60,10 @@ class Task(tasks.Question):
     place, hops = xp.asarray(L - 1), []
     for _ in range(self.hops):
       here = (x == x[place]) & (xp.arange(L) < place)
-      found = xp.where(here, xp.arange(L), -1).max()
+      latest = xp.where(here, xp.arange(L), -1).max()
       # Where a hop has failed there is nothing left of place 0, and so no later hop succeeds.
-      place = xp.maximum(found + 1, 0)
-      hops.append(xp.where(found >= 0, x[place], self.none))
+      place = xp.maximum(latest + 1, 0)
+      hops.append(xp.where(latest >= 0, x[place], self.none))
     hops = xp.stack(hops)
     return xp.concatenate([xp.asarray([self.end]), x, xp.asarray([self.equals]), hops[-1:],
                            xp.asarray([self.equals + 1]), hops])
