@@ -13,7 +13,7 @@ from typing import Any
 from foundation import entries
 from foundation.errors import ConfigError, nearest
 from framework import models
-from framework.training import optimizers, schedules
+from framework.training import losses, optimizers, schedules
 
 
 def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
@@ -166,6 +166,7 @@ class Optimizer(Section):
 class Training(Section):
   steps: int = setting(1000, 'of the optimizer', low=1, high=1e9)
   batch: int = setting(16, 'windows per step, over all devices and hosts', low=1, high=10**7)
+  loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
   partition: str = setting('pmap', 'how a step is spread: a replica a device, or one program over a mesh',
                            choices=('pmap', 'mesh'))
@@ -305,8 +306,9 @@ def check_data(d: Data, e: Evaluation) -> None:
 
 
 def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
-  """Raises ConfigError for an optimizer or schedule that there is not, and for numbers of steps that do not fit."""
+  """Raises ConfigError for an optimizer, schedule or loss that there is not, and for steps that do not fit."""
   optimizers.find(o.name)
+  losses.find(t.loss)
   schedule = schedules.find(o.schedule)
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
@@ -331,8 +333,8 @@ def resolve(config: Config) -> Config:
   c = copy.deepcopy(config)
   check_fields(c)
   m, d, e = c.model, c.data, c.evaluation
-  m.name, c.optimizer.name, c.optimizer.schedule, d.task = map(entries.absolute, (
-      m.name, c.optimizer.name, c.optimizer.schedule, d.task))
+  m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task = map(entries.absolute, (
+      m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task))
   m.kv_heads = m.kv_heads or m.heads
   m.feedforward = m.feedforward or (4 * m.width if m.activation != 'swiglu' else -(-8 * m.width // 24) * 8)
   d.stride = d.stride or d.window

@@ -113,7 +113,7 @@ def generate(
     padded = np.array([[0] * (P - len(row)) + row for row in context], np.int32)
     logits, cache, positions = prefill(module, params, padded, np.array([len(r) for r in context], np.int32), window)
     carry = (logits, cache, positions, done_B, jnp.asarray(count, jnp.int32))
-    places = window - P  # the last token written needs no place of its own, but a full cache is simplest to reason about
+    places = window - P  # the last token needs none of its own, but a full cache is simplest to reason about
     while places > 0 and count < tokens:
       limit = min(chunk, places, tokens - count)
       carry, out, n = decode(module, params, key, carry, settings, chunk, limit)

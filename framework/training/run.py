@@ -45,9 +45,10 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     if not resume:
       raise config_lib.ConfigError(f'workdir {workdir} already holds a run; give --resume to continue it, '
                                    'or another --workdir')
-    for key in flat | saved['config']:  # in the order of the fields: a setting before what was derived from it
-      if saved['config'].get(key) != flat.get(key):
-        raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {saved['config'].get(key)!r}; "
+    begun = config_lib.flatten(config_lib.Config()) | saved['config']  # settings that are younger than the run
+    for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
+      if begun.get(key) != flat.get(key):
+        raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
                                      f'this config has {flat.get(key)!r}: give the same, or another --workdir')
     check_corpus(workdir, corpus)
     for name in ROWS:

@@ -7,18 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from framework import cross_entropy
 from framework.config import Training
+from framework.training import losses
 from framework.training.state import State
 
 Batch = dict[str, jax.Array]
 DROPOUT = 1  # folded into the seed's key, so that no two uses of the seed share a stream
-
-
-def sum_loss(module, params: Any, batch: Batch, keys_B: jax.Array | None) -> jax.Array:
-  """Nats summed over the batch's targets, a float32 scalar."""
-  x_BxLxD = module.hidden(params, batch, keys_B)
-  return cross_entropy.sum_nats(x_BxLxD, module.head(params), batch['targets'], batch['weights'])
 
 
 def make(
@@ -27,12 +21,14 @@ def make(
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """train_step(state, batch) -> (state, metrics).
 
-  The loss is a sum of nats over all targets of all microbatches and devices, divided once by their number.
+  The loss is a sum over all targets of all microbatches and devices, divided once by their number.
 
   Args:
     reduce: sums a tree over devices that each see a part of the batch; the identity where one program sees it all.
     dropout: whether to derive dropout keys, from (seed, step, global row).
   """
+
+  sum_loss = losses.find(c.loss).sum_loss
 
   def gradient(params, step, batch):
     keys_B = None

@@ -242,7 +242,8 @@ def test_unscored_first_targets_are_a_stride_in_other_words(folder):
   """With a tenth of each window unscored nothing is lost if the stride is nine tenths of it (PaLM's setting)."""
   split = split_of(np.arange(401), folder)
   def scored(stride, unscored):
-    made = windows.Windows(split, END, 20, stride, False, scored='window', unscored=unscored).batch(np.arange(windows.count(401, stride)))
+    text = windows.Windows(split, END, 20, stride, False, scored='window', unscored=unscored)
+    made = text.batch(np.arange(windows.count(401, stride)))
     return np.bincount(made['targets'][made['weights'] > 0], minlength=401), made
   lost, made = scored(20, 0.1)
   assert (made['weights'][:, :2] == 0).all() and (made['weights'][:, 2:] == 1).all()

@@ -83,8 +83,8 @@ def test_a_block_variant_takes_fifteen_lines():
 
 
 @pytest.mark.parametrize('setting,name', [('optimizer.name', 'sgd'), ('optimizer.schedule', 'inverse_root'),
-                                          ('data.task', 'repeat')])
-def test_an_optimizer_a_schedule_and_a_task_are_one_file(server, config, tmp_path, setting, name):
+                                          ('training.loss', 'squared_error'), ('data.task', 'repeat')])
+def test_an_optimizer_a_schedule_a_loss_and_a_task_are_one_file(server, config, tmp_path, setting, name):
   more = ':size=4' if name == 'repeat' else ''
   result = through(server, [config, f'--config.{setting}={FORKS / name}.py{more}'], tmp_path / 'run')
   assert result['status'] == 'complete'
@@ -104,6 +104,7 @@ def test_a_study_is_one_file(server, tmp_path):
     ('model.name', 'import nothing_like_it\n', ['ModuleNotFoundError']),
     ('optimizer.name', 'def make(c, rate, parameters): pass\n', ["has no 'build'"]),
     ('optimizer.schedule', 'RATE = 1\n', ["has no 'after_warmup'"]),
+    ('training.loss', 'def sum_losses(model, params, batch, keys_B): pass\n', ["has no 'sum_loss'"]),
     ('data.task', 'class Task:\n  pass\n', ["has no 'alphabet'"]),
     ('data.task', 'class Text:\n  pass\n', ["has no 'Task'"]),
 ])

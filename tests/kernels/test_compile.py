@@ -110,7 +110,8 @@ def step_hlo(target, shape, implementation, kind):
   """The compiled training step of a decoder, data-parallel over the mesh."""
   from framework import config as config_lib
   from framework import models
-  from framework.training import partition, step
+  from framework.training import partition
+  from framework.training.losses import cross_entropy
   config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=2, width=256, heads=4, kv_heads=2, dtype='bfloat16', attention=implementation)))
   module = build(config.model, 256, 256)
@@ -121,7 +122,7 @@ def step_hlo(target, shape, implementation, kind):
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
   def sgd(params, batch):
-    loss, gradients = jax.value_and_grad(lambda p: jax.tree.leaves(step.sum_loss(module, p, batch, None))[0])(params)
+    loss, gradients = jax.value_and_grad(lambda p: cross_entropy.sum_loss(module, p, batch, None))(params)
     total, gradients = partition.sum_over_data((loss, gradients)) if kind == 'pmap' else (loss, gradients)
     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), total
   with targets.tracing(target):

@@ -7,7 +7,8 @@ import pytest
 
 from framework import config as config_lib
 from framework.models import contract, decoder
-from framework.training import partition, step
+from framework.training import partition
+from framework.training.losses import cross_entropy
 from pallas_kernels.attention import dot_product_attention
 from tests.networks import build
 
@@ -29,7 +30,7 @@ def losses(implementation, dtype='float32', width=32):
   batch = {k: jnp.asarray(v, jnp.float32 if k == 'weights' else jnp.int32) for k, v in batch.items()}
   def update(params):
     def mean(p):
-      return jax.tree.leaves(step.sum_loss(module, p, batch, None))[0] / (2 * WINDOW)
+      return jax.tree.leaves(cross_entropy.sum_loss(module, p, batch, None))[0] / (2 * WINDOW)
     loss, gradients = jax.value_and_grad(mean)(params)
     return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradients), loss
   # Interpreted kernels are called without jit on a CPU that takes part in the interpretation.
@@ -78,7 +79,7 @@ def test_a_step_over_a_mesh_gathers_no_activations(kind, monkeypatch):
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
   def sgd(params, batch):
-    loss, gradients = jax.value_and_grad(lambda p: jax.tree.leaves(step.sum_loss(module, p, batch, None))[0])(params)
+    loss, gradients = jax.value_and_grad(lambda p: cross_entropy.sum_loss(module, p, batch, None))(params)
     total = partition.sum_over_data((loss, gradients)) if kind == 'pmap' else (loss, gradients)
     return jax.tree.map(lambda p, g: p - g, params, total[1]), total[0]
   hlo = partition.spread(sgd, mesh, 'pmap' if kind == 'pmap' else 'mesh').lower(params, batch).compile().as_text()

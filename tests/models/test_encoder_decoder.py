@@ -12,7 +12,7 @@ from framework import config as config_lib
 from framework import models, timestamps
 from framework.data import windows
 from framework.models import contract, encoder_decoder
-from framework.training import step
+from framework.training.losses import cross_entropy
 
 V, L, S = 11, 14, 5
 H = L - S
@@ -150,7 +150,7 @@ def test_it_learns_to_copy_the_history_reversed(kind):
     return base | {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]}
   def loss(params, number):
     b = batch(number)
-    return step.sum_loss(module, params, b, None) / b['weights'].sum()
+    return cross_entropy.sum_loss(module, params, b, None) / b['weights'].sum()
   def one(carry, number):
     params, opt = carry
     value, grads = jax.value_and_grad(loss)(params, number)

@@ -9,7 +9,7 @@ from framework import models
 from framework.models import contract, flops
 from framework.tiered import flops as of_tiers
 from framework.tiered import model as tiered
-from framework.training import step
+from framework.training.losses import cross_entropy
 from tests.networks import build
 
 
@@ -28,7 +28,7 @@ def test_training_flops_are_within_five_per_cent_of_xla(settings):
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct((B, L), 'float32')
   # Counted from the products themselves: the CPU backend's own count leaves out those it hands to a library.
-  jaxpr = jax.make_jaxpr(jax.grad(step.sum_loss, argnums=1), static_argnums=0)(module, params, batch, None)
+  jaxpr = jax.make_jaxpr(jax.grad(cross_entropy.sum_loss, argnums=1), static_argnums=0)(module, params, batch, None)
   assert count_products(jaxpr.jaxpr) == pytest.approx(B * module.flops().train, rel=0.05)
 
 
@@ -73,7 +73,7 @@ def tiers_counted(**settings):
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')} | {
       'weights': jax.ShapeDtypeStruct((B, 96), 'float32'), 'start': jax.ShapeDtypeStruct((B,), 'uint32')}
   def loss(top, params, batch):
-    return step.sum_loss(module, params | top, batch, None)
+    return cross_entropy.sum_loss(module, params | top, batch, None)
   top = f'tier_{c.tiered.tiers}'
   jaxpr = jax.make_jaxpr(jax.grad(loss))({top: params[top]}, params, batch)
   return count_products(jaxpr.jaxpr), lambda: B * module.flops().train

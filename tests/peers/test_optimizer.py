@@ -18,13 +18,15 @@ def test_muon_takes_pytorchs_steps():
   settings = config_lib.Optimizer(name='muon', learning_rate=0.1, warmup_steps=0, schedule='constant', weight_decay=0.5,
                                   clip_norm=0.0)
   rng = np.random.default_rng(0)
-  start = {'up': rng.normal(size=(2, 16, 64)), 'down': rng.normal(size=(2, 64, 16)), 'out': rng.normal(size=(2, 16, 16))}
+  start = {'up': rng.normal(size=(2, 16, 64)), 'down': rng.normal(size=(2, 64, 16)),
+           'out': rng.normal(size=(2, 16, 16))}
   params = {'blocks': {name: {'weight': jnp.asarray(x, jnp.float32)} for name, x in start.items()}}
   theirs = {name: [torch.nn.Parameter(torch.tensor(m, dtype=torch.float32)) for m in x] for name, x in start.items()}
   muon = torch.optim.Muon([m for x in theirs.values() for m in x], lr=0.1, weight_decay=0.5,
                           adjust_lr_fn='match_rms_adamw')
-  described = {jax.tree_util.keystr(path): contract.Parameter(leaf, ('layers', 'width', 'feedforward'), 'hidden', ('width',))
-               for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  axes = 'layers', 'width', 'feedforward'
+  described = {jax.tree_util.keystr(path): contract.Parameter(leaf, axes, 'hidden', ('width',)) for path, leaf in
+               jax.tree_util.tree_leaves_with_path(params)}
   update = optimizer.build(settings, 10, described)
   state = update.init(params)
   for _ in range(5):
