@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import types
+from typing import Any
 
 from foundation.errors import ConfigError, nearest, one_line
 
@@ -72,7 +73,7 @@ def from_file(path: str, key: str) -> types.ModuleType:
 @functools.cache
 def _run(full: pathlib.Path, path: str, key: str, changed: int) -> types.ModuleType:
   name = f'{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}'
-  spec = importlib.util.spec_from_file_location(name, full)
+  spec: Any = importlib.util.spec_from_file_location(name, full)  # None only of what does not end in .py
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # dataclasses look their module up
   try:

@@ -41,7 +41,7 @@ class Loss:
 
   def take(self, index) -> 'Loss':
     """The loss of some lanes, where delta differs by lane ([lanes, 1])."""
-    return dataclasses.replace(self, delta=self.delta[index]) if np.ndim(self.delta) else self
+    return dataclasses.replace(self, delta=self.delta[index]) if np.ndim(self.delta) else self  # type: ignore[index]
 
   def _side(self, r):
     return np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0

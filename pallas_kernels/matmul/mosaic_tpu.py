@@ -93,7 +93,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
     rows, steps_of_row = M // block_m, size_k // block_k
     xp = jnp if isinstance(block_mask, jax.Array) else np
     order = xp.argsort(~block_mask, axis=1, stable=True).astype(np.int32).repeat(size_m // block_m, 0)
-    visible = block_mask.sum(1).astype(np.int32).repeat(size_m // block_m, 0)
+    visible = block_mask.sum(1).astype(np.int32).repeat(size_m // block_m, 0)  # type: ignore[assignment]  # or NumPy's
     # A mask that is known has no more steps than its fullest row; a step beyond a row's last loads nothing new.
     steps = block_mask.shape[1] * steps_of_row if xp is jnp else max(1, int(visible.max(initial=0))) * steps_of_row
 
@@ -111,7 +111,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
       bias is not None and pl.BlockSpec((1, 1, block_n), lambda l, i, j, s, *p: (batch(bias, l), 0, j)),
       a_scale is not None and pl.BlockSpec((1, block_m, 1), lambda l, i, j, s, *p: (batch(a_scale, l), i, 0)),
       b_scale is not None and pl.BlockSpec((1, 1, block_n), lambda l, i, j, s, *p: (batch(b_scale, l), 0, j))]
-  full = lambda x, n: None if x is None else jnp.broadcast_to(x, (x.shape[0], n))
+  full = lambda x, n: jnp.broadcast_to(x, (x.shape[0], n))
   values = [a, b, c, None if bias is None else bias[:, None], None if a_scale is None else full(a_scale, M)[:, :, None],
             None if b_scale is None else full(b_scale, N)[:, None]]
   given = [v is not None for v in values]

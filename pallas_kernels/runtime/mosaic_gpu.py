@@ -70,7 +70,8 @@ def interpreter(processors: int = 1, detect_races: bool = True) -> Iterator[None
   try:
     described = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', platform='gpu', num_cores=processors)
   except TypeError:
-    described = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', num_cores=processors)
+    described = jax.sharding.AbstractDevice(  # type: ignore[call-arg]  # of an older jax
+        device_kind='NVIDIA H100 80GB HBM3', num_cores=processors)
   mesh = jax.sharding.AbstractMesh((), (), abstract_device=described)
   _INTERPRETED = True
   try:

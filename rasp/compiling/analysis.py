@@ -30,16 +30,16 @@ class Domain:
   terms, const: it is the sum of coefficient * s-op, plus a constant; None if it is no linear map of numbers.
   inputs, table: of a map: table[a, b, ..] is its value where its inputs take their values number a, b, ..
   """
-  values: tuple[Value, ...] | None
+  values: tuple[Value, ...] | Any  # or None: who reads it has asked, or knows from a flag
   low: Fraction | int = 0
   high: Fraction | int = 0
   token: bool = False
   index: bool = False
   shape: bool = False
-  terms: dict[SOp, Any] | None = None
+  terms: dict[SOp, Any] | Any = None
   const: Any = 0
   inputs: tuple[SOp, ...] = ()
-  table: np.ndarray | None = None
+  table: np.ndarray | Any = None
 
   @property
   def numeric(self) -> bool:
@@ -170,7 +170,8 @@ class Analysis:
 
   def _sum(self, terms: dict[SOp, Any], const: Any) -> Domain:
     """The domain of a linear map: sums of every value of every term."""
-    low, high, values = const, const, {const}
+    low, high = const, const
+    values: set[Value] | None = {const}
     for t, k in terms.items():
       d = self(t)
       low += min(k * d.low, k * d.high)
@@ -298,7 +299,7 @@ class Analysis:
     """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
     parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in _selectors(selector)) else ()
     N = self.longest
-    grids = [self.grid(p) for p in parts]
+    grids: list[Any] = [self.grid(p) for p in parts]
     if parts and all(g is not None for g in grids):
       selected = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
       valid = np.tri(N, dtype=bool).T

@@ -3,6 +3,8 @@
 q = 1 adds them, q -> 0 takes the larger.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from scaling.laws._law import Terms
@@ -35,7 +37,7 @@ def _joined(e, u, v, k, offset, xp):
   return s if e is None else _log_sum(e, s, xp)
 
 
-def two_terms(spec, chain, offset=None):
+def two_terms(spec, chain, offset=None) -> tuple[Callable, Callable, Callable]:
   """(log_loss, jacobian, terms) of a law whose parts are spec(coordinates, xp) = (e, a, b, alpha, beta, k).
 
   chain: {part: [(coordinate, factor)]}, the derivative of each part by each coordinate; a factor may be a function of
