@@ -5,6 +5,7 @@ minimum. Every test here is relative, so the scale of the objective does not mat
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -297,7 +298,7 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
       return jnp.where(outside, root, size) * jnp.sign(r)
 
     def solve(p):
-      solver = optimistix.LevenbergMarquardt(rtol=1e-10, atol=1e-12)
+      solver: Any = optimistix.LevenbergMarquardt(rtol=1e-10, atol=1e-12)
       return optimistix.least_squares(residual, solver, p, max_steps=steps, throw=False).value
 
     refined = np.asarray(jax.jit(jax.vmap(solve))(jnp.asarray(phi)))

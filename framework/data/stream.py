@@ -75,7 +75,7 @@ def task_of(text: str) -> Any:
     if not hasattr(cls, need):
       raise ConfigError(f"data.task is '{text}', whose Task has no '{need}'; expected what the docstring of "
                         f'{tasks.__name__} says')
-  fields = {field.name: field.type for field in dataclasses.fields(cls)}
+  fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
   given = {}
   for clause in filter(None, settings.split(',')):
     key, equals, value = clause.partition('=')

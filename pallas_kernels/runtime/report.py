@@ -84,8 +84,8 @@ def tool(name: str) -> str:
   """The path of ptxas or cuobjdump: of triton, whose ptxas reads the PTX that triton writes, else of PATH."""
   try:
     import importlib.util
-    spec = importlib.util.find_spec('triton')
-    folder = pathlib.Path(spec.origin).parent / 'backends/nvidia/bin' if spec else pathlib.Path()  # type: ignore[arg-type]
+    spec: Any = importlib.util.find_spec('triton')  # with an origin, being a package
+    folder = pathlib.Path(spec.origin).parent / 'backends/nvidia/bin' if spec else pathlib.Path()
   except ImportError:
     folder = pathlib.Path()
   for candidate in (folder / f'{name}-blackwell', folder / name):  # triton calls its newest one so

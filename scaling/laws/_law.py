@@ -16,12 +16,12 @@ COLUMNS = ('n', 'd', 'u', 'k')
 @dataclasses.dataclass(frozen=True)
 class Terms:
   """A law in standard form: ln U = a - alpha n, ln V = b - beta d, joined with exponent q above ln E = e."""
-  e: np.ndarray
+  e: np.ndarray | float
   a: np.ndarray
   b: np.ndarray
   alpha: np.ndarray
   beta: np.ndarray
-  q: np.ndarray
+  q: np.ndarray | float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Law:
   parameters: tuple[str, ...]
   log_loss: Callable
   jacobian: Callable | Any = None
-  terms: Callable | None = None
+  terms: Callable | Any = None  # or None, see above
   start: Callable | Any = None
   tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
   logs: tuple[str, ...] | Any = None
