@@ -202,7 +202,7 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
     weights = rng.multinomial(rows, np.full(rows, 1.0 / rows), count).astype(float)
   elif kind == 'cluster':
     _, group = np.unique(np.round(np.log(result.observations.N) / 0.02), return_inverse=True)
-    groups = int(group.max()) + 1
+    groups = int(group.max()) + 1  # type: ignore[call-overload]  # NumPy 2.5
     weights = rng.multinomial(groups, np.full(groups, 1.0 / groups), count).astype(float)[:, group]
   else:
     raise ConfigError(f'bootstrap kind {kind!r} is not one of {", ".join(BOOTSTRAPS)}{nearest(kind, BOOTSTRAPS)}')

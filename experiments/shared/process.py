@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
@@ -127,6 +127,6 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   try:
     jax.devices()
   except RuntimeError as error:
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # jax makes it
-    raise config_lib.ConfigError(f"JAX_PLATFORMS is '{platforms or ''}', which gives no device "
+    settings: Any = jax.config  # which makes its attributes itself
+    raise config_lib.ConfigError(f"JAX_PLATFORMS is '{settings.jax_platforms or ''}', which gives no device "
                                  f'({one_line(error)[:200]}); nearest is cpu') from error

@@ -81,7 +81,7 @@ class NGram:
     out = np.empty(max(len(tokens_N) - 1, 0))
     for first in range(1, len(tokens_N), _BLOCK):
       before = max(0, first - max(self.order - 1, 1))  # enough context for the first target
-      tokens = tokens_N[before:first + _BLOCK].astype(np.int64)
+      tokens: Any = tokens_N[before:first + _BLOCK].astype(np.int64)
       if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
         raise ValueError(f'tokens are {tokens.min()} to {tokens.max()}; expected 0 to {self.vocabulary - 1}')
       out[first - 1:first - 1 + _BLOCK] = -np.log(self._probabilities(tokens)[first - before - 1:])
@@ -185,7 +185,7 @@ def count(tokens_N: np.ndarray, *, vocabulary: int, end: int, order: int, smooth
   kneser_ney = smoothing == 'kneser_ney'
 
   # Order 1 is discounted too, in favour of the uniform distribution.
-  counts = np.bincount(suffixes[0], minlength=V) if kneser_ney and order > 1 else raw_V
+  counts: Any = np.bincount(suffixes[0], minlength=V) if kneser_ney and order > 1 else raw_V
   taken = _discounts(counts, kneser_ney)[np.minimum(counts, 3)]
   p_below = (counts - taken) / counts.sum() + taken.sum() / counts.sum() / V
   begins = np.arange(V) == end

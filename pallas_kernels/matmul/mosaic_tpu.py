@@ -1,6 +1,7 @@
 """The product in Pallas for TPUs: a grid of tiles, each summed over its steps of K in VMEM. Interpreted on a CPU."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   block_m, block_n = _fit(config.block_m, M, SUBLANES), _fit(config.block_n, N, LANES)
   block_k = _fit(config.block_k, K, LANES)
   rows, steps, steps_of_row = pl.cdiv(M, block_m), pl.cdiv(K, block_k), None
-  order, visible = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+  order: Any = np.zeros((1, 1), np.int32)
+  visible: Any = np.zeros(1, np.int32)
   if block_mask is not None:
     size_m, size_k = M // block_mask.shape[0], K // block_mask.shape[1]
     block_m, block_k = min(block_m, size_m), min(block_k, size_k)
@@ -93,7 +95,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
     rows, steps_of_row = M // block_m, size_k // block_k
     xp = jnp if isinstance(block_mask, jax.Array) else np
     order = xp.argsort(~block_mask, axis=1, stable=True).astype(np.int32).repeat(size_m // block_m, 0)
-    visible = block_mask.sum(1).astype(np.int32).repeat(size_m // block_m, 0)  # type: ignore[assignment]  # or NumPy's
+    visible = block_mask.sum(1).astype(np.int32).repeat(size_m // block_m, 0)
     # A mask that is known has no more steps than its fullest row; a step beyond a row's last loads nothing new.
     steps = block_mask.shape[1] * steps_of_row if xp is jnp else max(1, int(visible.max(initial=0))) * steps_of_row
 

@@ -128,7 +128,8 @@ class Analysis:
     """Every mean of 1 .. N values of x."""
     if x.values is None or not x.whole or (x.high - x.low) * self.longest**2 > 2 * LISTED:
       return None
-    low, high, step = int(x.low), int(x.high), int(np.gcd.reduce([int(v) - int(x.low) for v in x.values] or [0])) or 1
+    low, high = int(x.low), int(x.high)
+    step = int(np.gcd.reduce([int(v) - low for v in x.values] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
     return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
             for k in range((high - low) // step * n + 1)}
 
@@ -301,7 +302,8 @@ class Analysis:
     N = self.longest
     grids: list[Any] = [self.grid(p) for p in parts]
     if parts and all(g is not None for g in grids):
-      selected = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
+      # [i, n - 1]: among the first n keys
+      selected = np.logical_and.reduce(grids).cumsum(1)  # type: ignore[call-overload]  # NumPy 2.5
       valid = np.tri(N, dtype=bool).T
     elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
       m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]

@@ -40,7 +40,7 @@ class Offset:
 
 def ramps(step: Step) -> list[Ramp]:
   """Where the step's value changes."""
-  at = np.flatnonzero(np.diff(step.places))
+  at: Any = np.flatnonzero(np.diff(step.places))
   return [Ramp(float(step.levels[i]), float(step.levels[i + 1] - step.levels[i]), int(step.places[i]),
                int(step.places[i + 1])) for i in at]
 

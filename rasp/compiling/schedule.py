@@ -96,7 +96,7 @@ def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
   column = vector - b
   a = float(column[np.flatnonzero(column)[0]]) if column.any() else 1.0
   if (column == column.round()).all():
-    a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)
+    a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)  # type: ignore[call-overload]  # NumPy 2.5
   return column / a, a, b
 
 
