@@ -42,7 +42,8 @@ class Loss:
 
   def take(self, index) -> 'Loss':
     """The loss of some lanes, where delta differs by lane ([lanes, 1])."""
-    return dataclasses.replace(self, delta=self.delta[index]) if np.ndim(self.delta) else self  # type: ignore[index]
+    delta: Any = self.delta
+    return dataclasses.replace(self, delta=delta[index]) if np.ndim(delta) else self
 
   def _side(self, r):
     return np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0

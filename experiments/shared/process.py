@@ -52,7 +52,8 @@ def plain_log() -> None:
       logging.debug('%s', one_line(error[1]))
   sys.excepthook = hook
   threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
-  sys.unraisablehook = lambda args: logging.debug('%s', one_line(args.exc_value))  # type: ignore[arg-type]
+  unraisable: Any = lambda args: logging.debug('%s', one_line(args.exc_value))
+  sys.unraisablehook = unraisable
   handler.setFormatter(py_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
   logging.set_verbosity(logging.INFO)
 

@@ -32,7 +32,8 @@ def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
   if not tokens or tokens >= split.tokens:
     return split  # type: ignore[return-value]  # check_text has refused an endless one
   size = int(np.asarray(text.tokenizer.token_bytes)[split.read(1, tokens)].sum())
-  return dataclasses.replace(corpus.first_tokens(split, tokens), bytes=size)  # type: ignore[return-value, arg-type]
+  first: Any = corpus.first_tokens(split, tokens)
+  return dataclasses.replace(first, bytes=size)
 
 
 def count(text: corpus.Corpus, order: int, smoothing: str) -> ngram.NGram:
