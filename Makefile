@@ -3,8 +3,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RUNS ?= runs
 
-.PHONY: quickstart test test-slow test-peers test313 test-kernels312 test-compile bench bench-rasp draw-rasp venv \
-  clean remake
+.PHONY: quickstart test test-slow test-peers test313 test-kernels312 test-compile types bench bench-rasp \
+  draw-rasp venv clean remake
 
 quickstart: venv  ## the main job: five formulas in minutes, resumable, and a page about them
 	$(RUN) -m experiments.quickstart --workdir=$(RUNS)/quickstart
@@ -49,6 +49,9 @@ test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 G
 	  tests/kernels/test_compile_tiered.py \
 	  tests/kernels/test_support.py tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
 
+types: .venv/types  ## mypy, as setup.cfg sets it
+	$(RUN) -m mypy
+
 bench: .venv/peers
 	$(RUN) -m benchmarks.shakespeare
 	$(RUN) -m benchmarks.generation
@@ -76,6 +79,10 @@ endif
 
 .venv/peers: .venv/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	touch $@
+
+.venv/types: .venv/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,types]'
 	touch $@
 
 clean:

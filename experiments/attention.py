@@ -42,7 +42,8 @@ def main() -> int:
       raise config_lib.ConfigError(f'--text: {error}') from None
   trained = setup.load(workdir)
   row = np.asarray(tokens, np.int32)[None]
-  weights_NxBxHxLxL = jax.jit(trained.setup.module.attention)(trained.params, row)
+  weights_NxBxHxLxL = jax.jit(
+      trained.setup.module.attention)(trained.params, row)  # type: ignore[attr-defined]  # required above
   labels = [tokenizer.decode(np.array([token])) or '∅' for token in tokens]
   figures.attention(np.asarray(weights_NxBxHxLxL)[:, 0], labels, workdir / 'attention.svg')
   print(workdir / 'attention.svg')

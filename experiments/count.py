@@ -42,7 +42,7 @@ def main() -> int:
   model = rungs.count(text, ORDER.value, SMOOTHING.value)
   model.save(workdir / 'ngram')
   row = {'step': 0, 'split': 'validation', 'order': ORDER.value, 'smoothing': SMOOTHING.value} | rungs.scored(
-      model, text.validation)
+      model, text.validation)  # type: ignore[arg-type]  # no endless one
   files.write_atomically(workdir / 'evaluations.jsonl', json.dumps(row) + '\n')
   logging.info('%s n-grams; %.4f nats/token, %.3f bits/byte on held-out text; %s',
                f'{sum(len(order.p) for order in model.orders):,}', row['nats_per_token'], row['bits_per_byte'], workdir)

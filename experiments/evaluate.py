@@ -63,8 +63,8 @@ def main() -> int:
         nats[n], trained.params,
         windows.Windows(split, trained.tokenizer.end, config.data.window, stride, config.data.packed),
         trained.tokenizer, trained.setup.mesh, batch=BATCH.value or config.evaluation.batch, limit=WINDOWS.value,
-        progress=lambda batches, s=stride: tqdm.tqdm(batches, desc=f'stride {s}', leave=False,
-                                                     disable=not sys.stderr.isatty()))
+        progress=lambda batches, s=stride: tqdm.tqdm(  # type: ignore[misc]  # mypy has no type for s
+            batches, desc=f'stride {s}', leave=False, disable=not sys.stderr.isatty()))
     results.append({'step': trained.step, 'split': SPLIT.value} | ({'draws': n} if drawn else {}) | result)
   files.read_rows(workdir / 'evaluations.jsonl')  # a damaged file is refused, not added to
   files.append_rows(workdir / 'evaluations.jsonl', results)

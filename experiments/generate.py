@@ -67,12 +67,12 @@ def main() -> int:
   columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
                                 window=config.data.window, settings=settings, seed=SEED.value)
   if len(prompts) == 1:
-    text = tokenizer.stream()
+    stream = tokenizer.stream()
     sys.stdout.write(PROMPT.value[0])
     for new in columns:
-      sys.stdout.write(text.push(new[0]))
+      sys.stdout.write(stream.push(new[0]))
       sys.stdout.flush()
-    sys.stdout.write(text.finish() + '\n')
+    sys.stdout.write(stream.finish() + '\n')
     return 0
   for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
     row = row[:list(row).index(stop)] if stop in row else row

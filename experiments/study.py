@@ -68,7 +68,7 @@ def main() -> int:
   folder = workdir / 'parts'
   work = [(part, seed) for seed in range(SEEDS.value) for part in study.parts(scale)]
   paths = {job: folder / f'{job[0].replace(" ", "_")}_{job[1]}.json' for job in work}
-  done = {job: read_part(path, setting) for job, path in paths.items()}
+  done: dict[Any, Any] = {job: read_part(path, setting) for job, path in paths.items()}
   launch.start_jax(config_lib.Config(), devices=getattr(study, 'DEVICES', 1))
   from experiments.reports import figures
   from experiments.shared import progress

@@ -78,7 +78,7 @@ class _Parser(absl_flags.ArgumentParser):
 
   def __init__(self, flag: Flag):
     super().__init__()
-    self.parse = flag.parse
+    self.parse = flag.parse  # type: ignore[method-assign, assignment]  # it has no other attributes of a parser
 
 
 def run(program: str, about: str, commands: Sequence[Command], words: Sequence[str] | None = None,
@@ -95,7 +95,7 @@ def run(program: str, about: str, commands: Sequence[Command], words: Sequence[s
   except BrokenPipeError:  # the reader of the output left early
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-  except (ConfigError, OSError, *refusals) as error:
+  except (ConfigError, OSError, *refusals) as error:  # type: ignore[misc]  # mypy does not unpack here
     print(f'error: {one_line(error)}', file=sys.stderr)
     return 2
 

@@ -14,6 +14,7 @@ import pathlib
 import re
 import sys
 import types
+from typing import Any
 
 from foundation.errors import ConfigError, nearest, one_line
 
@@ -63,6 +64,8 @@ def find(package: types.ModuleType, name: str, key: str, needs: Sequence[str]) -
 def from_file(path: str, key: str) -> types.ModuleType:
   """The module of a Python file outside the packages; the same file gives the same module again."""
   full = pathlib.Path(os.path.expanduser(path)).resolve()
+  if full.suffix != '.py':
+    raise ConfigError(f"{key} is '{path}'; expected a file of Python, whose name ends in .py")
   if not full.is_file():
     around = [str(p) for p in full.parent.glob('*.py')] if full.parent.is_dir() else []
     raise ConfigError(f"{key} is '{path}', which does not exist{nearest(str(full), around)}")
@@ -72,7 +75,7 @@ def from_file(path: str, key: str) -> types.ModuleType:
 @functools.cache
 def _run(full: pathlib.Path, path: str, key: str, changed: int) -> types.ModuleType:
   name = f'{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}'
-  spec = importlib.util.spec_from_file_location(name, full)
+  spec: Any = importlib.util.spec_from_file_location(name, full)  # None only of what does not end in .py
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # dataclasses look their module up
   try:

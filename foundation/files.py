@@ -1,20 +1,19 @@
 """Files that are either there in full or not there."""
 
 import contextlib
-import io
 import json
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from foundation.errors import ConfigError
 
 try:
   import fcntl
 except ImportError:  # not a POSIX system: as on a file system without locks
-  fcntl = None
+  fcntl = None  # type: ignore[assignment]  # a module, or none
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_atomically(path, json.dumps(value, indent=2) + '\n')
 
 
-def hold(file: io.IOBase, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> bool:
+def hold(file: IO[Any], wait: bool = True, waiting: Callable[[], None] = lambda: None) -> bool:
   """Whether the open file is now held against other processes; the system lets go of it when the last that has it open
   ends. False where another holds it and we do not `wait`, and on a file system without locks.
 

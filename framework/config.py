@@ -8,7 +8,7 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from foundation import entries
 from foundation.errors import ConfigError, nearest
@@ -28,6 +28,7 @@ class Section:
   Slots make setting a field that does not exist an error.
   """
   __slots__ = ('_resolved',)
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]  # every section is a dataclass
 
   def __setattr__(self, name: str, value: Any) -> None:
     if getattr(self, '_resolved', False):
@@ -244,7 +245,7 @@ def check_fields(config: Config) -> None:
     section = getattr(config, field.name)
     if type(section) is not field.default_factory:
       raise ConfigError(f'{field.name} is {type(section).__name__}; expected framework.config.'
-                        f'{field.default_factory.__name__}')
+                        f'{field.default_factory.__name__}')  # type: ignore[union-attr]  # a class
     for one in dataclasses.fields(section):
       check_field(f'{field.name}.{one.name}', section, one)
 

@@ -18,7 +18,8 @@ def may_read(
   """Which keys each query may read, bool [..., Q, T]. Leading axes broadcast; segments default to one."""
   mask_BxQxT = tau_key_BxT[..., None, :] <= tau_query_BxQ[..., :, None]
   if segment_query_BxQ is not None:
-    mask_BxQxT = mask_BxQxT & (segment_key_BxT[..., None, :] == segment_query_BxQ[..., :, None])
+    mask_BxQxT = mask_BxQxT & (
+        segment_key_BxT[..., None, :] == segment_query_BxQ[..., :, None])  # type: ignore[index]  # both or neither
   return mask_BxQxT
 
 

@@ -50,14 +50,14 @@ def candidates(operation: str, implementation: str) -> list:
     return [Config(m, n, k, w, s) for m, n, k, w in ((128, 256, 64, 8), (128, 128, 64, 8), (256, 128, 64, 8),
                                                      (128, 128, 128, 8), (64, 256, 64, 4)) for s in (3, 4)]
   if operation == 'matmul' and implementation == 'mosaic_gpu':
-    from pallas_kernels.matmul.mosaic_gpu import Config
-    return [Config(m, n, 64, s, w) for m, n, s in ((128, 128, 4), (64, 256, 4), (128, 128, 3)) for w in (1, 8, 16)]
+    from pallas_kernels.matmul.mosaic_gpu import Config as Hopper
+    return [Hopper(m, n, 64, s, w) for m, n, s in ((128, 128, 4), (64, 256, 4), (128, 128, 3)) for w in (1, 8, 16)]
   if operation == 'attention' and implementation == 'triton':
-    from pallas_kernels.attention.triton import Config
-    return [Config(128, k, w, s, backward_warps=8) for k in (64, 128) for w in (4, 8) for s in (2, 3)]
+    from pallas_kernels.attention.triton import Config as AttentionConfig
+    return [AttentionConfig(128, k, w, s, backward_warps=8) for k in (64, 128) for w in (4, 8) for s in (2, 3)]
   if operation == 'attention' and implementation == 'mosaic_gpu':
-    from pallas_kernels.attention.mosaic_gpu import Config
-    return [Config(64, k, s) for k in (64, 128) for s in (2, 3, 4)]
+    from pallas_kernels.attention.mosaic_gpu import Config as AttentionHopper
+    return [AttentionHopper(64, k, s) for k in (64, 128) for s in (2, 3, 4)]
   return []
 
 
@@ -184,7 +184,7 @@ def bench(flags) -> None:
     spent = time.monotonic() - start
     left = f', about {spent / number * (len(cases) - number):.0f} s left' if number else ''
     print(f'{case[0]} ({number + 1} of {len(cases)}{left})', flush=True)
-    measured = measure(*case, implementations, roof, flags.tune)
+    measured = measure(*case, implementations, roof, flags.tune)  # type: ignore[call-arg]  # a case has six parts
     print('\n'.join(map(line_of, measured)), flush=True)
     rows += measured
     if flags.json:

@@ -13,8 +13,8 @@ from framework.config import Model
 from framework.models import contract
 from framework.models.decoder import Decoder
 
-EXACT = {'norm': 'none', 'activation': 'relu', 'attention_scale': 'one', 'bias': True, 'tied_head': False,
-         'attention': 'xla'}  # the products that proofs are about
+EXACT: dict[str, Any] = {'norm': 'none', 'activation': 'relu', 'attention_scale': 'one', 'bias': True,
+                         'tied_head': False, 'attention': 'xla'}  # the products that proofs are about
 
 
 def settings(**fields) -> Model:

@@ -1,6 +1,6 @@
 """The exact meaning of a program: Python values, fractions for means. Everything compiled is held to this."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 
 from rasp import language
@@ -15,7 +15,7 @@ def truth(selector: Selector, key: Value, query: Value) -> bool:
 class Trace:
   """Values of every s-op and matrices of every selector on one input."""
 
-  def __init__(self, sequence: list[Value]):
+  def __init__(self, sequence: Sequence[Value]):
     self.sequence = list(sequence)
     self.values: dict[SOp, list[Value]] = {}
     self.matrices: dict[Selector, list[list[bool]]] = {}

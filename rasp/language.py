@@ -47,7 +47,7 @@ class RaspError(ValueError):
 
 def _here() -> Source:
   """The user's line that is being run: not one of this file, nor of the decorator's."""
-  frame = sys._getframe(1)
+  frame: Any = sys._getframe(1)
   while frame.f_globals.get('__name__') in (__name__, 'rasp.program'):
     frame = frame.f_back
   return Source(frame.f_code.co_filename, frame.f_lineno)
@@ -72,12 +72,13 @@ class SOp:
   """A sequence operator: a value for every position of any input.
 
   kind is tokens, indices, constant, map, aggregate or width; `op` names a map's function, `fn` is that function.
+  A field is None where the kind has none, which `| Any` says here: who asks for it has asked for the kind.
   """
   kind: str
   args: tuple['SOp', ...] = ()
   op: str = ''
-  fn: Callable[..., Value] | None = None
-  selector: 'Selector | None' = None
+  fn: Callable[..., Value] | Any = None
+  selector: 'Selector | Any' = None
   value: Value = None  # of a constant; the default of an aggregate
   one: bool = False  # an aggregate of the one selected value, not a mean
   name: str = ''
@@ -111,8 +112,8 @@ class SOp:
   __mod__ = lambda a, b: _map('%', a, b)
   __neg__ = lambda a: _map('*', -1, a)
   __abs__ = lambda a: _map('abs', a)
-  __eq__ = lambda a, b: _map('==', a, b)
-  __ne__ = lambda a, b: _map('!=', a, b)
+  __eq__ = lambda a, b: _map('==', a, b)  # type: ignore[assignment, return-value]  # an s-op, as numpy's an array
+  __ne__ = lambda a, b: _map('!=', a, b)  # type: ignore[assignment, return-value]
   __lt__ = lambda a, b: _map('<', a, b)
   __le__ = lambda a, b: _map('<=', a, b)
   __gt__ = lambda a, b: _map('>', a, b)
@@ -132,10 +133,10 @@ class Selector:
   """
   kind: str
   args: tuple['Selector', ...] = ()
-  keys: SOp | None = None
-  queries: SOp | None = None
+  keys: SOp | Any = None  # as a field of SOp
+  queries: SOp | Any = None
   op: str = ''
-  fn: Callable[[Value, Value], bool] | None = None
+  fn: Callable[[Value, Value], Any] | Any = None  # a truth value, of arrays an array
   source: Source | None = None
   name: str = ''
 

@@ -90,7 +90,10 @@ def _shape(o: Observations) -> list[Finding]:
 
 
 def _cells(o: Observations, runs: Runs) -> list[Finding]:
-  out, seen, again, seeds = [], {}, [], []
+  out = []
+  seen: dict[tuple, int] = {}
+  again: list[tuple[int, int]] = []
+  seeds: list[tuple[int, int]] = []
   apart = [c for c in (o.U, o.K, runs.numbers.get('lr'), runs.numbers.get('seed')) if c is not None]
   for i, row in enumerate(zip(o.N, o.D, *apart)):
     if row in seen:

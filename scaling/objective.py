@@ -5,6 +5,7 @@ minimum. Every test here is relative, so the scale of the objective does not mat
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -41,7 +42,8 @@ class Loss:
 
   def take(self, index) -> 'Loss':
     """The loss of some lanes, where delta differs by lane ([lanes, 1])."""
-    return dataclasses.replace(self, delta=self.delta[index]) if np.ndim(self.delta) else self
+    delta: Any = self.delta
+    return dataclasses.replace(self, delta=delta[index]) if np.ndim(delta) else self
 
   def _side(self, r):
     return np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0
@@ -297,7 +299,7 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
       return jnp.where(outside, root, size) * jnp.sign(r)
 
     def solve(p):
-      solver = optimistix.LevenbergMarquardt(rtol=1e-10, atol=1e-12)
+      solver: Any = optimistix.LevenbergMarquardt(rtol=1e-10, atol=1e-12)
       return optimistix.least_squares(residual, solver, p, max_steps=steps, throw=False).value
 
     refined = np.asarray(jax.jit(jax.vmap(solve))(jnp.asarray(phi)))

@@ -1,6 +1,7 @@
 """What laws are fitted to: runs under one convention of what counts as parameters N and as compute C."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Observations:
   def take(self, keep) -> 'Observations':
     """The rows of a mask or an index array."""
     index = np.arange(len(self))[keep]
-    part = {f.name: (None if getattr(self, f.name) is None else getattr(self, f.name)[index])
+    part: dict[str, Any] = {f.name: (None if getattr(self, f.name) is None else getattr(self, f.name)[index])
             for f in dataclasses.fields(self) if f.name not in ('rows', 'source')}
     return Observations(**part, rows=tuple(self.rows[i] for i in index) if self.rows else (), source=self.source)
 

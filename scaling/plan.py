@@ -209,7 +209,7 @@ def _offer(result: Fit, sizes, tokens, unique: float, epochs, K: float) -> _Cell
   sizes = doubling(o.N) if sizes is None else np.asarray(sizes, float)
   tokens = doubling(o.D) if tokens is None else np.asarray(tokens, float)
   epochs = epochs if 'u' in columns else (1,)
-  experts = np.unique([1.0, K, *o.K]) if 'k' in columns else (1.0,)
+  experts = np.unique([1.0, K, *o.K]) if 'k' in columns else (1.0,)  # type: ignore[misc]  # its runs have K
   n, d, e, k = (g.ravel() for g in np.meshgrid(sizes, tokens, epochs, experts, indexing='ij'))
   exist = d / e <= unique if 'u' in columns else np.ones(len(n), bool)
   return _Cells(n[exist], d[exist], (d / e)[exist], k[exist])
@@ -255,7 +255,8 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   if not affordable.any():
     raise ConfigError(f'budget {budget:.3g} FLOPs: the cheapest cell on offer costs {cells.cost.min():.3g}, more than '
                       f'{largest:g} of it')
-  ran = _Cells(o.N, o.D, o.D if o.U is None else o.U, o.K if 'k' in law.columns else np.ones(len(o)))
+  ran = _Cells(o.N, o.D, o.D if o.U is None else o.U,
+               o.K if 'k' in law.columns else np.ones(len(o)))  # type: ignore[arg-type]  # its runs have K
   free = np.array([i for i, name in enumerate(law.parameters) if name not in result.fixed])
 
   def rows(runs):
@@ -283,7 +284,8 @@ def _buy(cells: _Cells, affordable, budget: float, information, offered, gradien
   gradient: of the quantity. noise, floor [cells]: standard deviations of a seed, and of what no repeat removes.
   """
   cost, bound = cells.cost, floor ** 2
-  repeats, bought, unspent = np.zeros(len(cost), int), [], budget
+  repeats, unspent = np.zeros(len(cost), int), budget
+  bought: list[Purchase] = []
   while True:
     inverse = np.linalg.inv(information)
     before = float(gradient @ inverse @ gradient)

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from scaling.observations import Observations
 @dataclasses.dataclass(frozen=True)
 class Chart:
   """A figure and the table behind it: header and rows (series, x, y, ...)."""
-  figure: object
+  figure: Any  # of matplotlib
   header: tuple[str, ...]
   rows: list
 

@@ -6,6 +6,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def summary(result: Fit, about: Doubt | None = None, findings: Sequence[Finding]
   lines.append('correlation ' + ' '.join(f'{n:>7s}' for n in names))
   for name, row in zip(names, np.atleast_2d(matrix)):
     lines.append(f'{name:>11s} ' + ' '.join(f'{v:+7.3f}' for v in row))
-  short = [i for i in intervals.values() if i.coverage is not None and i.coverage < i.level - 0.05]
+  short: list[Any] = [i for i in intervals.values() if i.coverage is not None and i.coverage < i.level - 0.05]
   if short:
     worst = min(short, key=lambda i: i.coverage)
     lines.append(f'doubt: simulated coverage {100 * worst.coverage:.0f} % of {worst.name} is below '

@@ -11,6 +11,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ NAMES = {
     'K': ('experts', 'n_experts', 'num_experts'),
 }
 REQUIRED = ('N', 'D', 'loss')
-UNITS = {
+UNITS: dict[str, dict[str, Any]] = {
     'N': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},
     'D': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},
     'U': {'1': 1.0, 'thousands': 1e3, 'millions': 1e6, 'billions': 1e9, 'log10': None},

@@ -57,8 +57,8 @@ def _at(law: Law, theta, n, d, K=None):
 
 def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None) -> Quantity:
   """Loss in nats per token of a run of N parameters and D tokens (U unique ones: D if not given; K experts: 1)."""
-  x = {'n': N, 'd': D, 'u': U or D, 'k': K or 1.0}
-  x = {key: np.log([x[key]]) for key in law.columns}
+  given = {'n': N, 'd': D, 'u': U or D, 'k': K or 1.0}
+  x = {key: np.log([given[key]]) for key in law.columns}
   return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: law.log_loss(theta, x, np)[..., 0], True)
 
 
@@ -202,7 +202,7 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
     weights = rng.multinomial(rows, np.full(rows, 1.0 / rows), count).astype(float)
   elif kind == 'cluster':
     _, group = np.unique(np.round(np.log(result.observations.N) / 0.02), return_inverse=True)
-    groups = int(group.max()) + 1
+    groups = int(group.max()) + 1  # type: ignore[call-overload]  # NumPy 2.5
     weights = rng.multinomial(groups, np.full(groups, 1.0 / groups), count).astype(float)[:, group]
   else:
     raise ConfigError(f'bootstrap kind {kind!r} is not one of {", ".join(BOOTSTRAPS)}{nearest(kind, BOOTSTRAPS)}')

@@ -81,6 +81,7 @@ def gemm(folder: pathlib.Path, here: pathlib.Path) -> Chapter:
 def chinchilla(sweep: pathlib.Path, here: pathlib.Path) -> Chapter:
   """The law of a small sweep, and what it said of the largest run before that began."""
   law, records = needed(sweep / 'report' / 'law.json'), ledger.read(sweep / forecast.LEDGER)
+  before: Any  # what has been measured was predicted
   before, after = (next((r for r in records if r['kind'] == kind), None) for kind in ('prediction', 'measurement'))
   if after is None:
     raise config_lib.ConfigError(f'{sweep / forecast.LEDGER} has no prediction with its measurement; expected those '

@@ -42,7 +42,7 @@ def attention(weights_NxHxQxT, labels: list[str], path: pathlib.Path) -> None:
   from matplotlib.figure import Figure
   N, H = weights_NxHxQxT.shape[:2]
   figure = Figure(figsize=(2.2 * H + 5.0, max(5.0, 2.2 * N)), layout='constrained')
-  left, right = figure.subfigures(1, 2, width_ratios=[5.0, 2.2 * H])
+  left, right = figure.subfigures(1, 2, width_ratios=[5.0, 2.2 * H])  # type: ignore[misc]  # an array of two
   names = [label.translate({10: '⏎', 9: '⇥', 32: '␣'}) for label in labels]
   # The head whose weights are farthest from uniform has most to show.
   layer, head = divmod(int((weights_NxHxQxT**2).sum(-1).mean(-1).argmax()), H)

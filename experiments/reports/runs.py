@@ -62,7 +62,7 @@ def state(run: dict[str, Any]) -> str:
 
 def load(folder: pathlib.Path, name: str) -> dict[str, Any]:
   """A training run: name, folder, config.json as `config` and its settings, result.json and the rows of metrics."""
-  config = read(folder / 'config.json')
+  config: Any = read(folder / 'config.json')  # every run has one
   settings = config.get('config')
   if not isinstance(settings, dict):
     raise config_lib.ConfigError(f"{folder / 'config.json'} has no 'config'; expected the config.json of a run")

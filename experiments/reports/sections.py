@@ -52,7 +52,7 @@ def overview(runs: list[dict[str, Any]], here: pathlib.Path) -> page.Section:
   rows = [[run['name'], *(_setting(run['settings'].get(key)) for key in keys),
            *(run['result'].get(key) for _, key in RESULTS), folders.state(run)] for run in runs]
   which = 'each run' if len(runs) > 1 else relative(runs[0]['folder'], here)
-  blocks = [page.Table(['run', *keys, *(heading for heading, _ in RESULTS), 'status'], rows,
+  blocks: list[Any] = [page.Table(['run', *keys, *(heading for heading, _ in RESULTS), 'status'], rows,
                        f'config.json and result.json of {which}')]
   with_rows = [run for run in runs if run['rows']]
   if with_rows:

@@ -68,7 +68,7 @@ def _config_path(argv: list[str]) -> pathlib.Path | None:
 
 def _from_config(error: BaseException, path: pathlib.Path) -> str:
   """What the config file itself raised, as one line with its place; '' if it raised nothing."""
-  cause = error
+  cause: BaseException | None = error
   while cause is not None:
     lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if os.path.realpath(f.filename) ==
              os.path.realpath(path)]

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from foundation import files
 from framework import config as config_lib
@@ -96,7 +97,8 @@ def _run(step: Step, lock) -> int:
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN if sys.stdin.isatty() else forward)}
   try:
     printed = []
-    while step.output and (text := process.stdout.read(1)):  # letter by letter: some write slowly, to be watched
+    output: Any = process.stdout
+    while step.output and (text := output.read(1)):  # letter by letter: some write slowly, to be watched
       printed.append(text)
       sys.stdout.write(text)
       sys.stdout.flush()

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
@@ -52,7 +52,8 @@ def plain_log() -> None:
       logging.debug('%s', one_line(error[1]))
   sys.excepthook = hook
   threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
-  sys.unraisablehook = lambda args: logging.debug('%s', one_line(args.exc_value))
+  unraisable: Any = lambda args: logging.debug('%s', one_line(args.exc_value))
+  sys.unraisablehook = unraisable
   handler.setFormatter(py_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
   logging.set_verbosity(logging.INFO)
 
@@ -127,5 +128,6 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   try:
     jax.devices()
   except RuntimeError as error:
-    raise config_lib.ConfigError(f"JAX_PLATFORMS is '{jax.config.jax_platforms or ''}', which gives no device "
+    settings: Any = jax.config  # which makes its attributes itself
+    raise config_lib.ConfigError(f"JAX_PLATFORMS is '{settings.jax_platforms or ''}', which gives no device "
                                  f'({one_line(error)[:200]}); nearest is cpu') from error

@@ -16,7 +16,8 @@ CHUNK = 50  # steps a call
 Show = Callable[[int, int, str], None]  # steps done, steps in all, what
 
 
-def rows(task: Any, key: jax.Array, count: int, place: jax.Array, hard_only: bool = False) -> dict[str, jax.Array]:
+def rows(task: Any, key: jax.Array, count: int, place: jax.Array | int, hard_only: bool = False
+         ) -> dict[str, jax.Array]:
   """A batch of one block a row, each block a document; its targets are the tokens after the task's start.
 
   Args:

@@ -105,7 +105,7 @@ def run(part: str, seed: int, s: dict[str, Any], show, folder: pathlib.Path) -> 
     model, params, losses = train_bottom(task, s, seed, show, layers=int(value), steps=s['first'] + s['second'])
     return {'decoder': fit.answers(model, params, tests, task.hard), 'losses': losses}
   model, bottom, losses = train_bottom(task, s, seed, show)
-  out = {'decoder': fit.answers(model, bottom, tests, task.hard), 'loss_curves': {'tier 1': losses}}
+  out: dict[str, Any] = {'decoder': fit.answers(model, bottom, tests, task.hard), 'loss_curves': {'tier 1': losses}}
   top, params, losses = train_top(task, s, seed, bottom, 'own', show)
   out['rollouts'] = fit.answers(top, params, tests, task.hard)
   out['rollouts_end_right'] = rollout_accuracy(top, params, tests)

@@ -47,7 +47,7 @@ def chain(*parts: Cells) -> Cells:
 
 
 def _merged(row: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-  out = {}
+  out: dict[str, Any] = {}
   for cell in row:
     for key, value in cell.items():
       if key in out:
@@ -105,7 +105,8 @@ def expand(sweep: Sweep) -> list[Cell]:
   """
   if not sweep.cells:
     raise config_lib.ConfigError('the sweep has no cells')
-  cells, seen = [], {}
+  cells = []
+  seen: dict[str, str] = {}  # settings -> the name of their cell
   for changes in sweep.cells:
     try:
       config = config_lib.assign(copy.deepcopy(sweep.base), changes)

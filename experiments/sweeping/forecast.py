@@ -34,7 +34,7 @@ def choose(o: table.Observations, law: str) -> Fit:
   for name in LAWS:
     result = fit(o, law_of(name), LOSS)
     scores[name] = (not result.accepted, holdout(o, law_of(name), LOSS, cuts=thin(o)).score)
-  return fit(o, law_of(min(scores, key=scores.get)), LOSS)
+  return fit(o, law_of(min(scores, key=scores.__getitem__)), LOSS)
 
 
 def predict(folder: pathlib.Path, name: str, N: float, D: float, law: str, allow: Sequence[str]) -> dict:

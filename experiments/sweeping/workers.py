@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 import tqdm
@@ -82,7 +83,7 @@ class Local:
     """The exit code of a job, None while it runs."""
     code = job.poll()
     if code is not None and job.pid in self._taken:
-      job.stdin.close()
+      job.stdin.close()  # type: ignore[union-attr]  # a pipe
       self._free.append(self._taken.pop(job.pid))
     return code
 
@@ -225,7 +226,7 @@ def run(trunks: list[Trunk], launcher: Local | Slurm, words: Sequence[str], logs
   """
   trunks = [[cell for cell in trunk if not finished(folder / cell.name)] for trunk in trunks]
   waiting = sorted((l for l in trunks if l), key=lambda l: -sum(cell.cost for cell in l))
-  running: list[tuple[object, Trunk, pathlib.Path]] = []
+  running: list[tuple[Any, Trunk, pathlib.Path]] = []
   failures: list[str] = []
   unannounced = {cell.name for trunk in trunks for cell in trunk}
   try:

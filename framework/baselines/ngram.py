@@ -36,7 +36,7 @@ _META = 'ngram.json'
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
   """The m-grams of one order, sorted by key; for order 1 the keys are 0 .. V-1 and are left out."""
-  keys: np.ndarray | None  # uint64 [n]
+  keys: np.ndarray | Any  # uint64 [n]; None for order 1
   p: np.ndarray  # float32 [n]
   backoff: np.ndarray  # float32 [n]; 1 where nothing follows, and for the top order
 
@@ -81,7 +81,7 @@ class NGram:
     out = np.empty(max(len(tokens_N) - 1, 0))
     for first in range(1, len(tokens_N), _BLOCK):
       before = max(0, first - max(self.order - 1, 1))  # enough context for the first target
-      tokens = tokens_N[before:first + _BLOCK].astype(np.int64)
+      tokens: Any = tokens_N[before:first + _BLOCK].astype(np.int64)
       if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
         raise ValueError(f'tokens are {tokens.min()} to {tokens.max()}; expected 0 to {self.vocabulary - 1}')
       out[first - 1:first - 1 + _BLOCK] = -np.log(self._probabilities(tokens)[first - before - 1:])
@@ -143,7 +143,7 @@ def load(folder: pathlib.Path) -> NGram:
                           np.load(folder / f'{m}.{name}.npy', mmap_mode='r') for name in ('keys', 'p', 'backoff'))
       if {len(array) for array in (keys, p, backoff) if array is not None} != {size}:
         raise ValueError(f'order {m} does not hold {size} n-grams')
-      orders.append(Order(keys, p, backoff))
+      orders.append(Order(keys, p, backoff))  # type: ignore[arg-type]  # only keys may be None
     return NGram(**meta, orders=tuple(orders))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ConfigError(f"n-gram model '{folder}' cannot be read ({getattr(error, 'strerror', None) or error}); expected "
@@ -185,7 +185,7 @@ def count(tokens_N: np.ndarray, *, vocabulary: int, end: int, order: int, smooth
   kneser_ney = smoothing == 'kneser_ney'
 
   # Order 1 is discounted too, in favour of the uniform distribution.
-  counts = np.bincount(suffixes[0], minlength=V) if kneser_ney and order > 1 else raw_V
+  counts: Any = np.bincount(suffixes[0], minlength=V) if kneser_ney and order > 1 else raw_V
   taken = _discounts(counts, kneser_ney)[np.minimum(counts, 3)]
   p_below = (counts - taken) / counts.sum() + taken.sum() / counts.sum() / V
   begins = np.arange(V) == end
@@ -291,12 +291,12 @@ def _trie(tokens_N: np.ndarray, seen: np.ndarray, V: int, end: int, order: int) 
     windows = windows[:, np.lexsort(windows[::-1])]
   changed = np.zeros(windows.shape[1], bool)
   changed[0] = True
-  for word in windows:
-    changed[1:] |= word[1:] != word[:-1]
-  place = np.flatnonzero(changed)
-  times = np.diff(place, append=len(changed))
-  rows = windows[:, place]
-  del windows, changed, place
+  for column in windows:
+    changed[1:] |= column[1:] != column[:-1]
+  distinct = np.flatnonzero(changed)
+  times = np.diff(distinct, append=len(changed))
+  rows = windows[:, distinct]
+  del windows, changed, distinct
 
   levels = []
   new = np.zeros(len(times), bool)
@@ -309,10 +309,10 @@ def _trie(tokens_N: np.ndarray, seen: np.ndarray, V: int, end: int, order: int) 
     if m == 0:
       number = token
       continue
-    first = np.flatnonzero(new & real)
-    parent = number[first]
-    levels.append(_Level(parent.astype(np.uint64) * np.uint64(V) + token[first].astype(np.uint64),
-                         parent.astype(np.int32), np.add.reduceat(times * real, first)))
+    begins = np.flatnonzero(new & real)
+    parent = number[begins]
+    levels.append(_Level(parent.astype(np.uint64) * np.uint64(V) + token[begins].astype(np.uint64),
+                         parent.astype(np.int32), np.add.reduceat(times * real, begins)))
     number = np.cumsum(new & real) - 1
   return levels
 

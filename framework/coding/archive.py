@@ -83,7 +83,7 @@ def pack(data: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make:
   tokens = encode_text(tokenizer, data)
   rows = min(max(1, len(tokens) // ROW_TOKENS), MOST_ROWS)
   encoder, bits, done = range_coder.Encoder(), 0.0, 0
-  predictor = make(rows) if len(tokens) else None
+  predictor: Any = make(rows) if len(tokens) else None
   symbols = tokens[_row_major(rows, len(tokens))]
   last_B = np.full(rows, tokenizer.end)
   for count in _steps(len(tokens), rows):
@@ -120,7 +120,7 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
   _, _, text_digest, size, tokens, rows = _HEADER.unpack_from(packed)
   decoder = range_coder.Decoder(packed[_HEADER.size:-_TAIL])
   symbols, done = np.zeros(tokens, np.int32), 0
-  predictor = make(rows) if tokens else None
+  predictor: Any = make(rows) if tokens else None
   last_B = np.full(rows, tokenizer.end)
   for count in _steps(tokens, rows):
     counts_BxV = predictor.advance(last_B)[:count]

@@ -236,7 +236,7 @@ def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[sources_
     yield from _assigned(texts(held_out, what, train_size), lambda document: 0)
 
   if data.tokenizer == 'bytes':
-    tokenizer = tokenizers.Bytes()
+    tokenizer: tokenizers.Tokenizer = tokenizers.Bytes()
   elif data.tokenizer == 'chars':
     tokenizer = tokenizers.Chars(_alphabet(assigned('reading the alphabet')))
   else:

@@ -7,7 +7,7 @@ function of its place, whatever was read before, and nothing is stored.
 import dataclasses
 import hashlib
 import pathlib
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -75,7 +75,8 @@ def task_of(text: str) -> Any:
     if not hasattr(cls, need):
       raise ConfigError(f"data.task is '{text}', whose Task has no '{need}'; expected what the docstring of "
                         f'{tasks.__name__} says')
-  fields = {field.name: field.type for field in dataclasses.fields(cls)}
+  hints = get_type_hints(cls)  # types, also where annotations are strings
+  fields: dict[str, Any] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
   given = {}
   for clause in filter(None, settings.split(',')):
     key, equals, value = clause.partition('=')

@@ -204,7 +204,7 @@ class Bpe(Tokenizer):
   def table(self) -> tuple[bytes, ...]:
     vocabulary = self._library.get_vocab()
     byte_of = _byte_of_character()
-    tokens = sorted(vocabulary, key=vocabulary.get)
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     return (*(bytes(byte_of[character] for character in token) for token in tokens), b'')
 
   def encode(self, text: str) -> np.ndarray:

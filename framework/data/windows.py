@@ -13,15 +13,30 @@ unscored, a stride in other words where S leaves them out anyway. And a fold of 
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
 
 from framework.config import ConfigError, Data
-from framework.data.corpus import Split
 
 Batch = dict[str, np.ndarray]
 GROUP_TOKENS = 2**18  # most tokens of the batches that the loader makes at once
+
+
+class Text(Protocol):
+  """What windows ask of a split, be it of a corpus, endless or a study's own."""
+
+  @property
+  def tokens(self) -> int:
+    """How many there are."""
+
+  @property
+  def starts(self) -> np.ndarray:
+    """int64 [documents], the first token of each."""
+
+  def rows(self, starts_B: np.ndarray, length: int) -> np.ndarray:
+    """[B, length]: `length` tokens from each start, all inside the split."""
 
 
 def count(n: int, stride: int, random_phase: bool = False) -> int:
@@ -50,7 +65,7 @@ def phases(windows: int, batch: int, seed: int, step: int, stride: int, rows: sl
   return np.array([drawn[epoch] for epoch in epochs], np.int64)
 
 
-def folds(split: Split, parts: int) -> np.ndarray:
+def folds(split: Text, parts: int) -> np.ndarray:
   """int64 [F+1]: the first token of each of F folds of whole documents, of about equal size, and the end of the last.
 
   Raises:
@@ -66,7 +81,7 @@ def folds(split: Split, parts: int) -> np.ndarray:
   return places
 
 
-def touching(split: Split, first: int, end: int, window: int, stride: int) -> tuple[int, int]:
+def touching(split: Text, first: int, end: int, window: int, stride: int) -> tuple[int, int]:
   """The range [low, high) of the windows that read, or have as a target, any of the tokens first .. end-1."""
   total = count(split.tokens, stride)
   low = max(0, -(-first // stride) - 1)  # the first whose block's last token is at `first` or later
@@ -91,7 +106,7 @@ class Windows:
   the block's last. unscored: share of the window whose first targets are not scored. left_out: a range of windows that
   training does not read.
   """
-  split: Split
+  split: Text
   end: int
   window: int
   stride: int
@@ -102,7 +117,7 @@ class Windows:
   left_out: tuple[int, int] = (0, 0)
 
   @classmethod
-  def of(cls, split: Split, end: int, d: Data, left_out: tuple[int, int] = (0, 0)) -> 'Windows':
+  def of(cls, split: Text, end: int, d: Data, left_out: tuple[int, int] = (0, 0)) -> 'Windows':
     """What a run with the section `data` trains on."""
     return cls(split, end, d.window, d.stride, d.packed, d.random_phase, d.scored, d.unscored, left_out)
 

@@ -5,6 +5,7 @@ Letters: B batch, L tokens of this call, T keys, D width, H heads, G key heads, 
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -25,8 +26,7 @@ def head_width(c: config_lib.Model) -> int:
   return c.head_width or c.width // c.heads
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
   """Keys and values of the tokens read so far, [B, T, G, K] a layer; segment 0 marks an empty place."""
   key: list[jax.Array] | jax.Array
   value: list[jax.Array] | jax.Array
@@ -123,7 +123,8 @@ def context_of(c: config_lib.Model, positions_BxL: jax.Array, segments_BxL: jax.
   Raises:
     ValueError: a cache of a model that reads in both directions.
   """
-  index, segments_BxT, length = 0, segments_BxL, segments_BxL.shape[1]
+  index: Any = 0
+  segments_BxT, length = segments_BxL, segments_BxL.shape[1]
   if cache is not None and c.mask == 'bidirectional':
     raise ValueError("a cache with model.mask 'bidirectional'; expected 'causal' or 'strict'")
   if cache is not None and attend is None:

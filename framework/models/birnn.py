@@ -32,7 +32,8 @@ class Bidirectional(TokenModel):
               for name in ('forward', 'backward')]
     # Backwards, the first real token from the right finds no state.
     fresh = [positions_BxL == 0, jnp.flip(~jnp.roll(real_BxL, -1, axis=1), 1)]
-    keys = None if keys_B is None else jnp.stack([fold_keys(keys_B, c.layers + side) for side in (0, 1)])
+    keys = None if keys_B is None else jnp.stack([
+        fold_keys(keys_B, c.layers + side) for side in (0, 1)])  # type: ignore[misc]  # keys of keys
     both, _ = jax.vmap(lambda p, x, fresh, keys: stack.apply({'params': p}, x, fresh, keys_B=keys))(
         jax.tree.map(lambda *p: jnp.stack(p), *params), jnp.stack([x_BxLxD, jnp.flip(x_BxLxD, 1)]), jnp.stack(fresh),
         keys)

@@ -67,8 +67,8 @@ class Parameter(flax.struct.PyTreeNode, meta.AxisMetadata[Any]):
 
 
 def parameter(init: Callable[..., jax.Array], axes: tuple[str, ...], role: str = 'hidden',
-              inputs: tuple[str, ...] = ()) -> Callable[..., Parameter]:
-  """An initializer for flax's `self.param` whose array carries its axes and its role."""
+              inputs: tuple[str, ...] = ()) -> Callable[..., Any]:
+  """An initializer for flax's `self.param`, which returns the array of the Parameter that is made."""
   if role not in ROLES:
     raise ConfigError(f"a parameter's role is '{role}'; expected one of {', '.join(ROLES)}")
   return lambda *given: Parameter(init(*given), axes, role, inputs)
@@ -116,6 +116,9 @@ class Model(Protocol):
   """
   config: Any  # the section `model` of the config
   vocabulary: int
+
+  def __hash__(self) -> int:
+    """Equal models are one: what is asked of a model is kept."""
 
   def parameters(self, key: jax.Array) -> Any:
     """The parameters of a seed: a dictionary of dictionaries of `Parameter`."""
@@ -183,8 +186,8 @@ def describe(model: Model) -> dict[str, Parameter]:
   """
   tree = jax.eval_shape(model.parameters, jax.random.key(0))
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Parameter))
-  for path, leaf in leaves:
-    path = jax.tree_util.keystr(path)
+  for place, leaf in leaves:
+    path = jax.tree_util.keystr(place)
     if not isinstance(leaf, Parameter):
       raise ConfigError(f"model.name is '{model.config.name}', whose parameter {path} has no axes and no role; "
                         'expected an initializer of framework.models.contract.parameter')

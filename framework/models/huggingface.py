@@ -51,9 +51,9 @@ LAYER = {'gpt2': 'h.{}.', 'llama': 'layers.{}.'}
 BUFFERS = re.compile(r'\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$')  # constants that old files carry
 
 # Settings of ours that a family can express.
-COMMON = {'name': ('decoder',), 'head_width': (0,), 'relative_bias': (0,), 'mask': ('causal',),
-          'attention_scale': ('sqrt',), 'loops': (1,)}
-NEEDS = {
+COMMON: dict[str, tuple] = {'name': ('decoder',), 'head_width': (0,), 'relative_bias': (0,), 'mask': ('causal',),
+                            'attention_scale': ('sqrt',), 'loops': (1,)}
+NEEDS: dict[str, dict[str, tuple]] = {
     'gpt2': {'position': ('learned',), 'norm': ('layernorm',), 'activation': ('gelu', 'relu', 'relu2'),
              'bias': (True,)},
     'llama': {'position': ('rope',), 'norm': ('rmsnorm',), 'activation': ('swiglu',)},
@@ -61,7 +61,7 @@ NEEDS = {
 # Settings of theirs that Decoder can express; a key that is absent has the first value.
 GPT2_ACTIVATIONS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'relu': 'relu',
                     'relu2': 'relu2'}
-ALLOWED = {
+ALLOWED: dict[str, dict[str, tuple]] = {
     'gpt2': {'activation_function': tuple(GPT2_ACTIVATIONS), 'scale_attn_weights': (True,),
              'scale_attn_by_inverse_layer_idx': (False,), 'add_cross_attention': (False,)},
     'llama': {'hidden_act': ('silu', 'swish'), 'sliding_window': (None,), 'partial_rotary_factor': (None, 1.0)},
@@ -129,7 +129,7 @@ def layout(family: str, ours: Mapping[str, contract.Parameter]) -> dict[str, tup
   return rows
 
 
-def compare(what: str, actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def compare(what: str, actual: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
   """Raises ConfigError for the first name that is missing, unknown or of another shape."""
   for names, verb in ((sorted(expected.keys() - actual), 'missing'), (sorted(actual.keys() - expected), 'unknown')):
     if names:
@@ -142,14 +142,14 @@ def compare(what: str, actual: Mapping[str, tuple[int, ...]], expected: Mapping[
 
 def from_tensors(family: str, hf: Mapping[str, Any], model: Model, length: str, tensors: Tensors) -> Loaded:
   """The four results of `load`; `length` is the name of that setting in `hf`."""
-  model, vocabulary, length = resolved(model), whole(hf, 'vocab_size'), whole(hf, length)
+  model, vocabulary, longest = resolved(model), whole(hf, 'vocab_size'), whole(hf, length)
   root = ROOT[family]  # absent from a bare GPT2Model or LlamaModel, such as OpenAI's own files
   tensors = {name if name == 'lm_head.weight' else root + name.removeprefix(root): tensor
              for name, tensor in tensors.items() if not BUFFERS.search(name)}
   if model.tied_head and (head := tensors.pop('lm_head.weight', None)) is not None:  # some tools write both
     if not np.array_equal(head, tensors.get(root + TOP[family]['embedding'], head)):
       raise ConfigError("tensor 'lm_head.weight' is not the embedding; expected tie_word_embeddings false")
-  ours = our_parameters(model, vocabulary, length)
+  ours = our_parameters(model, vocabulary, longest)
   rows = layout(family, ours)
   layers = lambda name: range(model.layers if '{}' in name else 1)  # a name without '{}' is its own format
   compare('tensor', {name: tensor.shape for name, tensor in tensors.items()},
@@ -159,14 +159,15 @@ def from_tensors(family: str, hf: Mapping[str, Any], model: Model, length: str, 
     x = np.stack([tensors[name.format(n)] for n in layers(name)])
     for path, part in zip(paths, np.split(x.swapaxes(1, 2) if flip else x, len(paths), axis=-1)):
       flat[path] = np.ascontiguousarray(part.reshape(ours[path].value.shape), dtype=jnp.dtype(model.param_dtype))
-  return model, vocabulary, length, traverse_util.unflatten_dict(flat, sep='.')
+  return model, vocabulary, longest, traverse_util.unflatten_dict(flat, sep='.')
 
 
 def to_tensors(family: str, model: Model, vocabulary: int, length: int, params: Any) -> dict[str, np.ndarray]:
   """Their tensors, each contiguous, in the dtype of `params`."""
   if problems := unmet(family, model):
     raise ConfigError(f"the model cannot be saved as {family}: {', '.join(problems)}")
-  ours, tensors = our_parameters(model, vocabulary, length), {}
+  ours = our_parameters(model, vocabulary, length)
+  tensors: dict[str, np.ndarray] = {}
   flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params, sep='.').items()}
   compare('parameter', {path: leaf.shape for path, leaf in flat.items()},
           {path: parameter.value.shape for path, parameter in ours.items()})
@@ -271,7 +272,8 @@ def load(folder: str | os.PathLike) -> Loaded:
 
   Raises ConfigError for a file, tensor or setting that is missing or that Decoder cannot express.
   """
-  folder, safetensors, tensors = pathlib.Path(folder), import_safetensors(), {}
+  folder, safetensors = pathlib.Path(folder), import_safetensors()
+  tensors: dict[str, np.ndarray] = {}
   hf, index = read_json(folder / 'config.json'), folder / 'model.safetensors.index.json'
   if (family := hf.get('model_type')) not in FROM:
     raise ConfigError(f"config.json has model_type {family!r}; expected {' or '.join(map(repr, FROM))}")

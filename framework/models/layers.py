@@ -118,7 +118,7 @@ def fused(x: jax.Array, *linears: Linear) -> list[jax.Array]:
 def unstack(tree):
   """The leaves' leading axis as a list of trees. Its gradient is one stack, where slices would add N padded arrays."""
   leaves, treedef = jax.tree.flatten(tree)
-  return [treedef.unflatten(parts) for parts in zip(*map(list, leaves))]
+  return [jax.tree.unflatten(treedef, parts) for parts in zip(*map(list, leaves))]
 
 
 unstack.defvjp(lambda tree: (unstack(tree), None),

@@ -28,10 +28,11 @@ def groups(length: int) -> np.ndarray:
 class Masked(decoder.Decoder):
   """A decoder of windows of `length` - 1 tokens whose vocabulary ends with the token that hides others."""
   two_sided = True
-  empty_cache = None
-  attention = None
+  empty_cache = None  # type: ignore[assignment]  # it answers neither
+  attention = None  # type: ignore[assignment]
 
-  def __call__(self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
+  def __call__(  # type: ignore[override]  # no cache, no memory, no attention of a caller's
+      self, tokens_BxL, positions_BxL, segments_BxL, *, cache=None, keys_B=None):
     (B, L), R = tokens_BxL.shape, GROUPS
     T, hidden = L + 1, self.vocabulary - 1
     group_T = groups(T)

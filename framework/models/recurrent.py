@@ -4,6 +4,7 @@ The skeleton is the decoder's: N layers x + cell(norm(x)) and a last norm, in th
 The state begins anew with every document. `rnn`, `lstm` and `birnn` are the models.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ def describe_cell(params: Any) -> Any:
 class CellStack(nn.Module):
   """N cells over time, each with a norm before it and a sum after it; all of them in one scan."""
   config: config_lib.Model
-  cell: type[nn.RNNCellBase]
+  cell: Callable[..., nn.RNNCellBase]
 
   @nn.compact
   def __call__(self, x_BxLxD, fresh_BxL, states=None, keys_B=None):
@@ -40,7 +41,7 @@ class CellStack(nn.Module):
     """
     c = self.config
     # Not flax's orthogonal matrices: their QR, of several matrices on several devices at once, hangs XLA's CPU backend.
-    cell = self.cell(c.width, recurrent_kernel_init=nn.initializers.lecun_normal(), dtype=c.dtype,
+    cell: Any = self.cell(c.width, recurrent_kernel_init=nn.initializers.lecun_normal(), dtype=c.dtype,
                      param_dtype=c.param_dtype, parent=None)
     norm = Norm(c, parent=None)
     one = jnp.zeros((1, c.width), c.dtype)
@@ -68,7 +69,7 @@ class CellStack(nn.Module):
     return x_LxBxD.swapaxes(0, 1), states
 
 
-def zero_states(c: config_lib.Model, cell: type[nn.RNNCellBase], batch: int) -> Any:
+def zero_states(c: config_lib.Model, cell: Callable[..., nn.RNNCellBase], batch: int) -> Any:
   """A cell's carry of zeros, with a leading axis over layers; each part is an array of its own, to be donated."""
   one = cell(c.width, dtype=c.dtype, parent=None)
   carry = jax.eval_shape(lambda: one.initialize_carry(jax.random.key(0), (batch, c.width)))

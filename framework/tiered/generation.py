@@ -24,8 +24,7 @@ from framework.tiered.tier import Tier
 Tiered = Any  # framework.tiered.model.Tiered, which imports this file
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """real: the tokens read so far, [B, L]. starts, below: starts so far [B, G], and their rollouts, a tier an entry.
 
   tiers: for each tier its cache, and the nodes in it. place: of the first token in the whole text, uint32 [B].
@@ -149,7 +148,8 @@ class Reader:
   def __init__(self, model: Tiered, params: Any, place: int = 0):
     self.model, self.params = model, params
     self.state = empty(model, jnp.asarray([place], jnp.uint32))
-    self.count, self.starts = 0, []
+    self.count = 0
+    self.starts: list[int] = []
     self.rollouts: list[tuple[int, list[np.ndarray]]] = []
 
   def _is_start(self, token: int) -> bool:

@@ -22,8 +22,7 @@ from framework import timestamps
 NEVER = 2**30  # the stamp of what nobody may read: a start that a window does not have, an empty place of a cache
 
 
-@flax.struct.dataclass
-class Nodes:
+class Nodes(flax.struct.PyTreeNode):
   """One array a property, int32 [B, N].
 
   kind: 0 for real tokens, u for rollouts of tier u, one more than the highest tier below for resume nodes.

@@ -113,8 +113,8 @@ def write(
       local = {'key': layers.updated(local['key'], jnp.moveaxis(each(k), 1, 3), layer, (0, 0, 0, number)),
                'value': layers.updated(local['value'], jnp.moveaxis(each(v), 1, 2), layer, (0, 0, number, 0))}
       own = shared_part(each(q), local['key'][layer], local['value'][layer], own_1x1xR)
-      own = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
-      return merge(*shared(q, layer), own).astype(q.dtype), local
+      rows: Any = tuple(x.reshape(B, M, *x.shape[2:]) for x in own)
+      return merge(*shared(q, layer), rows).astype(q.dtype), local
 
     x_BxMxD, local = apply(token_BxM, positions_BxM + 1 + number, local, attend)
     following = sampler(keys_BxM, number + 1, logits(x_BxMxD))

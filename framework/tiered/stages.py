@@ -106,8 +106,8 @@ def beginning(config: config_lib.Config, tier: int, gate: bool, corpus: corpus_l
   below = setup.load(workdir / tier_folder(tier - 1))
   rollouts = None
   if c.tiered.cached:
-    rollouts = store.prepare(c, corpus, top.module, writers(config, workdir, tier, below.params),
-                             workdir / tier_folder(tier) / 'rollouts')
+    rollouts = store.prepare(c, corpus, top.module,  # type: ignore[arg-type]  # of a config with tiers
+                             writers(config, workdir, tier, below.params), workdir / tier_folder(tier) / 'rollouts')
   if gate:
     refuse_memorisation(c, corpus, top, below, workdir / tier_folder(tier - 1), rollouts)
   params = contract.init(top.module, jax.random.key(c.training.seed)) | below.params
@@ -141,7 +141,7 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, top: se
   measured = {'training': accuracy(c, top, below.params, corpus, corpus.train, np.unique(trained), rollouts),
               'held_out': accuracy(c, top, below.params, corpus, corpus.validation, other)}
   gap = measured['training']['accuracy'] - measured['held_out']['accuracy']
-  error = float(np.hypot(*(measured[name]['error'] for name in ('training', 'held_out'))))
+  error = float(np.hypot(measured['training']['error'], measured['held_out']['error']))
   files.write_json(folder / 'memorisation.json', measured | {'gap': gap, 'gap_error': error})
   logging.info('rollouts of tier %d: %.2f %% right on text it was trained on, %.2f %% on held-out text, +- %.2f points',
                c.tiered.tiers - 1, *(100 * measured[name]['accuracy'] for name in ('training', 'held_out')),
@@ -153,14 +153,14 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, top: se
         '(tiered.memorisation): cross-fit it (tiered.folds=4), or train it on more text or for fewer steps')
 
 
-def accuracy(c: config_lib.Config, top: setup.Setup, params: Any, corpus: corpus_lib.Corpus, split: corpus_lib.Split,
+def accuracy(c: config_lib.Config, top: setup.Setup, params: Any, corpus: corpus_lib.Corpus, split: windows.Text,
              picked: np.ndarray, rollouts: store.Rollouts | None = None) -> dict[str, float]:
   """How many tokens of the rollouts of the tier below the top are those of the text, over some windows of a split.
 
   Returns `accuracy`, its standard `error` (windows in order, in blocks, so that those of a document stay together), and
   `tokens`.
   """
-  module = top.module
+  module: Any = top.module  # Tiered
   @jax.jit
   def right(params, batch):
     starts_BxG = module.starts(params, batch)

@@ -69,7 +69,7 @@ class Tier:
       return None
     rollouts_read = nodes.rollout_nodes(real, starts_BxG, [w.tokens_BxGxKxR for w in below], self.settings.delay)
     if self.settings.read == 'hidden':
-      hidden = below[-1].hidden_BxGxKxRxD
+      hidden: Any = below[-1].hidden_BxGxKxRxD
       values = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
       rollouts_read = jax.tree.map(lambda x: x[:, -values.shape[1]:], rollouts_read)
     else:
@@ -93,8 +93,9 @@ class Tier:
         def part(allowed_BxNxT):
           return dot_product_attention(q, k, v, mask=allowed_BxNxT[:, None], return_residual=True,
                                        implementation=backends.implementation(self.decoder.config.attention))
-        return rollouts.merge(*self.parts(params, part, mask[:, 0], key, layer)).astype(q.dtype), cache
-    x_BxNxD, cache = self.decoder.apply(
+        return rollouts.merge(*self.parts(
+            params, part, mask[:, 0], key, layer)).astype(q.dtype), cache  # type: ignore[arg-type]  # a mask has a key
+    x_BxNxD, cache = self.decoder.apply(  # type: ignore[assignment]  # no variables are mutable
         {'params': params['decoder']}, query.tokens, query.positions, query.segments, cache=cache, keys_B=keys_B,
         added_BxLxD=self.marks(params, query), mask_BxLxT=mask_BxNxT, memory=memory, attend=attend)
     if cache is not None and attend is not None:

@@ -67,12 +67,13 @@ class Checkpoints:
     if read_only:
       options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     else:
-      policies = [preservation.LatestN(policy.keep), preservation.CustomSteps(kept)]
-      policies += [preservation.EveryNSteps(policy.keep_every)] if policy.keep_every else []
+      keep: Any = policy  # only a reader has none
+      policies = [preservation.LatestN(keep.keep), preservation.CustomSteps(kept)]
+      policies += [preservation.EveryNSteps(keep.keep_every)] if keep.keep_every else []
       options = ocp.CheckpointManagerOptions(preservation_policy=preservation.AnyPreservationPolicy(policies),
                                              cleanup_tmp_directories=True)
     self._options = options
-    self._manager = ocp.CheckpointManager(folder, options=options) if folder.exists() or not read_only else None
+    self._manager: Any = ocp.CheckpointManager(folder, options=options) if folder.exists() or not read_only else None
 
   def steps(self) -> list[int]:
     """The steps of the finished checkpoints, ascending."""
@@ -145,7 +146,8 @@ class Checkpoints:
       raise ConfigError(f"format is {record.get('format')}; expected {FORMAT}")
     wanted = {name: value for name, value in vars(like).items() if value is not None}
     shapes = {path: list(leaf.shape) for path, leaf in _paths(like)}
-    held = {path: shape for path, shape in record['shapes'].items() if re.match(r'\.(\w+)', path)[1] in wanted}
+    held = {path: shape for path, shape in record['shapes'].items()
+            if re.match(r'\.(\w+)', path)[1] in wanted}  # type: ignore[index]  # every path begins so
     for path in sorted(set(shapes) | set(held)):
       saved, expected = held.get(path), shapes.get(path)
       if saved != expected:

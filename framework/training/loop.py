@@ -48,7 +48,8 @@ def left_out(c: config_lib.Config, corpus: corpus_lib.Corpus) -> tuple[int, int]
   if not d.folds:
     return 0, 0
   places = windows.folds(corpus.train, d.folds)
-  return windows.touching(corpus.train, *places[d.left_out:d.left_out + 2], d.window, d.stride)
+  first, end = places[d.left_out:d.left_out + 2]
+  return windows.touching(corpus.train, first, end, d.window, d.stride)
 
 
 def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> Results:
@@ -145,7 +146,7 @@ def batches(c: config_lib.Config, corpus: corpus_lib.Corpus, start: int, extra: 
                       extra=extra)
 
 
-def compile_step(setup: Setup) -> Callable[[State, windows.Batch], tuple[State, dict[str, jax.Array]]]:
+def compile_step(setup: Setup) -> Callable[[State, contract.Batch], tuple[State, dict[str, jax.Array]]]:
   """step(state, batch) -> (state, metrics), spread over the devices as the config says."""
   t = setup.config.training
   reduce = partition.sum_over_data if t.partition == 'pmap' else lambda tree: tree

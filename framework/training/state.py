@@ -10,8 +10,7 @@ import optax
 from framework.models import contract
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """`step` counts steps taken; `skipped` those of them whose loss or gradient was not finite."""
   step: jax.Array
   skipped: jax.Array

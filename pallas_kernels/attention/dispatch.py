@@ -126,7 +126,7 @@ def make_mask(
       lengths[name] = value = _array(value)
       if value.shape != (B,) or not jnp.issubdtype(value.dtype, jnp.integer):
         raise ValueError(f'{name} is {value.dtype}{list(value.shape)}; expected integers [{B}], one a row')
-  return Mask(
+  return Mask(  # type: ignore[call-arg]  # there are three lengths
       Q, keys, bool(is_causal), window, *lengths.values(), _pair('stamps', stamps, B, Q, keys),
       _pair('segment_ids', segment_ids, B, Q, keys), mask)
 

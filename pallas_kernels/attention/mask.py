@@ -87,7 +87,8 @@ class Mask:
       end = xp.minimum(end, self.key_lengths_B[:, None])
     if self.query_lengths_B is not None:
       end = xp.where(i_1xQ < self.query_lengths_B[:, None], end, 0)
-    return xp.broadcast_to(start, end.shape).astype(np.int32), end.astype(np.int32)
+    start = xp.broadcast_to(start, end.shape).astype(np.int32)
+    return start, end.astype(np.int32)  # type: ignore[return-value]  # arrays of JAX or of NumPy
 
   def array(self) -> jax.Array | None:
     """bool [B, H, Q, T], true where a query may read a key; None: everywhere."""

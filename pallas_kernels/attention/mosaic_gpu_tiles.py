@@ -26,7 +26,7 @@ class Conditions(NamedTuple):
     stamps, segments, causal: whether there are such; causal without start and end.
   """
   first: jax.Array
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # hides a tuple's method
   queries: jax.Array | None
   keys: jax.Array | None
   stamps: bool

@@ -17,8 +17,9 @@ Axes = str | Sequence[str] | None
 
 
 def sharded_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, mesh: jax.sharding.Mesh | None = None, batch: Axes = 'data',
-    heads: Axes = None, **arguments: Any,
+    query: jax.Array, key: jax.Array, value: jax.Array, *,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None, batch: Axes = 'data', heads: Axes = None,
+    **arguments: Any,
 ) -> Any:
   """dot_product_attention with the batch split over the mesh axes `batch`, and query and key heads over `heads`.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foundation.errors import nearest
 from pallas_kernels.matmul.epilogue import ACTIVATIONS, Operands, Settings
@@ -32,7 +33,8 @@ def matmul(
     a: jax.Array, b: jax.Array, c: jax.Array | None = None, *, alpha: float = 1, beta: float = 0,
     bias: jax.Array | None = None, activation: str | None = None, a_scale: jax.Array | None = None,
     b_scale: jax.Array | None = None, out_dtype: Any = None, precision: str = 'float32',
-    block_mask: jax.Array | None = None, implementation: str | Sequence[str] | None = None, config: Any = None,
+    block_mask: jax.Array | np.ndarray | None = None, implementation: str | Sequence[str] | None = None,
+    config: Any = None,
 ) -> jax.Array:
   """activation(alpha * (a_scale * a) @ (b * b_scale) + beta * c + bias).
 
@@ -74,7 +76,7 @@ def matmul(
       None if c is None or beta == 0 else jnp.asarray(c).reshape(L, rows, N),
       None if bias is None else jnp.asarray(bias)[None],
       scale(a_scale, (L, rows)), scale(b_scale, (-1, N)))
-  best = BEST
+  best: tuple[str, ...] = BEST
   if implementation is None:
     name = 'tf32' if precision == 'tf32' else a.dtype
     best = tuple(dict.fromkeys((*tune.fastest('matmul', IMPLEMENTATIONS, name, rows, N, K), *BEST)))

@@ -1,6 +1,7 @@
 """The product in Pallas for TPUs: a grid of tiles, each summed over its steps of K in VMEM. Interpreted on a CPU."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   block_m, block_n = _fit(config.block_m, M, SUBLANES), _fit(config.block_n, N, LANES)
   block_k = _fit(config.block_k, K, LANES)
   rows, steps, steps_of_row = pl.cdiv(M, block_m), pl.cdiv(K, block_k), None
-  order, visible = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+  order: Any = np.zeros((1, 1), np.int32)
+  visible: Any = np.zeros(1, np.int32)
   if block_mask is not None:
     size_m, size_k = M // block_mask.shape[0], K // block_mask.shape[1]
     block_m, block_k = min(block_m, size_m), min(block_k, size_k)
@@ -111,7 +113,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
       bias is not None and pl.BlockSpec((1, 1, block_n), lambda l, i, j, s, *p: (batch(bias, l), 0, j)),
       a_scale is not None and pl.BlockSpec((1, block_m, 1), lambda l, i, j, s, *p: (batch(a_scale, l), i, 0)),
       b_scale is not None and pl.BlockSpec((1, 1, block_n), lambda l, i, j, s, *p: (batch(b_scale, l), 0, j))]
-  full = lambda x, n: None if x is None else jnp.broadcast_to(x, (x.shape[0], n))
+  full = lambda x, n: jnp.broadcast_to(x, (x.shape[0], n))
   values = [a, b, c, None if bias is None else bias[:, None], None if a_scale is None else full(a_scale, M)[:, :, None],
             None if b_scale is None else full(b_scale, N)[:, None]]
   given = [v is not None for v in values]

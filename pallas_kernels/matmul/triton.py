@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +142,7 @@ def forward(operands: Operands, block_mask: jax.Array | None, settings: Settings
   if settings.config is None and block_mask is not None:
     config = _within_blocks(config, M // block_mask.shape[0], K // block_mask.shape[1])
   grid = math.ceil(M / config.block_m) * math.ceil(N / config.block_n), L
-  nothing = np.zeros(1, np.int32)
+  nothing: Any = np.zeros(1, np.int32)
   sparse_m = sparse_k = 0
   order = visible = nothing
   if block_mask is not None:

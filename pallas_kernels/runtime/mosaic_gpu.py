@@ -18,7 +18,8 @@ def tiled(columns: int, dtype: Any) -> tuple:
   """The layout that TMA writes and wgmma reads: rows of `columns` swizzled over the banks, in tiles of eight."""
   size = jnp.dtype(dtype).itemsize
   swizzle = next(s for s in (128, 64, 32) if columns * size % s == 0)
-  return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
+  tiles = 8, swizzle // size
+  return plgpu.TilingTransform(tiles), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]  # not to jax 0.12
 
 
 def load(ref: Any, layout: Any, optimized: bool = True) -> jax.Array:
@@ -70,7 +71,8 @@ def interpreter(processors: int = 1, detect_races: bool = True) -> Iterator[None
   try:
     described = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', platform='gpu', num_cores=processors)
   except TypeError:
-    described = jax.sharding.AbstractDevice(device_kind='NVIDIA H100 80GB HBM3', num_cores=processors)
+    described = jax.sharding.AbstractDevice(  # type: ignore[call-arg]  # of an older jax
+        device_kind='NVIDIA H100 80GB HBM3', num_cores=processors)
   mesh = jax.sharding.AbstractMesh((), (), abstract_device=described)
   _INTERPRETED = True
   try:

@@ -64,14 +64,14 @@ def compile_report(f: Callable, *arguments: Any, target: str, **options: Any) ->
           del os.environ[key]
         else:
           os.environ[key] = value
-    hlo = compiled.as_text()
+    hlo: Any = compiled.as_text()  # a CPU, a GPU and a TPU have one
     calls: dict[str, int] = {}
     for name in re.findall(r'custom_call_target="([^"]+)"', hlo):
       calls[name] = calls.get(name, 0) + 1
     kernels = []
     device = targets.describe(target)
     if isinstance(device, targets.Gpu):
-      parts = [(ptx, shared) for ptx, shared in triton_kernels(lowered)]
+      parts: list[tuple[str, int | None]] = [(ptx, shared) for ptx, shared in triton_kernels(lowered)]
       for path in sorted(pathlib.Path(folder).rglob('*.ptx')):
         parts.append((path.read_text(), None))
       kernels = [k for ptx, shared in parts for k in assemble(ptx, device.capability, shared)]
@@ -84,7 +84,7 @@ def tool(name: str) -> str:
   """The path of ptxas or cuobjdump: of triton, whose ptxas reads the PTX that triton writes, else of PATH."""
   try:
     import importlib.util
-    spec = importlib.util.find_spec('triton')
+    spec: Any = importlib.util.find_spec('triton')  # with an origin, being a package
     folder = pathlib.Path(spec.origin).parent / 'backends/nvidia/bin' if spec else pathlib.Path()
   except ImportError:
     folder = pathlib.Path()
@@ -112,7 +112,8 @@ def assemble(ptx: str, capability: tuple[int, int], shared: int | None) -> list[
     code = re.search(rf'Function : {re.escape(name)}\n(.*?)(?=\n\s*Function : |\Z)', sass, re.S)
     counts = {i: len(re.findall(rf'\b{i}\b', code[1] if code else sass)) for i in INSTRUCTIONS}
     out.append(Kernel(
-        name, int(re.search(r'Used (\d+) registers', body)[1]), spilled, shared,
+        name, int(re.search(r'Used (\d+) registers', body)[1]),  # type: ignore[index]  # ptxas -v says so of all
+        spilled, shared,
         {k: n for k, n in counts.items() if n}))
   return out
 
@@ -133,7 +134,7 @@ def triton_kernels(lowered: Any) -> Iterator[tuple[str, int]]:
     yield kernel[4].decode(), kernel.get(3, 0)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
   """(field number, value) of a protocol buffer in its wire format."""
   at = 0
   def number():

@@ -124,7 +124,7 @@ def tracing(target: str) -> Iterator[None]:
     described = jax.sharding.AbstractDevice(
         device_kind=kind, num_cores=cores, platform='gpu' if isinstance(device, Gpu) else 'tpu')
   except TypeError:  # jax 0.10 has no platform
-    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores)
+    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=cores)  # type: ignore[call-arg]  # older jax
   with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=described)):
     yield
 

@@ -13,7 +13,7 @@ WARM_UP, REPEATS = 3, 20
 L2 = 64 << 20  # bytes, above any L2 cache of today's GPUs; inputs are rotated past it
 
 
-def copies(arguments: Sequence[jax.Array]) -> int:
+def copies(arguments: Sequence[jax.Array | jax.ShapeDtypeStruct]) -> int:
   """How many sets of inputs to rotate so that none is still in the cache when its turn comes."""
   size = sum(x.size * x.dtype.itemsize for x in arguments)
   return max(1, min(8, -(-2 * L2 // max(size, 1))))
@@ -32,7 +32,8 @@ def seconds(f: Callable, inputs: Sequence[Sequence[Any]], repeats: int = REPEATS
     try:
       from jax.experimental.mosaic.gpu import profiler
       measure = profiler.measure(f)
-      return statistics.median(measure(*inputs[n % len(inputs)])[1] * 1e-3 for n in range(repeats))
+      return statistics.median(measure(*inputs[n % len(inputs)])[1] * 1e-3  # type: ignore[operator]  # None: TypeError
+                               for n in range(repeats))
     except (ImportError, RuntimeError, TypeError):  # no CUPTI here, or somebody else has it
       pass
   def batch(count):

@@ -28,8 +28,8 @@ COMPUTE_CAPABILITY = {'A100': 80, 'H100': 90, 'H200': 90}
 
 
 def call(
-    kernel: Callable, *arrays: jax.Array, grid: tuple[int, ...], out: Sequence[jax.ShapeDtypeStruct], warps: int = 4,
-    stages: int = 2, **constants,
+    kernel: Callable, *arrays: jax.Array | np.ndarray, grid: tuple[int, ...], out: Sequence[jax.ShapeDtypeStruct],
+    warps: int = 4, stages: int = 2, **constants,
 ) -> list[jax.Array]:
   """Runs `kernel(*array pointers, *output pointers, **constants)` over a grid.
 

@@ -92,7 +92,7 @@ def tune(kernel: str, f: Callable[[Any], Callable], inputs: Sequence[Sequence[An
       errors.append(f'{config}: {str(error).splitlines()[0] if str(error) else type(error).__name__}')
   if not times:
     raise RuntimeError(f'no config of {kernel} runs: {"; ".join(errors) or "none was given"}')
-  best = min(times, key=times.get)
+  best = min(times, key=times.__getitem__)
   winner = {'config': dataclasses.asdict(best), 'seconds': times[best]}
   record(kernel, winner, file)
   return winner

@@ -36,9 +36,9 @@ def rows(f) -> list[tuple[str, traffic.Traffic, float]]:
   mask = Mask(f.length, f.length, is_causal=f.causal)
   pairs = f.length * (f.length + 1) // 2 if f.causal else f.length**2
   flops = 4 * f.batch * f.heads * pairs * f.width
-  tiles = dict.fromkeys([min(b, f.length) for b in (f.block, 2 * f.block, 4 * f.block)])
+  sides = dict.fromkeys([min(b, f.length) for b in (f.block, 2 * f.block, 4 * f.block)])
   return [(f'{b} x {b}', traffic.attention((f.batch, f.length, f.heads, f.width), f.length, groups, mask, b, b, item),
-           flops) for b in tiles]
+           flops) for b in sides]
 
 
 def human(x: float) -> str:

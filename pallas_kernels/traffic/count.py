@@ -141,7 +141,7 @@ def _of_grid(mapping, reuse: Reuse) -> Traffic:
     inside = np.prod([np.clip(n - i * s, 0, s) for n, i, s in zip(shape, indices, sizes)], axis=0)
     first = np.unique(indices, axis=1, return_index=True)[1]
     changed = np.concatenate([[True], (indices[:, 1:] != indices[:, :-1]).any(0)])
-    kept = {'every': slice(None), 'pipeline': changed, 'once': first}[reuse]
+    kept: Any = {'every': slice(None), 'pipeline': changed, 'once': first}[reuse]
     arrays.append(Array(f'operand {number}', shape, item, int(inside[kept].sum()), int(inside[first].sum()),
                         number >= mapping.num_inputs))
   return Traffic(tuple(arrays))

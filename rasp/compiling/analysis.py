@@ -30,16 +30,16 @@ class Domain:
   terms, const: it is the sum of coefficient * s-op, plus a constant; None if it is no linear map of numbers.
   inputs, table: of a map: table[a, b, ..] is its value where its inputs take their values number a, b, ..
   """
-  values: tuple[Value, ...] | None
+  values: tuple[Value, ...] | Any  # or None: who reads it has asked, or knows from a flag
   low: Fraction | int = 0
   high: Fraction | int = 0
   token: bool = False
   index: bool = False
   shape: bool = False
-  terms: dict[SOp, Any] | None = None
+  terms: dict[SOp, Any] | Any = None
   const: Any = 0
   inputs: tuple[SOp, ...] = ()
-  table: np.ndarray | None = None
+  table: np.ndarray | Any = None
 
   @property
   def numeric(self) -> bool:
@@ -128,7 +128,8 @@ class Analysis:
     """Every mean of 1 .. N values of x."""
     if x.values is None or not x.whole or (x.high - x.low) * self.longest**2 > 2 * LISTED:
       return None
-    low, high, step = int(x.low), int(x.high), int(np.gcd.reduce([int(v) - int(x.low) for v in x.values] or [0])) or 1
+    low, high = int(x.low), int(x.high)
+    step = int(np.gcd.reduce([int(v) - low for v in x.values] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
     return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
             for k in range((high - low) // step * n + 1)}
 
@@ -170,7 +171,8 @@ class Analysis:
 
   def _sum(self, terms: dict[SOp, Any], const: Any) -> Domain:
     """The domain of a linear map: sums of every value of every term."""
-    low, high, values = const, const, {const}
+    low, high = const, const
+    values: set[Value] | None = {const}
     for t, k in terms.items():
       d = self(t)
       low += min(k * d.low, k * d.high)
@@ -298,9 +300,10 @@ class Analysis:
     """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
     parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in _selectors(selector)) else ()
     N = self.longest
-    grids = [self.grid(p) for p in parts]
+    grids: list[Any] = [self.grid(p) for p in parts]
     if parts and all(g is not None for g in grids):
-      selected = np.logical_and.reduce(grids).cumsum(1)  # [i, n - 1]: among the first n keys
+      # [i, n - 1]: among the first n keys
+      selected = np.logical_and.reduce(grids).cumsum(1)  # type: ignore[call-overload]  # NumPy 2.5
       valid = np.tri(N, dtype=bool).T
     elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
       m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]

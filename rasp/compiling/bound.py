@@ -10,6 +10,7 @@ sums.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Offset:
 
 def ramps(step: Step) -> list[Ramp]:
   """Where the step's value changes."""
-  at = np.flatnonzero(np.diff(step.places))
+  at: Any = np.flatnonzero(np.diff(step.places))
   return [Ramp(float(step.levels[i]), float(step.levels[i + 1] - step.levels[i]), int(step.places[i]),
                int(step.places[i + 1])) for i in at]
 
@@ -69,7 +70,7 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   """The largest error that the output can have on any input of up to the longest. Raises Refused if a margin fails."""
   bits, longest = BITS[dtype], plan.circuit.longest
   u = 2.0**-bits
-  errors: dict[Slot, float] = {}
+  errors: dict[Any, float] = {}  # of slots
   def error(reading: Reading) -> float:
     parts, const = plan.expand(reading)
     low, high = plan.range(reading)
@@ -77,7 +78,8 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
     return sum(abs(a) * errors.get(c.source, 0.0) for c, a in parts.items()) + (
         (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
         if rounded else 0.0)
-  for item in sorted([*plan.circuit.heads, *plan.circuit.steps], key=lambda item: item.time):
+  items: list[Head | Step] = [*plan.circuit.heads, *plan.circuit.steps]
+  for item in sorted(items, key=lambda item: item.time):
     if isinstance(item, Head):
       _check_scores(plan, item, bits)
       for slot in item.slots:
@@ -105,7 +107,7 @@ def _slot_error(head: Head, slot: Slot, longest: int, u: float) -> float:
 
 
 def _check_scores(plan: Plan, head: Head, bits: int) -> None:
-  most = abs(head.level) + head.gap * (head.bias is not None)
+  most: float = abs(head.level) + head.gap * (head.bias is not None)
   for q, k in head.scores:
     for r in (q, k):
       parts, const = plan.expand(r)

@@ -79,7 +79,8 @@ class Compiled:
     """Which heads and units compute which s-op: what interpretability methods are asked to find."""
     if self.plan is None:
       return []
-    out, used = [], {}
+    out = []
+    used: dict[int, int] = {}  # heads of a half-layer so far, from 0
     for head in self.plan.circuit.heads:
       number = used[head.time] = used.get(head.time, -1) + 1
       out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))

@@ -15,8 +15,8 @@ CELLS = 2**11  # the most tuples of keys, and of queries, that `product` tabulat
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
   """A predicate as a matrix over the values of its queries and keys; keys and queries None: over indices."""
-  keys: SOp | None
-  queries: SOp | None
+  keys: SOp | Any
+  queries: SOp | Any
   matrix: np.ndarray
   source: Any = None
 

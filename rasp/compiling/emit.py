@@ -46,7 +46,7 @@ def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, f
              'down': {'weight': zeros(N, F, D), 'bias': zeros(N, D)}}
   if model.relative_bias:
     blocks['relative_bias'] = zeros(N, H, 2 * model.relative_bias + 1)
-  params = {'embedding': zeros(vocabulary, D), 'head': zeros(vocabulary, D), 'blocks': blocks}
+  params: Params = {'embedding': zeros(vocabulary, D), 'head': zeros(vocabulary, D), 'blocks': blocks}
   params['embedding'][:, plan.one] = 1
   if plan.bos is not None:
     params['embedding'][BOS, plan.bos] = 1

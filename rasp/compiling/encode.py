@@ -52,7 +52,7 @@ def encode(root: SOp, analysis: Analysis, causal: bool, categorical: bool, effor
 class _Features:
   """The features that are asked of one table, each once and in that order."""
 
-  def __init__(self, source: Step | str, size: int, time: int = -1):
+  def __init__(self, source: Step | Any, size: int, time: int = -1):  # or 'token' or 'index'
     self.source, self.size, self.time = source, size, time
     self.by_vector: dict[bytes, Feature] = {}
 
@@ -117,8 +117,8 @@ class _Builder:
     if d.token or d.index:
       table, sequence = (self.token, self.analysis.vocabulary) if d.token else (self.index, [None] * self.longest)
       place = d.place
-      values = [place[language.plain(v)] for v in interpreter.Trace(sequence)(node)]
-      return table.reading(vector[values])
+      places = [place[language.plain(v)] for v in interpreter.Trace(sequence)(node)]
+      return table.reading(vector[places])
     if d.terms is not None and node not in d.terms:
       if len(d.terms) == 1:
         (term, k), = d.terms.items()
@@ -224,7 +224,7 @@ class _Builder:
     total = self.analysis.total(s)
     if d.values is not None:
       codes = self.codes(node) if codes is None else codes
-      code = dict(zip(d.values, codes.tolist()))
+      code: Any = dict(zip(d.values, codes.tolist()))
       sink = 0.0 if total else code[default]
     else:
       code, sink = None, 0.0 if total else float(default)
@@ -234,7 +234,7 @@ class _Builder:
     if copies:
       vector = np.array([code[v] for v in xd.values])
       if xd.whole and not (vector == vector.astype(int)).all() or xd.numeric and not xd.whole and (
-          vector == [float(v) for v in xd.values]).all():
+          vector == np.array([float(v) for v in xd.values])).all():
         value = self.number(x)
       else:
         value = self.exact(x, vector)
@@ -381,7 +381,7 @@ def _interleaved(table: np.ndarray, codes: list[np.ndarray]) -> tuple[tuple[int,
 
   A short function of many inputs has few changes in some order of them; its last axis moves fastest.
   """
-  best = None
+  best: Any = None
   axes = range(len(codes))
   for order in itertools.permutations(axes) if len(codes) <= 4 else [tuple(axes)]:
     places = table.transpose(order).ravel()

@@ -47,7 +47,7 @@ def _relation(s: Selector, analysis: Any, count: int) -> np.ndarray | None:
     if any(side.size and side.any() != side.all() for side in sides):
       return None
     return np.broadcast_to(np.array([bool(side.any()) for side in sides])[:, None, None], (3, count, count))
-  parts = [_relation(part, analysis, count) for part in s.args]
+  parts: list[Any] = [_relation(part, analysis, count) for part in s.args]
   if any(p is None for p in parts):
     return None
   return ~parts[0] if s.kind == 'not' else parts[0] & parts[1] if s.kind == 'and' else parts[0] | parts[1]

@@ -91,7 +91,8 @@ def merge_means(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
     rest = [(k, t) for t, k in d.terms.items() if t not in merged]
     for selector, group in groups.items():
       if len(group) > 1:
-        x, default = None, 0
+        x: Any = None
+        default = 0
         for term in group:
           x = _plus(x, d.terms[term], term.args[0])
           default += d.terms[term] * (term.value or 0)
@@ -147,7 +148,7 @@ def sum_or(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
     consumers = [n for n in order if any(i is node for i in language.inputs(n))]
     if all(n.kind == 'map' and (n.op in ZERO_TESTS or n.op in ('==', '!=') and any(
         a.kind == 'constant' and a.value == 0 for a in n.args)) for n in consumers):
-      x = None
+      x: Any = None
       for part in parts:
         x = _plus(x, 1, part)
       changes[node] = dataclasses.replace(node, args=(x,))

@@ -9,6 +9,7 @@ subtract it), so that the width is the largest number of columns alive at once, 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Column:
   first token.
   """
   source: Slot | Step | str  # a table's source, a slot, 'one' or 'bos'
-  vector: np.ndarray | None
+  vector: np.ndarray | Any
   born: int
   at_bos: float = 0.0
 
@@ -36,10 +37,10 @@ class Column:
   def values(self) -> list[float]:
     """What it may hold, BOS included."""
     return [self.at_bos] + (self.vector.tolist() if self.vector is not None else
-                            [1.0, 0.0] if self.exact else [self.source.low, self.source.high])
+                            [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1.0, 0.0])
 
 
-Parts = Mapping[Feature | Slot, tuple[dict[Column, float], float]]  # each as coefficients of columns and a constant
+Parts = dict[Feature | Slot, tuple[dict[Column, float], float]]  # each as coefficients of columns and a constant
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
   column = vector - b
   a = float(column[np.flatnonzero(column)[0]]) if column.any() else 1.0
   if (column == column.round()).all():
-    a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)
+    a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)  # type: ignore[call-overload]  # NumPy 2.5
   return column / a, a, b
 
 
@@ -108,7 +109,7 @@ def _columns(table: Table) -> tuple[list[Column], Parts]:
         table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0))
   split = [(f, *primitive(f.vector)) for f in table.features]
   if len({c.tobytes() for _, c, _, _ in split}) < table.size:
-    parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
+    parts: Parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
   else:
     onehot = np.eye(table.size)
     parts = {f: ({column(onehot[i]): float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b)
@@ -118,7 +119,8 @@ def _columns(table: Table) -> tuple[list[Column], Parts]:
 
 def schedule(circuit: Circuit) -> Plan:
   """The plan of a circuit: columns for every feature that is read, and a dimension for each."""
-  columns, parts = [], {}
+  columns: list[Column] = []
+  parts: Parts = {}
   for table in circuit.tables:
     own, expanded = _columns(table)
     columns += own
@@ -139,9 +141,9 @@ def schedule(circuit: Circuit) -> Plan:
   for step in circuit.steps:
     read(step.z, step.time)
   read(circuit.output, 2 * layers)
-  columns = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
-  dims, width, cleared = allocate(columns, last, layers)
-  return Plan(circuit, parts, columns, dims[one], dims.get(bos), layers, width, dims, cleared)
+  kept = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
+  dims, width, cleared = allocate(kept, last, layers)
+  return Plan(circuit, parts, kept, dims[one], dims.get(bos), layers, width, dims, cleared)
 
 
 def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int

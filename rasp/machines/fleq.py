@@ -66,8 +66,8 @@ def _entries(kind: str, n: int) -> list[str]:
 def _fetch(w: Weights, n: int) -> None:
   """The heads: the instruction at pc and the word of the processor's address, then the two operands."""
   far = -2.0**20
-  lookup = lambda pointer, key, *closed: [({pointer: 2 * SHARP}, {key: 1}), (
-      {'one': 1}, {f'{key}2': -SHARP} | {name: far for name in closed})]
+  def lookup(pointer: str, key: str, *closed: str) -> list[tuple[Vector, Vector]]:
+    return [({pointer: 2 * SHARP}, {key: 1}), ({'one': 1}, {f'{key}2': -SHARP} | {name: far for name in closed})]
   brings = lambda kind: {target: {v: 1} for target, v in zip(_entries(kind, n), _entries('v', n))}
   w.head(0, 0, lookup('pc', 'line', 'isproc', 'iscell'), {f: {f'line_{f}': 1} for f in FIELDS})
   w.head(0, 1, [({'addr': 2 * SHARP}, {'addr': 1}),

@@ -36,7 +36,7 @@ def parity(n: int) -> Weights:
   w.params['norm']['scale'][:] = 1
   w.head(0, 0, [], {'+ones': {'+one': 1.0}, '+unit': {'+cls': 1.0}})
   w.head(0, 1, [], {'-ones': {'+one': -1.0}, '-unit': {'+cls': -1.0}})
-  for unit, shift, sign in ((0, -1, 1), (1, 0, -2), (2, 1, 1)):
+  for unit, shift, sign in ((0, -1, 1.0), (1, 0, -2.0), (2, 1, 1.0)):
     w.unit(0, unit, {'+ones': 1.0, '+i': -1.0, '+unit': shift}, both({'bump': sign}))
   for head, sign in ((0, 1.0), (1, -1.0)):  # even positions against, odd ones for
     w.head(1, head, [({'+cls': 4.0}, {'+cos': sign})], {'+answer': {'+bump': 1.0}, '-answer': {'+bump': 1.0}})

@@ -61,7 +61,7 @@ def machine(rules: Rules, start: str, blank: int, cells: int, length: int) -> Ma
   states = sorted({q for q, _ in rules} | {q for q, _, _ in rules.values()})
   symbols = sorted({s for _, s in rules} | {blank})
   span = range(-cells, cells + 1)
-  whats = [('bos',), ('start',)] + [('write', s, c) for s in symbols for c in span] + [
+  whats: list[tuple] = [('bos',), ('start',)] + [('write', s, c) for s in symbols for c in span] + [
       (q, s, c) for q in states for s in symbols for c in span]
   tokens = {what: i for i, what in enumerate(whats)}
   names = ['one', 'bos', 'start', 'real', 'cell', 'cell2', 'new', 'new2', 'write', 'read', 'time'] + [

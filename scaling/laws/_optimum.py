@@ -1,5 +1,7 @@
 """Where a law puts the compute optimum: the N and D of least loss for a number of FLOPs."""
 
+from typing import Any
+
 import numpy as np
 
 from foundation.errors import ConfigError
@@ -44,7 +46,8 @@ def searched(law: Law, theta, total, k: float = 0.0) -> np.ndarray:
   def log_loss(theta, n):
     return law.log_loss(theta, {'n': n, 'd': total - n, 'k': np.full(n.shape[-1], k)}, np)
 
-  best, inside, reach = 0.5 * total, True, 12.0
+  best, reach = 0.5 * total, 12.0
+  inside: Any = True
   for points in (33, 9, 9, 9, 9):
     n = best + np.linspace(-reach, reach, points)
     value = log_loss(np.real(theta), n)

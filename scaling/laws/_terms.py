@@ -3,6 +3,9 @@
 q = 1 adds them, q -> 0 takes the larger.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from scaling.laws._law import Terms
@@ -35,13 +38,13 @@ def _joined(e, u, v, k, offset, xp):
   return s if e is None else _log_sum(e, s, xp)
 
 
-def two_terms(spec, chain, offset=None):
+def two_terms(spec, chain, offset=None) -> tuple[Callable, Callable, Callable]:
   """(log_loss, jacobian, terms) of a law whose parts are spec(coordinates, xp) = (e, a, b, alpha, beta, k).
 
   chain: {part: [(coordinate, factor)]}, the derivative of each part by each coordinate; a factor may be a function of
   the coordinates.
   """
-  def parts(theta, x, xp):
+  def parts(theta, x, xp) -> tuple[Any, Any, Any, Any]:
     e, a, b, alpha, beta, k = spec(_columns(theta), xp)
     return e, a - alpha * x['n'], b - beta * x['d'], k
 
@@ -54,7 +57,7 @@ def two_terms(spec, chain, offset=None):
     p, gap = _share(u / q, v / q), np.abs(u - v) / q
     s = np.maximum(u, v) + q * np.log1p(np.exp(-gap))
     if offset is not None:
-      by_e = _share(e, offset + s)
+      by_e: Any = _share(e, offset + s)
       by_s = 1.0 - by_e - _share(s, 0.0)
     else:
       by_e = None if e is None else _share(e, s)

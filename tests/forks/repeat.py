@@ -1,5 +1,7 @@
 """A word of `size` letters, told twice: the second half is the first."""
 
+from __future__ import annotations
+
 import dataclasses
 import string
 

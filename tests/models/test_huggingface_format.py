@@ -25,9 +25,10 @@ LLAMA = Model(layers=3, width=12, heads=6, kv_heads=2, feedforward=10, rope_base
 
 
 def random_params(model, dtype=np.float32):
-  shapes = huggingface.our_shapes(huggingface.resolved(model), V, LENGTH)
+  ours = huggingface.our_parameters(huggingface.resolved(model), V, LENGTH)
   rng = np.random.default_rng(0)
-  return traverse_util.unflatten_dict({k: rng.normal(size=s).astype(dtype) for k, s in shapes.items()}, sep='.')
+  return traverse_util.unflatten_dict({k: rng.normal(size=p.value.shape).astype(dtype) for k, p in ours.items()},
+                                      sep='.')
 
 
 def assert_equal(a, b):
@@ -185,7 +186,8 @@ def test_tensors_that_cannot_be_honoured_are_named():
   with pytest.raises(ConfigError, match=r"'blocks.up.weight' has shape \[3, 12, 9\]; expected \[3, 12, 10\]"):
     huggingface.to_llama(LLAMA, V, LENGTH, params)
   with pytest.raises(ConfigError, match="parameter 'extra' has no counterpart in llama"):
-    huggingface.layout('llama', huggingface.our_shapes(LLAMA, V, LENGTH) | {'extra': (1,)})
+    ours = huggingface.our_parameters(huggingface.resolved(LLAMA), V, LENGTH)
+    huggingface.layout('llama', ours | {'extra': ours['norm.scale']})
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path, monkeypatch):

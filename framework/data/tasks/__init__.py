@@ -44,7 +44,7 @@ def pick(u_n, choices: int, xp):
 class Question:
   """A task whose blocks are `end question = answer working`, a document each.
 
-  A subclass has `alphabet`, `length`, and
+  A subclass, which `self: Any` stands for, has `alphabet`, `length`, and
 
     draws: uniform numbers that a block is a function of
     spell(u_n, xp) -> int [length], the block of `draws` uniform numbers in [0, 1); xp is numpy or jax.numpy
@@ -53,14 +53,14 @@ class Question:
   """
 
   @property
-  def end(self) -> int:
+  def end(self: Any) -> int:
     """The token that opens a block."""
     return len(self.alphabet)
 
   @property
-  def hard(self) -> int:
+  def hard(self: Any) -> int:
     """The place of the token that is hard to answer."""
     return self.start + 1
 
-  def block(self, rng: np.random.Generator) -> np.ndarray:
+  def block(self: Any, rng: np.random.Generator) -> np.ndarray:
     return self.spell(rng.random(self.draws), np)

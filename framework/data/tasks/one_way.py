@@ -100,7 +100,7 @@ class Task(tasks.Question):
 
   def spell(self, u_n, xp):
     table = xp.asarray(self.table)
-    M, p, T = *self.table.shape, self.steps
+    (M, p), T = self.table.shape, self.steps
     f, b = tasks.pick(u_n[:T], M, xp), tasks.pick(u_n[T], p, xp)
     first, derivation = b, []
     for t in reversed(range(T)):

@@ -7,6 +7,7 @@ half as long again, and decays all or nothing of what its AdamW gets.
 from collections.abc import Mapping
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ def orthogonalize(x_NxIxO: jax.Array) -> jax.Array:
   times = functools.partial(jnp.matmul, precision='highest' if joined > 1 else None)
   a, b, c = NEWTON_SCHULZ
   for _ in range(NEWTON_SCHULZ_STEPS // joined):
-    gram, product = times(x, x.mT), None
+    gram = times(x, x.mT)
+    product: Any = None
     for _ in range(joined):
       factor = a * jnp.eye(x.shape[1]) + b * gram + c * times(gram, gram)
       product = factor if product is None else times(factor, product)
