@@ -246,8 +246,13 @@ def check_fields(config: Config) -> None:
     if type(section) is not field.default_factory:
       raise ConfigError(f'{field.name} is {type(section).__name__}; expected framework.config.'
                         f'{field.default_factory.__name__}')  # type: ignore[union-attr]  # a class
-    for one in dataclasses.fields(section):
-      check_field(f'{field.name}.{one.name}', section, one)
+    check_section(field.name, section)
+
+
+def check_section(name: str, section: Section) -> None:
+  """As `check_fields`, of one section."""
+  for field in dataclasses.fields(section):
+    check_field(f'{name}.{field.name}', section, field)
 
 
 def check_field(key: str, section: Section, field: dataclasses.Field) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from foundation.files import expand, lock
-from framework.config import ConfigError, Data
+from framework.config import ConfigError, Data, check_section
 from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
 from framework.data import stream
@@ -104,6 +104,7 @@ def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.St
 
 
 def _prepare(data: Data, progress: Progress) -> Corpus:
+  check_section('data', data)
   sources = sources_lib.find('data.path', data.path)
   held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
   digest = _digest(data, sources, held_out, progress)

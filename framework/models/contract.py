@@ -184,7 +184,7 @@ def describe(model: Model) -> dict[str, Parameter]:
   Raises:
     ConfigError: a parameter does not say what it is.
   """
-  tree = jax.eval_shape(model.parameters, jax.random.key(0))
+  tree = jax.eval_shape(lambda: model.parameters(jax.random.key(0)))
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Parameter))
   for place, leaf in leaves:
     path = jax.tree_util.keystr(place)

@@ -103,7 +103,7 @@ def param_dtype(tensors: Tensors) -> str:
 
 def our_parameters(model: Model, vocabulary: int, length: int) -> dict[str, contract.Parameter]:
   """Dotted path -> parameter; asked of the model, so that there is no second list to keep true."""
-  tree = jax.eval_shape(Decoder(model, vocabulary, length).parameters, jax.random.key(0))
+  tree = jax.eval_shape(lambda: Decoder(model, vocabulary, length).parameters(jax.random.key(0)))
   return traverse_util.flatten_dict(tree, sep='.')
 
 

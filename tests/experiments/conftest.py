@@ -19,9 +19,10 @@ class Server:
     self.process = subprocess.Popen([sys.executable, str(HERE / 'forkserver.py')], stdin=subprocess.PIPE, env=env,
                                     stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-  def __call__(self, launcher, *argv, env=None, full=None):
+  def __call__(self, launcher, *argv, env=None, full=None, timeout=60):
     self.process.stdin.write(json.dumps({
-        'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full}) + '\n')
+        'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full,
+        'timeout': timeout}) + '\n')
     self.process.stdin.flush()
     return json.loads(self.process.stdout.readline())
 
@@ -32,3 +33,10 @@ def server():
   yield server
   server.process.stdin.close()
   server.process.wait(10)
+
+
+@pytest.fixture(scope='session')
+def quick(server):
+  """A server whose launchers compile without LLVM's optimisations, for tests that compile a lot."""
+  flags = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  return lambda launcher, *argv: server(launcher, *argv, env=flags, timeout=600)

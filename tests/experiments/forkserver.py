@@ -28,7 +28,13 @@ import ml_collections.config_flags  # noqa: F401
 
 import framework.data.corpus  # noqa: F401
 import framework.generation  # noqa: F401
+import framework.models  # noqa: F401
 import framework.training.loop  # noqa: F401
+import framework.training.optimizers.muon  # noqa: F401
+from foundation import entries
+
+for name in entries.names(framework.models, 'build'):
+  importlib.import_module(f'framework.models.{name}')
 
 
 def limit_files(size: int) -> None:

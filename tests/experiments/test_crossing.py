@@ -21,9 +21,8 @@ def get_config():
       model=Model(layers=2, width=16, heads=2), data=Data({data}, cache={cache!r}, tokenizer='chars', window={window}),
       optimizer=Optimizer(name='muon', warmup_steps=1), training=Training(steps=4, batch=4, devices=1, log_every=1),
       evaluation=Evaluation(windows=8, batch=4), checkpoint=Checkpoint(every_steps=2, keep=3),
-      tiered=Tiered(period=8, rollout=4, memorisation=1.0))
+      tiered=Tiered(widths='8,16', period=8, rollout=4, memorisation=1.0))
 '''
-OWN = {'encoder_decoder': ['--config.data.stride=4'], 'tiered': ['--config.tiered.widths=8,16']}
 
 
 @pytest.fixture(scope='module')
@@ -53,68 +52,56 @@ def test_there_are_tasks_and_models():
 
 
 @pytest.mark.parametrize('task', TASKS)
-def test_every_task_trains_and_is_evaluated(server, root, tmp_path, task):
+def test_every_task_trains_and_is_evaluated(quick, root, tmp_path, task):
   run = tmp_path / 'run'
-  well(server('train', f'--config={root}/task.py', f'--config.data.task={task}', '--config.training.steps=3',
+  well(quick('train', f'--config={root}/task.py', f'--config.data.task={task}', '--config.training.steps=3',
               f'--workdir={run}'))
   assert json.loads((run / 'result.json').read_text())['status'] == 'complete'
-  assert 'bits/byte' in well(server('evaluate', f'--workdir={run}', '--windows=4'))
+  assert 'bits/byte' in well(quick('evaluate', f'--workdir={run}', '--windows=4'))
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_every_model_goes_through_every_command(server, root, tmp_path, name):
-  run, words = tmp_path / 'run', [f'--config={root}/text.py', f'--config.model.name={name}', *OWN.get(name, [])]
-  well(server('train', *words, f'--workdir={run}'))
-  metrics = {path.relative_to(run): path.read_bytes() for path in run.rglob('metrics.jsonl')}
-  shown = well(server('evaluate', f'--workdir={run}', *([] if name == 'encoder_decoder' else ['--stride=8'])))
-  assert 'nats/token' in shown and ('draws' in shown) == (name == 'tiered')
-
-  reply = server('generate', f'--workdir={run}', '--prompt=12', '--tokens=20')
-  if name in WRITES:
-    assert well(reply).startswith('12')
-  else:
-    refused(reply, f"model.name is '{name}'", 'empty_cache', 'experiments.generate')
-  reply = server('generate', f'--workdir={run}', '--show_rollouts', '--tokens=20')
-  if name == 'tiered':
-    assert '[[1: ' in well(reply)
-  else:
-    refused(reply, f"model.name is '{name}'")
-  file = tmp_path / 'some.txt'
-  file.write_text(TEXT[:60])
-  reply = server('compress', f'--workdir={run}', file)
-  if name in WRITES - {'tiered'}:
-    assert 'bits/byte' in well(reply)
-  else:
-    refused(reply, f"model.name is '{name}'", 'experiments.compress')
-  reply = server('attention', f'--workdir={run}')
-  if name == 'decoder':
-    assert (run / 'attention.svg').exists() and well(reply)
-  else:
-    refused(reply, f"model.name is '{name}'", 'experiments.attention')
-
-  for folder in [path.parent for path in run.rglob('checkpoints')]:  # as if it had been killed at step 2
-    shutil.rmtree(folder / 'checkpoints' / '4')
-    (folder / 'result.json').unlink()
-  well(server('train', *words, f'--workdir={run}', '--resume'))
-  assert {path.relative_to(run): path.read_bytes() for path in run.rglob('metrics.jsonl')} == metrics
-
-
-@pytest.mark.parametrize('name', MODELS)
-def test_every_model_is_a_cell_of_a_sweep(server, root, tmp_path, name):
-  """A worker trains all of its stages, and what the sweep takes it to cost is what the run says it cost."""
+def test_every_model_goes_through_every_command(quick, root, tmp_path, name):
+  """A sweep's worker trains all of its stages, and the run costs what the sweep took it to cost."""
   settings = {'model.name': name} | ({'data.stride': 4, 'evaluation.stride': 4} if name == 'encoder_decoder' else {})
   (tmp_path / 'sweep.py').write_text((root / 'text.py').read_text() + f'''
 from experiments.sweeping.cells import Sweep, over, product
 def get_sweep():
-  return Sweep(get_config(), product([{settings!r}], over('training.steps', [3])), allow=('few_steps',))
+  return Sweep(get_config(), product([{settings!r}], over('training.steps', [4])), allow=('few_steps',))
 ''')
   sweep = cells_lib.load(tmp_path / 'sweep.py')
   text = corpus.prepare(sweep.base.data)
-  for cell in cells_lib.with_costs(cells_lib.expand(sweep), lambda config: text):
-    well(server('sweep', f'--sweep={tmp_path}/sweep.py', f'--workdir={tmp_path}/w', f'--cells={cell.name}'))
-    result = json.loads((tmp_path / 'w' / 'cells' / cell.name / 'result.json').read_text())
-    assert result['status'] == 'complete' and result['flops_train_exact'] == pytest.approx(cell.whole_cost)
-    assert len(result.get('tiers', [])) == (2 if name == 'tiered' else 0)
+  cell, = cells_lib.with_costs(cells_lib.expand(sweep), lambda config: text)
+  well(quick('sweep', f'--sweep={tmp_path}/sweep.py', f'--workdir={tmp_path}/w', f'--cells={cell.name}'))
+  run = tmp_path / 'w' / 'cells' / cell.name
+  result = json.loads((run / 'result.json').read_text())
+  assert result['status'] == 'complete' and result['flops_train_exact'] == pytest.approx(cell.whole_cost)
+  assert len(result.get('tiers', [])) == (2 if name == 'tiered' else 0)
+
+  metrics = {path.relative_to(run): path.read_bytes() for path in run.rglob('metrics.jsonl')}
+  for folder in [path.parent for path in run.rglob('checkpoints')]:  # as if it had been killed at step 2
+    shutil.rmtree(folder / 'checkpoints' / '4')
+    (folder / 'result.json').unlink()
+  words = [f'--config.{key}={value}' for key, value in settings.items()]
+  well(quick('train', f'--config={root}/text.py', *words, f'--workdir={run}', '--resume'))
+  assert {path.relative_to(run): path.read_bytes() for path in run.rglob('metrics.jsonl')} == metrics
+
+  shown = well(quick('evaluate', f'--workdir={run}'))
+  assert 'nats/token' in shown and ('draws' in shown) == (name == 'tiered')
+  reply = quick('generate', f'--workdir={run}', '--prompt=12', '--tokens=20', *['--show_rollouts'] * (name == 'tiered'))
+  if name in WRITES:
+    assert well(reply).startswith('12') and ('[[1: ' in reply['out']) == (name == 'tiered')
+  else:
+    refused(reply, f"model.name is '{name}'", 'empty_cache', 'experiments.generate')
+  if name != 'tiered':
+    refused(quick('generate', f'--workdir={run}', '--show_rollouts'), f"model.name is '{name}'")
+  if name not in WRITES - {'tiered'}:
+    refused(quick('compress', f'--workdir={run}', root / 'text.txt'), f"model.name is '{name}'", 'experiments.compress')
+  reply = quick('attention', f'--workdir={run}')
+  if name == 'decoder':
+    assert (run / 'attention.svg').exists() and well(reply)
+  else:
+    refused(reply, f"model.name is '{name}'", 'experiments.attention')
 
 
 def test_a_resolved_config_is_frozen_and_the_written_one_stays():

@@ -38,28 +38,28 @@ def refused(reply, *words):
   assert all(word in line for word in words), line
 
 
-def through(server, words, run):
+def through(quick, words, run):
   """Train, evaluate, and train again from the middle to the same bytes."""
-  well(server('train', *words, f'--workdir={run}'))
+  well(quick('train', *words, f'--workdir={run}'))
   metrics = (run / 'metrics.jsonl').read_bytes()
-  assert 'bits/byte' in well(server('evaluate', f'--workdir={run}'))
+  assert 'bits/byte' in well(quick('evaluate', f'--workdir={run}'))
   shutil.rmtree(run / 'checkpoints' / '4')
-  well(server('train', *words, f'--workdir={run}', '--resume'))
+  well(quick('train', *words, f'--workdir={run}', '--resume'))
   assert (run / 'metrics.jsonl').read_bytes() == metrics
   return json.loads((run / 'result.json').read_text())
 
 
 @pytest.mark.parametrize('name,writes', [('parallel_block', True), ('bag_of_words', False)])
-def test_a_model_is_one_file(server, config, tmp_path, name, writes):
+def test_a_model_is_one_file(quick, config, tmp_path, name, writes):
   path, run = FORKS / f'{name}.py', tmp_path / 'run'
   words = [config, f'--config.model.name={path}']
-  result = through(server, words, run)
+  result = through(quick, words, run)
   built = models.build(config_lib.resolve(config_lib.Config(model=config_lib.Model(
       name=str(path), layers=2, width=16, heads=2), data=config_lib.Data(window=24))), 193)
   assert result['flops_train_exact'] == 4 * 4 * built.flops().train
   assert result['params_total'] == sum(x.size for x in jax.tree.leaves(contract.shapes(built)))
   for command, more in (('generate', ['--tokens=30']), ('attention', []), ('compress', [path])):
-    reply = server(command, f'--workdir={run}', *more, *([f'--output={tmp_path}/out'] if command == 'compress' else []))
+    reply = quick(command, f'--workdir={run}', *more, *([f'--output={tmp_path}/out'] if command == 'compress' else []))
     if command == 'compress' and writes:
       refused(reply, 'the text has the character')  # of a synthetic language, no text: the model itself is taken
     elif writes:
@@ -71,10 +71,10 @@ from experiments.sweeping.cells import Sweep, over
 def get_sweep():
   base = get_config()
   base.model.name = {str(path)!r}
-  return Sweep(base, over('training.steps', [2, 3]), allow=('few_steps',))
+  return Sweep(base, over('training.steps', [3]), allow=('few_steps',))
 ''')
-  well(server('sweep', f'--sweep={tmp_path}/sweep.py', f'--workdir={tmp_path}/w', '--cells=steps2,steps3'))
-  well(server('report', f'--runs={run},{tmp_path}/w'))
+  well(quick('sweep', f'--sweep={tmp_path}/sweep.py', f'--workdir={tmp_path}/w', '--cells=steps3'))
+  well(quick('report', f'--runs={run},{tmp_path}/w'))
 
 
 def test_a_block_variant_takes_fifteen_lines():
@@ -84,18 +84,18 @@ def test_a_block_variant_takes_fifteen_lines():
 
 @pytest.mark.parametrize('setting,name', [('optimizer.name', 'sgd'), ('optimizer.schedule', 'inverse_root'),
                                           ('training.loss', 'squared_error'), ('data.task', 'repeat')])
-def test_an_optimizer_a_schedule_a_loss_and_a_task_are_one_file(server, config, tmp_path, setting, name):
+def test_an_optimizer_a_schedule_a_loss_and_a_task_are_one_file(quick, config, tmp_path, setting, name):
   more = ':size=4' if name == 'repeat' else ''
-  result = through(server, [config, f'--config.{setting}={FORKS / name}.py{more}'], tmp_path / 'run')
+  result = through(quick, [config, f'--config.{setting}={FORKS / name}.py{more}'], tmp_path / 'run')
   assert result['status'] == 'complete'
 
 
-def test_a_study_is_one_file(server, tmp_path):
+def test_a_study_is_one_file(quick, tmp_path):
   words = [f'--name={FORKS}/fair_coin.py', f'--workdir={tmp_path}/coin', '--seeds=2']
-  assert json.loads(well(server('study', *words)))['verdict'] == 'supported'
-  assert well(server('study', *words))  # again: nothing is done twice
+  assert json.loads(well(quick('study', *words)))['verdict'] == 'supported'
+  assert well(quick('study', *words))  # again: nothing is done twice
   assert 'fair_coin' in (tmp_path / 'coin' / 'figure.svg').read_text()
-  well(server('report', f'--runs={tmp_path}/coin'))
+  well(quick('report', f'--runs={tmp_path}/coin'))
 
 
 @pytest.mark.parametrize('setting,text,words', [
@@ -108,23 +108,23 @@ def test_a_study_is_one_file(server, tmp_path):
     ('data.task', 'class Task:\n  pass\n', ["has no 'alphabet'"]),
     ('data.task', 'class Text:\n  pass\n', ["has no 'Task'"]),
 ])
-def test_half_of_a_fork_is_refused_by_what_it_lacks(server, config, tmp_path, setting, text, words):
+def test_half_of_a_fork_is_refused_by_what_it_lacks(quick, config, tmp_path, setting, text, words):
   (tmp_path / 'half.py').write_text(text)
-  refused(server('train', config, f'--config.{setting}={tmp_path}/half.py', f'--workdir={tmp_path}/run'), *words)
+  refused(quick('train', config, f'--config.{setting}={tmp_path}/half.py', f'--workdir={tmp_path}/run'), *words)
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_parameter_without_axes_is_refused_by_its_name(server, config, tmp_path):
+def test_a_parameter_without_axes_is_refused_by_its_name(quick, config, tmp_path):
   text = (FORKS / 'bag_of_words.py').read_text().replace(
       "    return Norm", "    self.param('secret', nn.initializers.zeros, (3,))\n    return Norm")
   (tmp_path / 'secret.py').write_text(text)
-  refused(server('train', config, f'--config.model.name={tmp_path}/secret.py', f'--workdir={tmp_path}/run'),
+  refused(quick('train', config, f'--config.model.name={tmp_path}/secret.py', f'--workdir={tmp_path}/run'),
           "parameter ['secret'] has no axes and no role")
 
 
-def test_a_shared_file_beside_the_studies_is_no_study(server, tmp_path):
+def test_a_shared_file_beside_the_studies_is_no_study(quick, tmp_path):
   (tmp_path / 'shared.py').write_text('def half(x):\n  return x / 2\n')
-  refused(server('study', f'--name={tmp_path}/shared.py', f'--workdir={tmp_path}/s'), "has no 'CLAIM'")
+  refused(quick('study', f'--name={tmp_path}/shared.py', f'--workdir={tmp_path}/s'), "has no 'CLAIM'")
   half = (FORKS / 'fair_coin.py').read_text().replace('def verdict', 'def judgement')
   (tmp_path / 'half.py').write_text(half)
-  refused(server('study', f'--name={tmp_path}/half.py', f'--workdir={tmp_path}/s'), "has no 'verdict'")
+  refused(quick('study', f'--name={tmp_path}/half.py', f'--workdir={tmp_path}/s'), "has no 'verdict'")

@@ -395,7 +395,7 @@ def test_full_disk_config(server, root, tmp_path):
     ('writer:Writer.row', 100, r'File too large: \S+/new/metrics.jsonl', []),
     ('checkpoint:Checkpoints.save', 300, r'a checkpoint could not be written \(File too large\), --resume goes on from '
      r'checkpoint 2: \S+/new/checkpoints', ['2']),
-    ('loop:summary', 100, r'File too large: \S+/new/result.json', ['2', '3']),
+    ('result:summary', 100, r'File too large: \S+/new/result.json', ['2', '3']),
 ], ids=['metrics', 'checkpoint', 'result'])
 def test_full_disk_training(server, root, tmp_path, call, size, pattern, saved):
   """What was written before stays; once there is room again, --resume ends with the rows of an undisturbed run."""

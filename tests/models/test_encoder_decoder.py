@@ -2,6 +2,7 @@
 
 import functools
 
+from flax.core import meta
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,8 +107,8 @@ def test_documents_do_not_read_each_other():
 
 
 def test_recurrence_equals_flax():
-  E, D, B, length = 6, 8, 3, 23
-  params = jax.tree.map(lambda x: x + 0.1, encoder_decoder.init_scan(jax.random.key(0), E, D, 'float32'))
+  E, D, B, length = 8, 8, 3, 23
+  params = jax.tree.map(lambda x: x + 0.1, meta.unbox(encoder_decoder.init_scan(jax.random.key(0), D, 'float32')))
   params['gates']['bias'] = params['gates']['bias'].at[1, :2 * D].set(0)  # flax has one bias for these gates
   x = jax.random.normal(jax.random.key(1), (B, length, E))
   names = ('r', 'z', 'n')
@@ -175,7 +176,7 @@ def test_refusals(settings, words):
 def test_a_scan_over_9000_tokens_keeps_few_states():
   """The gradient of 9000 steps needs about 2 sqrt(9000) states at a time, besides its inputs and outputs."""
   D = 64
-  params = encoder_decoder.init_scan(jax.random.key(0), D, D, 'float32')
+  params = meta.unbox(encoder_decoder.init_scan(jax.random.key(0), D, 'float32'))
   def loss(params, x):
     return jnp.square(encoder_decoder.scan_right_to_left(params, x, jnp.ones(x.shape[:2], jnp.int32))).mean()
   x = jax.ShapeDtypeStruct((1, 9000, D), 'float32')

@@ -162,4 +162,4 @@ def test_refused_settings(settings, words):
 
 def test_more_folds_than_documents_are_refused_before_training(corpus):
   with pytest.raises(config_lib.ConfigError, match='data.folds is 50; the training text has'):
-    stages.check(config(folds=50), corpus)
+    loop.check(config(folds=50), corpus)

@@ -28,7 +28,7 @@ sys.exit(3 if name == 'bad' else 0)
 
 WALK = """
 import pathlib, signal, sys
-from experiments import steps
+from experiments.shared import pipeline as steps
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 folder, log, *names = sys.argv[1:]
 todo = [steps.Step(n, ('command', log, n, '5' if n == 'slow' else '0.6'), 1.0, pathlib.Path(log + '.' + n))
