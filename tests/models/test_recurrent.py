@@ -11,7 +11,7 @@ import pytest
 
 from framework import config as config_lib
 from framework import generation, models
-from framework.models import contract, flops, masked, recurrent
+from framework.models import birnn, contract, masked, recurrent
 from framework.training import optimizer, state, step
 from tests.networks import build
 

@@ -11,7 +11,8 @@ import pytest
 from framework import config as config_lib
 from framework import cross_entropy, timestamps
 from framework.models import contract
-from framework.tiered import content, nodes, rollouts
+from framework.tiered import content as contents
+from framework.tiered import nodes, rollouts
 from framework.tiered import model as tiered
 from framework.tiered.model import Written
 from framework.training import evaluation, optimizer, partition, state, step
@@ -287,8 +288,8 @@ def test_the_oracle_tells_what_it_covers_and_nothing_else():
 
 @pytest.mark.slow
 def test_the_oracle_test_sees_an_oracle_that_looks_one_token_too_far(monkeypatch):
-  right = content.control
-  monkeypatch.setattr(content, 'control', lambda below, batch, starts, *more: right(below, batch, starts + 1, *more))
+  right = contents.control
+  monkeypatch.setattr(contents, 'control', lambda below, batch, starts, *more: right(below, batch, starts + 1, *more))
   nats, covered = oracle()
   assert nats[covered].max() > 1 and nats[:, P - 1::P].mean() > 0.9 * np.log(V)
 
@@ -298,7 +299,7 @@ def test_controls_put_what_they_say_in_place_of_rollouts():
   def read(content):
     model, params = made(content=content, corruption=0.5)
     starts, (said,) = written(model, params, batch)
-    (out,) = content.control([Written(said)], batch, starts, model.settings, V, 0)
+    (out,) = contents.control([Written(said)], batch, starts, model.settings, V, 0)
     return np.asarray(starts), np.asarray(said), np.asarray(out.tokens_BxGxKxR)
   starts, said, own = read('own')
   np.testing.assert_array_equal(own, said)
@@ -317,7 +318,7 @@ def test_controls_put_what_they_say_in_place_of_rollouts():
   assert compared > 4 and 0.2 < (corrupted != oracle).mean() < 0.7
   one = {name: x[:1] for name, x in batch.items()}
   with pytest.raises(config_lib.ConfigError, match='at least 2'):
-    content.control([Written(said[:1])], one, starts[:1], made(content='shuffled')[0].settings, V, 0)
+    contents.control([Written(said[:1])], one, starts[:1], made(content='shuffled')[0].settings, V, 0)
 
 
 def test_dropped_starts_are_as_if_they_were_none():
@@ -325,13 +326,13 @@ def test_dropped_starts_are_as_if_they_were_none():
   batch = text()
   starts, said = written(model, params, batch)
   keys = jax.random.split(jax.random.key(0), B)
-  left, below = content.drop(starts, [Written(said[0])], keys, 0.5)
+  left, below = contents.drop(starts, [Written(said[0])], keys, 0.5)
   assert (np.sort(np.asarray(left), axis=1) == np.asarray(left)).all() and (left != starts).any()
   for b in range(B):
     for g, s in enumerate(np.asarray(left)[b]):
       if s < nodes.NEVER:
         np.testing.assert_array_equal(below[0].tokens_BxGxKxR[b, g], said[0][b, list(np.asarray(starts)[b]).index(s)])
-  none, _ = content.drop(starts, [Written(said[0])], keys, 1.0)
+  none, _ = contents.drop(starts, [Written(said[0])], keys, 1.0)
   assert (none == nodes.NEVER).all()
   np.testing.assert_allclose(logits(model, params, batch | {'starts': none}), decoder_logits(model, params, batch),
                              atol=2e-4)
