@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from foundation import entries
 from framework import config as config_lib
 from framework import models
 from framework.models import contract, flops
@@ -116,3 +117,20 @@ def test_parameters_by_part():
   assert counts == {'total': sum(p.size for p in jax.tree.leaves(params)), 'embedding': 11 * 16 + 8 * 16,
                     'head': 11 * 16}
   assert counts['total'] - counts['embedding'] - counts['head'] == 2 * (4 * 16**2 + 2 * 4 * 16**2 + 2 * 16) + 16
+
+
+@pytest.mark.parametrize('name,settings', [(name, {}) for name in entries.names(models, 'build') if name != 'ngram'] + [
+    ('encoder_decoder', {'encoder.kind': kind}) for kind in ('right_to_left', 'right_to_left_scan', 'prefix')])
+def test_every_model_of_the_registry_counts_its_own_flops(name, settings):
+  """What it says a window's prediction costs, against the products that XLA is given."""
+  values = {'model.name': name, 'model.layers': 2, 'model.width': 64, 'model.heads': 4, 'data.window': 64,
+            'tiered.period': 16, 'tiered.rollout': 8} | settings
+  if name == 'encoder_decoder':
+    values |= {'data.stride': 24, 'evaluation.stride': 24}
+  module, B = models.build(config_lib.resolve(config_lib.from_flat(values)), 211), 2
+  rows = jax.ShapeDtypeStruct((B, 64), 'int32')
+  batch = {key: rows for key in ('tokens', 'targets', 'segments', 'positions')} | {
+      'weights': jax.ShapeDtypeStruct((B, 64), 'float32'), 'start': jax.ShapeDtypeStruct((B,), 'uint32')}
+  jaxpr = jax.make_jaxpr(lambda params, batch: module.logits(params, module.hidden(params, batch)))(
+      contract.shapes(module), batch)
+  assert count_products(jaxpr.jaxpr) == pytest.approx(B * module.flops().forward, rel=0.05)
