@@ -244,3 +244,18 @@ def test_a_finished_part_is_not_done_again_and_another_setting_is_refused(tmp_pa
   refused = launch('--scale=gpu')
   assert refused.returncode == 2 and 'was made in the setting' in refused.stderr
   assert launch('--help').stdout.count('python -m experiments.study --name=') == 2
+
+
+@pytest.mark.parametrize('steps', [1, 60, 100])
+def test_small_training_takes_as_many_steps_as_it_is_asked_for(steps):
+  task = Task(steps=2)
+  c = config_lib.Config(model=config_lib.Model(layers=1, width=8, heads=2), data=config_lib.Data(window=task.length - 1))
+  module, shown = models.build(config_lib.resolve(c), len(task.alphabet) + 1), []
+  drawn = []
+  def draw(key, number):
+    jax.debug.callback(lambda n: drawn.append(int(n)), number)
+    return fit.rows(task, key, 2, number)
+  fit.train(module, draw, steps=steps, seed=0, settings=config_lib.Optimizer(warmup_steps=0),
+            show=lambda done, total, what: shown.append((done, total)))
+  jax.effects_barrier()
+  assert sorted(drawn) == list(range(steps)) and shown[-1] == (steps, steps)
