@@ -152,7 +152,7 @@ class Optimizer(Section):
   name: str = setting('adamw', 'a file of framework/training/optimizers, or the path of one')
   learning_rate: float = setting(1e-3, 'at the end of the warm-up', low=0.0, high=100.0)
   final_learning_rate: float = setting(1e-4, 'at the last step', low=0.0, high=100.0)
-  warmup_steps: int = setting(100, 'steps of linear growth of the rate', low=0, high=1e9)
+  warmup_steps: int = setting(100, 'steps of linear growth of the rate', low=0, high=10**9)
   schedule: str = setting('cosine',
                           'a file of framework/training/schedules, or the path of one; after a linear warm-up')
   decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0)
@@ -165,7 +165,7 @@ class Optimizer(Section):
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Training(Section):
-  steps: int = setting(1000, 'of the optimizer', low=1, high=1e9)
+  steps: int = setting(1000, 'of the optimizer', low=1, high=10**9)
   batch: int = setting(16, 'windows per step, over all devices and hosts', low=1, high=10**7)
   loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
@@ -173,25 +173,26 @@ class Training(Section):
                            choices=('pmap', 'mesh'))
   devices: int = setting(0, 'simulated devices on a CPU; 0: one per core', low=0, high=4096)
   seed: int = setting(0, 'of parameters, batches and dropout', low=0, high=2**32 - 1)
-  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=1e9)
+  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9)
   skip_nonfinite: int = setting(0, 'steps with NaN or infinity that may be skipped; 0: the first stops the run',
-                                low=0, high=1e9)
+                                low=0, high=10**9)
   tensorboard: bool = setting(False, 'also write tensorboard/')
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Evaluation(Section):
-  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=1e9)
-  windows: int = setting(0, 'in training and at its end, evenly spread over the held-out text; 0: all', low=0, high=1e9)
+  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
+  windows: int = setting(0, 'in training and at its end, evenly spread over the held-out text; 0: all',
+                         low=0, high=10**9)
   batch: int = setting(0, 'windows per batch; 0: the training batch', low=0, high=10**7)
   stride: int = setting(0, "tokens predicted per window; 0: the data's stride", low=0, high=2**24)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Checkpoint(Section):
-  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=1e9)
+  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
   keep: int = setting(2, 'how many, the newest', low=1, high=10**6)
-  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=1e9)
+  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9)
   at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it')
 
 
