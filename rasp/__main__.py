@@ -16,6 +16,7 @@ from foundation.errors import ConfigError, nearest
 import rasp
 from rasp import draw, export, interpreter, lint, verify
 from rasp.library import PROGRAMS
+from rasp.program import programs as programs_of
 
 
 def find(text: str) -> rasp.Program:
@@ -28,7 +29,7 @@ def find(text: str) -> rasp.Program:
       raise ConfigError(f"--program is '{text}'; expected a file path.py or a name of `python -m rasp list`"
                         f'{nearest(text, PROGRAMS)}')
     return PROGRAMS[text]
-  programs = {p.name: p for p in vars(entries.from_file(path, '--program')).values() if isinstance(p, rasp.Program)}
+  programs = programs_of(entries.from_file(path, '--program'))
   if name and name not in programs or len(programs) != 1 and not name:
     raise ConfigError(f"--program is '{text}'; expected path.py:NAME, where NAME is one of "
                       f"{', '.join(programs) or 'none'}{nearest(name, programs)}")

@@ -32,6 +32,10 @@ class Text(Protocol):
     """How many there are."""
 
   @property
+  def bytes(self) -> int:
+    """Of text, in UTF-8."""
+
+  @property
   def starts(self) -> np.ndarray:
     """int64 [documents], the first token of each."""
 

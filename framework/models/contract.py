@@ -110,7 +110,7 @@ class Model(Protocol):
     generate(params, prompt, *, tokens, settings, seed)   it writes in a way of its own: yields (token, notes), the
                                              notes what it thought meanwhile, [text of each tier] or None
     attention(params, tokens_BxL) -> weights_NxBxHxQxT     what every layer and head attends to
-    with_seed(seed) -> model                 its loss is that of one draw of something: the same with another
+    seed, with_seed(seed) -> model           its loss is that of one draw of something: the same with another
     trained                                  the one entry of the parameters that is trained, '' for all
     two_sided = True                         it sees what follows a target: its losses are no code lengths
   """

@@ -9,7 +9,7 @@ takes more steps than the top tier has layers, and text spells those steps out.
 `tier` is one of them, `content` what its rollouts are replaced by in a control, `nodes` the layout of what it reads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -59,8 +59,12 @@ class Tiered:
     """The top tier: those below it are frozen."""
     return f'tier_{len(self.tiers)}' if len(self.tiers) > 1 else ''
 
-  def with_seed(self, seed: Any) -> 'Tiered':
-    """The same with other rollouts."""
+  @property
+  def with_seed(self) -> Callable[[Any], 'Tiered'] | None:
+    """The same with other rollouts, by their seed; None of a single tier, which reads none."""
+    return self._with_seed if len(self.tiers) > 1 else None
+
+  def _with_seed(self, seed: Any) -> 'Tiered':
     return dataclasses.replace(self, seed=seed)
 
   def parameters(self, key: jax.Array) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from framework import models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import checkpoint, evaluation, partition, result, run, schedules, step, writer
+from framework.training import branch, checkpoint, evaluation, partition, result, run, step, writer
 from framework.training.meter import Meter
 from framework.training.setup import Setup, set_up
 from framework.training.signals import StopSignal
@@ -98,8 +98,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   setup = set_up(c, corpus.tokenizer.size)
   logging.info('%d %s devices on %d hosts, partition %s', jax.device_count(), jax.devices()[0].device_kind,
                jax.process_count(), c.training.partition)
-  kept = [schedules.find(c.optimizer.schedule).decay_start(c.optimizer, c.training.steps)] \
-      if c.checkpoint.at_decay else []
+  kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
   checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params)
   counts, step_flops = contract.counts(setup.module), c.training.batch * setup.module.flops().train
@@ -107,10 +106,13 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
                f'{corpus.train.tokens:,}', record['step'])
   out = writer.Writer(folder, record['step'], c.training.steps, jax.process_index() == 0, c.training.tensorboard)
-  meter = Meter(c, corpus, record, step_flops, left_out(c, corpus), out)
+  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
+  meter = Meter(c, text, record, step_flops, out)
+  # Batch n is a function of n, so there is nothing to restore.
+  arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
+                        rows=partition.host_rows(c.training.batch), extra=extra)
   try:
-    state, final, stopping = run_steps(setup, corpus, state, record['step'], batches(c, corpus, record['step'], extra),
-                                       meter, checkpoints, kept)
+    state, final, stopping = run_steps(setup, corpus, state, record['step'], arrays, meter, checkpoints, kept)
   finally:
     checkpoints.close()
     out.close()
@@ -136,14 +138,6 @@ def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any) 
   if params is not None:
     state = state.replace(params=partition.replicate(params, setup.mesh))
   return state, {'step': 0, 'targets': 0, 'seconds': 0.0}
-
-
-def batches(c: config_lib.Config, corpus: corpus_lib.Corpus, start: int, extra: Callable | None
-            ) -> Iterator[windows.Batch]:
-  """The batches from step `start` on: batch n is a function of n, so there is nothing to restore."""
-  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
-  return text.batches(c.training.batch, c.training.seed, start_step=start, rows=partition.host_rows(c.training.batch),
-                      extra=extra)
 
 
 def compile_step(setup: Setup) -> Callable[[State, contract.Batch], tuple[State, dict[str, jax.Array]]]:

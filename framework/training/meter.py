@@ -5,10 +5,8 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 
 from framework import config as config_lib
-from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.training import clock, writer
 
@@ -21,17 +19,15 @@ class Meter:
   """Rows of a run, its clock and its count of targets.
 
   Args:
+    text: what is trained on.
     record: of the checkpoint that the run goes on from: step, targets, seconds.
     step_flops: training FLOPs of a step, over all devices.
-    skipped_windows: the range of windows that are left out, for messages.
   """
 
-  def __init__(self, c: config_lib.Config, corpus: corpus_lib.Corpus, record: dict[str, Any], step_flops: float,
-               skipped_windows: tuple[int, int], out: writer.Writer):
-    self._c, self._out, self._skipped_windows = c, out, skipped_windows
-    self._windows = windows.count(corpus.train.tokens, c.data.stride, c.data.random_phase) - int(
-        np.diff(skipped_windows)[0])
-    self._tokens_per_byte = (corpus.train.tokens - 1) / corpus.train.bytes
+  def __init__(self, c: config_lib.Config, text: windows.Windows, record: dict[str, Any], step_flops: float,
+               out: writer.Writer):
+    self._c, self._text, self._out = c, text, out
+    self._tokens_per_byte = (text.split.tokens - 1) / text.split.bytes
     self._clock = clock.Clock(record['seconds'], c.training.batch * c.data.window, step_flops)
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._extra: dict[str, Any] = {}
@@ -83,14 +79,14 @@ class Meter:
     loss, norm = (float(metrics[name]) if metrics['finite'] else None for name in ('loss', 'gradient_norm'))
     row = {'step': number, 'loss': loss, 'bits_per_byte': loss and loss / math.log(2) * self._tokens_per_byte,
            'tokens': self.targets, 'learning_rate': float(metrics['learning_rate']), 'gradient_norm': norm,
-           'epoch': round(number * self._c.training.batch / self._windows, 6)}
+           'epoch': round(number * self._c.training.batch / self._text.count, 6)}
     return row | ({'skipped': int(metrics['skipped'])} if metrics['skipped'] else {})
 
   def _refuse_nonfinite(self, number: int, metrics: dict[str, Any], saved: Callable[[], list[int]]) -> None:
     t, skipped = self._c.training, int(metrics['skipped'])
     if metrics['finite'] or (t.skip_nonfinite and skipped <= t.skip_nonfinite):
       return
-    bad = windows.skip(windows.indices(self._windows, t.batch, t.seed, number - 1), self._skipped_windows)
+    bad = windows.skip(windows.indices(self._text.count, t.batch, t.seed, number - 1), self._text.left_out)
     steps = saved()
     raise NonFinite(
         f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "

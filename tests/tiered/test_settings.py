@@ -3,6 +3,8 @@
 import pytest
 
 from framework import config as config_lib
+from framework import models
+from framework.models import contract
 
 
 @pytest.mark.parametrize('settings,words', [
@@ -33,3 +35,14 @@ def test_a_model_with_settings_of_other_attention_is_refused():
 
 def test_other_models_do_not_look_at_tiers():
   config_lib.resolve(config_lib.Config(tiered=config_lib.Tiered(widths='1,2,3')))
+
+
+@pytest.mark.parametrize('tiers', [1, 2])
+def test_only_a_model_that_reads_rollouts_draws_any(tiers):
+  """So that a single tier is not evaluated again and again for other seeds of nothing."""
+  config = config_lib.Config(model=config_lib.Model(name='tiered', layers=1, width=16, heads=2),
+                             data=config_lib.Data(window=16), tiered=config_lib.Tiered(tiers=tiers, period=8))
+  model = models.build(config_lib.resolve(config), 11)
+  assert contract.answers(model, 'with_seed') == (tiers > 1)
+  if tiers > 1:
+    assert model.with_seed(7).seed == 7 and model.seed == 0
