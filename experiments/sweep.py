@@ -76,9 +76,7 @@ def work(cells, workdir: pathlib.Path) -> int:
       if cell.source and branch.begin(folder, cell.config, workdir / 'cells' / cell.source):
         logging.info('%s begins where %s began its decay', cell.name, cell.source)
       result = loop.train(cell.config, text, folder)
-      for stage in models.stages(cell.config):
-        if (folder / stage.name / 'metrics.jsonl').exists():
-          figures.loss_curve(folder / stage.name)
+      figures.loss_curves(folder, models.stages(cell.config))
       if result['status'] != 'complete':
         return 130
       logging.info('%s: %.4f nats/token', cell.name, result['loss_nats_per_token'])

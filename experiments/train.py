@@ -36,9 +36,7 @@ def main() -> int:
   run.open_folder(workdir, config, text, RESUME.value)
   result = loop.train(config, text, workdir)
   if jax.process_index() == 0:
-    for stage in models.stages(config):
-      if (workdir / stage.name / 'metrics.jsonl').exists():
-        figures.loss_curve(workdir / stage.name)
+    figures.loss_curves(workdir, models.stages(config))
   if result['status'] != 'complete':
     name = result['status'].removeprefix('stopped by ')
     logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import random
 import subprocess
 import sys
 
@@ -17,3 +18,13 @@ def launch(name, *arguments, timeout=300):
   """`python -m experiments.name arguments`, to its end."""
   return subprocess.run([sys.executable, '-m', f'experiments.{name}', *map(str, arguments)], cwd=ROOT,
                         env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def write_documents(folder, seed=0, letters='abcdefgh', longest=6, vocabulary=50, documents=40, length=400,
+                    name='{:02d}.txt'):
+  """The folder, with small documents of pseudo-words in it."""
+  rng = random.Random(seed)
+  words = [''.join(rng.choices(letters, k=rng.randint(1, longest))) for _ in range(vocabulary)]
+  for n in range(documents):
+    (folder / name.format(n)).write_text(' '.join(rng.choices(words, k=length)), encoding='utf-8')
+  return folder

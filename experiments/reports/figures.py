@@ -1,10 +1,12 @@
 """Figures of single runs. Each is written in full or not at all."""
 
+from collections.abc import Iterable
 import pathlib
 from typing import Any
 
 from foundation import figures as style
 from foundation import files
+from framework.models import contract
 
 
 def _save(figure, path: pathlib.Path) -> None:
@@ -20,6 +22,13 @@ def loss_curve(workdir: pathlib.Path) -> None:
   axes.plot([r['step'] for r in held_out], [r['validation_loss'] for r in held_out], 'o-', label='held out')
   axes.legend()
   _save(figure, workdir / 'loss.svg')
+
+
+def loss_curves(workdir: pathlib.Path, stages: Iterable[contract.Stage]) -> None:
+  """The loss curve of every stage of a run that has been begun, each in its own folder."""
+  for stage in stages:
+    if (workdir / stage.name / 'metrics.jsonl').exists():
+      loss_curve(workdir / stage.name)
 
 
 def loss_by_position(results: list[dict[str, Any]], path: pathlib.Path) -> None:

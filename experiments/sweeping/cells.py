@@ -8,6 +8,7 @@ An expression is a list of cells, and a cell is a dictionary {config key: value}
 
 import copy
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -79,6 +80,11 @@ class Cell:
   own_steps: int = 0  # steps that it takes itself, in all stages of its training
   whole_cost: float = 0.0  # with the steps that it takes over
 
+  @functools.cached_property
+  def stages(self) -> dict[str, int]:
+    """{folder below the run's: steps} of the stages of its training; kept, since it is asked at every poll."""
+    return {stage.name: stage.config.training.steps for stage in models.stages(self.config)}
+
 
 def load(path: pathlib.Path) -> Sweep:
   """The Sweep of a sweep file. Raises ConfigError."""
@@ -141,16 +147,11 @@ def trunks(cells: list[Cell]) -> list[list[Cell]]:
   return out
 
 
-def stage_steps(config: config_lib.Config) -> dict[str, int]:
-  """{folder below the run's: steps} of the stages of a cell's training."""
-  return {stage.name: stage.config.training.steps for stage in models.stages(config)}
-
-
 def with_costs(cells: list[Cell], corpus_of: Callable[[config_lib.Config], Any]) -> list[Cell]:
   """The cells with their own steps and training FLOPs, on the corpus of each."""
   begins = {cell.name: branch.branch_step(cell.config) for cell in cells}
   def costed(cell: Cell) -> Cell:
-    steps = sum(stage_steps(cell.config).values())
+    steps = sum(cell.stages.values())
     own = steps - (begins[cell.source] if cell.source else 0)
     whole = models.flops_train(cell.config, corpus_of(cell.config))
     return dataclasses.replace(cell, own_steps=own, cost=whole * own / steps, whole_cost=whole)

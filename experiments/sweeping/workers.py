@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 import tqdm
 
-from experiments.sweeping.cells import Cell, stage_steps
+from experiments.sweeping.cells import Cell
 from framework import config as config_lib
 from framework.training import clock
 
@@ -148,9 +148,9 @@ def newest(folder: pathlib.Path) -> dict[str, float]:
     return {}
 
 
-def steps_done(folder: pathlib.Path, config: config_lib.Config) -> int:
-  """Steps that the run in `folder` has taken, in all stages of its training."""
-  return int(sum(newest(folder / stage).get('step', 0) for stage in stage_steps(config)))
+def steps_done(folder: pathlib.Path, cell: Cell) -> int:
+  """Steps that a cell has taken below the folder of cells, in all stages of its training."""
+  return int(sum(newest(folder / cell.name / stage).get('step', 0) for stage in cell.stages))
 
 
 class Progress:
@@ -167,7 +167,7 @@ class Progress:
     """FLOPs of a cell that are still to be done."""
     if finished(self._folder / cell.name):
       return 0.0
-    done = steps_done(self._folder / cell.name, cell.config) - start.get(cell.source, 0)
+    done = steps_done(self._folder, cell) - start.get(cell.source, 0)
     return cell.cost * (1.0 - max(0, done) / cell.own_steps)
 
   def line(self, running: Sequence[str], start: dict[str, int]) -> str:
@@ -178,15 +178,14 @@ class Progress:
     text = f'{done}/{len(self._cells)} cells, {100 * (1 - sum(left.values()) / total):.0f} % of the FLOPs'
     seconds = self._seconds(left)
     text += f', {clock.duration(seconds)} left' if seconds is not None else ''
-    steps = {cell.name: steps_done(self._folder / cell.name, cell.config) for cell in self._cells
-             if cell.name in running}
+    steps = {cell.name: steps_done(self._folder, cell) for cell in self._cells if cell.name in running}
     return text + ''.join(f'  {name}: step {steps[name]}' for name in running)
 
   def _seconds(self, left: dict[str, float]) -> float | None:
     step = {cell.name: self.step_flops(cell) for cell in self._cells}
     rates = {}  # FLOP/s
     for cell in self._cells:
-      begun = [newest(self._folder / cell.name / stage) for stage in stage_steps(cell.config)]
+      begun = [newest(self._folder / cell.name / stage) for stage in cell.stages]
       if speed := next((row['tokens_per_second'] for row in reversed(begun) if 'tokens_per_second' in row), None):
         rates[cell.name] = speed * step[cell.name] / (cell.config.training.batch * cell.config.data.window)
     if not rates:

@@ -3,14 +3,13 @@
 import json
 import os
 import pty
-import random
 import subprocess
 import sys
 import termios
 
 import pytest
 
-from tests.commands import ROOT, environment, launch
+from tests.commands import ROOT, environment, launch, write_documents
 
 RESULT_KEYS = (
     'run model params_total params_embedding params_head flops_train_exact flops_6nd tokens tokens_unique epochs '
@@ -20,12 +19,8 @@ RESULT_KEYS = (
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('text')
-  rng = random.Random(1)
-  words = [''.join(rng.choices('abcdé', k=rng.randint(1, 5))) for _ in range(30)]
-  for n in range(30):
-    (folder / f'{n}.txt').write_text(' '.join(rng.choices(words, k=200)), encoding='utf-8')
-  return folder
+  return write_documents(tmp_path_factory.mktemp('text'), seed=1, letters='abcdé', longest=5, vocabulary=30,
+                         documents=30, length=200, name='{}.txt')
 
 
 @pytest.mark.parametrize('tokenizer,settings', [

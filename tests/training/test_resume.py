@@ -12,20 +12,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from foundation import files
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, environment, write_documents
 
 STEPS = 120
 
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  """Forty small documents of pseudo-words."""
-  folder = tmp_path_factory.mktemp('text')
-  rng = random.Random(0)
-  words = [''.join(rng.choices('abcdefgh', k=rng.randint(1, 6))) for _ in range(50)]
-  for n in range(40):
-    (folder / f'{n:02d}.txt').write_text(' '.join(rng.choices(words, k=400)))
-  return folder
+  return write_documents(tmp_path_factory.mktemp('text'))
 
 
 def command(text, workdir, *more):
