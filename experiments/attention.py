@@ -21,9 +21,8 @@ def main() -> int:
   from framework.training import run
   config = run.read_config(workdir)
   from framework import models
-  from framework.data import tokenizer as tokenizer_lib
   from framework.models import contract
-  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  tokenizer = run.read_tokenizer(workdir)
   contract.require(models.build(config, tokenizer.size), 'attention', 'experiments.attention')
   launch.start_jax(config, devices=1)
 

@@ -30,14 +30,13 @@ SPLIT = flags.DEFINE_enum('split', 'validation', ['validation', 'train'], 'which
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
   from framework import models
-  from framework.data import tokenizer as tokenizer_lib
   from framework.models import contract
   from framework.training import run
   config = run.read_config(workdir)
   own = config.evaluation.stride
   if STRIDE.value and STRIDE.value > config.data.window:
     raise config_lib.ConfigError(f'--stride is {STRIDE.value}; expected at most data.window {config.data.window}')
-  model = models.build(config, tokenizer_lib.load(workdir / run.TOKENIZER).size)
+  model = models.build(config, run.read_tokenizer(workdir).size)
   drawn = contract.answers(model, 'with_seed')
   if DRAWS.value:
     contract.require(model, 'with_seed', f'--draws={DRAWS.value}')

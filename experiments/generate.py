@@ -29,11 +29,10 @@ STOP = flags.DEFINE_string('stop', None, 'text of one token at which to stop; de
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
   from framework import models
-  from framework.data import tokenizer as tokenizer_lib
   from framework.models import contract
   from framework.training import run
   config = run.read_config(workdir)
-  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  tokenizer = run.read_tokenizer(workdir)
   model = models.build(config, tokenizer.size)
   with_notes = contract.answers(model, 'generate')
   if not with_notes:

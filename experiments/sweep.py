@@ -72,11 +72,11 @@ def work(cells, workdir: pathlib.Path) -> int:
         continue
       text = corpus.prepare(cell.config.data)
       loop.check(cell.config, text)
-      run.open_folder(folder, cell.config, text, resume=True)
-      if cell.source and branch.begin(folder, cell.config, workdir / 'cells' / cell.source):
-        logging.info('%s begins where %s began its decay', cell.name, cell.source)
-      result = loop.train(cell.config, text, folder)
-      figures.loss_curves(folder, models.stages(cell.config))
+      with run.opened(folder, cell.config, text, resume=True):
+        if cell.source and branch.begin(folder, cell.config, workdir / 'cells' / cell.source):
+          logging.info('%s begins where %s began its decay', cell.name, cell.source)
+        result = loop.train(cell.config, text, folder)
+        figures.loss_curves(folder, models.stages(cell.config))
       if result['status'] != 'complete':
         return 130
       logging.info('%s: %.4f nats/token', cell.name, result['loss_nats_per_token'])

@@ -33,10 +33,10 @@ def main() -> int:
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   loop.check(config, text)  # whatever is wrong is said before the run's folder exists
-  run.open_folder(workdir, config, text, RESUME.value)
-  result = loop.train(config, text, workdir)
-  if jax.process_index() == 0:
-    figures.loss_curves(workdir, models.stages(config))
+  with run.opened(workdir, config, text, RESUME.value):
+    result = loop.train(config, text, workdir)
+    if jax.process_index() == 0:
+      figures.loss_curves(workdir, models.stages(config))
   if result['status'] != 'complete':
     name = result['status'].removeprefix('stopped by ')
     logging.info('stopped by %s at step %d of %d; checkpoint saved, continue with --resume', name, result['steps'],

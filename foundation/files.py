@@ -1,10 +1,13 @@
 """Files that are either there in full or not there."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import pathlib
+import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
@@ -40,6 +43,19 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     raise
 
 
+def sync(path: pathlib.Path) -> None:
+  """Puts a file, or the names in a folder, on the disk itself. Raises OSError, but not where a system cannot do that."""
+  try:
+    number = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(number)
+    finally:
+      os.close(number)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR):
+      raise
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes `text` under a temporary name in the same folder, then renames it into place."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -49,6 +65,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -62,6 +79,7 @@ def write_new(path: pathlib.Path, data: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.link(temporary, path)  # unlike a rename, it replaces nothing
+    sync(path.parent)
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -98,6 +116,32 @@ def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
   """Holds the file at `path`, which stays, as `hold` does."""
   with open(path, 'wb') as file:
     yield hold(file, wait, lambda: log.info('waiting for another process that holds %s', path))
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path) -> Iterator[None]:
+  """Holds the folder at `path` for this process; its file `.lock` says who holds it, and stays.
+
+  Raises:
+    ConfigError: another process holds it, which is named.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  with open(os.open(path / '.lock', os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+b') as file:
+    try:
+      if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      holder = file.read(1000).decode(errors='replace').strip() or 'another process'
+      raise ConfigError(f'{path} is in use by {holder}; expected one process at a time, nearest is to wait for that '
+                        'one or to stop it') from None
+    except OSError as error:
+      log.info('no lock on %s (%s)', file.name, error)  # a file system without them
+    words = ' '.join(map(os.path.basename, sys.argv[:1])) + ' ' + ' '.join(sys.argv[1:])
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()} ({words.strip()[:300]})\n'.encode(errors='replace'))
+    file.flush()
+    yield
+    file.truncate(0)
 
 
 def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -193,6 +193,7 @@ class Checkpoint(Section):
   every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
   keep: int = setting(2, 'how many, the newest', low=1, high=10**6)
   keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9)
+  patience: float = setting(600.0, 'seconds that a finished run waits for room on a full disk', low=0.0, high=1e7)
   at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it')
 
 

@@ -24,6 +24,7 @@ from foundation import files
 from foundation.errors import one_line
 from framework import config as config_lib
 
+LOST = re.compile(r'Gloo|NCCL|UNAVAILABLE|Connection (reset|closed)|coordination service', re.I)  # of a collective
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk's fault, not the request's
 
 
@@ -119,7 +120,7 @@ def run(main: Callable[..., int | None], words: int = 0) -> None:
   def guarded(argv):
     process.plain_log()
     # Imported here so that --help needs no JAX.
-    from framework.training import meter
+    from framework.training import hosts, meter
     try:
       code = main(*argv[1:])
     except config_lib.ConfigError as error:
@@ -129,9 +130,14 @@ def run(main: Callable[..., int | None], words: int = 0) -> None:
       process.fail(one_line(error), 3)
     except KeyboardInterrupt:
       process.fail('interrupted before training began; nothing was changed', 130)
+    except hosts.Disagreement as error:
+      process.fail(one_line(error), 1)
     except OSError as error:
       process.fail(f'{error.strerror or one_line(error)}{f": {error.filename}" if error.filename else ""}', 1)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+      if LOST.search(str(error)):
+        hosts.verdict()  # which ends the process, if it can say who is gone
+        process.fail(f'the other processes cannot be reached ({one_line(error)[:200]}); {hosts.RESUME}', 1)
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       process.fail(f'out of memory: {one_line(error)[:300]}; a smaller training.batch, more training.accumulation or '

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from experiments.shared import guard
 from foundation.errors import one_line
 from framework import config as config_lib
 
@@ -18,9 +19,15 @@ COORDINATOR = flags.DEFINE_string('coordinator', None, 'address:port of process 
                                   '"auto" asks the cluster (Slurm, TPU pods)')
 PROCESSES = flags.DEFINE_integer('processes', None, 'number of processes of the run', lower_bound=1)
 PROCESS = flags.DEFINE_integer('process', None, 'index of this process, from 0', lower_bound=0)
+JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'seconds that a process waits for the others to come',
+                                    lower_bound=1, upper_bound=10**6)
+STALL_TIMEOUT = flags.DEFINE_integer('stall_timeout', 3600, 'seconds without a step after which a run on several hosts '
+                                     'is ended; 0: never', lower_bound=0, upper_bound=10**6)
 
 
 def fail(message: str, code: int) -> NoReturn:
+  if 'framework.training.hosts' in sys.modules:
+    sys.modules['framework.training.hosts'].tell(message)
   logging.flush()
   sys.stderr.write(f'error: {message}\n')
   for stream in (sys.stdout, sys.stderr):
@@ -98,6 +105,8 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   thread, is faster. training.devices, `devices` in its place or an XLA_FLAGS of the user's own overrules that.
   """
   _check_hosts()
+  if COORDINATOR.value not in (None, '', 'auto'):
+    guard.guard(COORDINATOR.value, PROCESSES.value or 1, PROCESS.value or 0, JOIN_TIMEOUT.value)
   _keep_freed_memory()
   t = config.training
   own = os.environ.get('XLA_FLAGS', '')
@@ -122,11 +131,18 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
         jax.distributed.initialize()
       else:
         logging.info('process %d waits for %d processes at %s', PROCESS.value, PROCESSES.value, COORDINATOR.value)
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value, initialization_timeout=300)
+        # A lost process is then no reason for the runtime to abort the others: framework/training/hosts.py tells them.
+        jax.config.update('jax_enable_recoverability', True)
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value,
+                                   initialization_timeout=JOIN_TIMEOUT.value,
+                                   coordinator_bind_address=COORDINATOR.value)
     except (RuntimeError, ValueError) as error:
       raise config_lib.ConfigError(f'cannot join the other hosts: {one_line(error)}') from error
   try:
     jax.devices()
+    if COORDINATOR.value:
+      from framework.training import hosts
+      hosts.watch(STALL_TIMEOUT.value)
   except RuntimeError as error:
     settings: Any = jax.config  # which makes its attributes itself
     raise config_lib.ConfigError(f"JAX_PLATFORMS is '{settings.jax_platforms or ''}', which gives no device "

@@ -24,8 +24,8 @@ def train(config: config_lib.Config, folder: pathlib.Path, corpus: corpus_lib.Co
   c = config_lib.resolve(config)
   corpus = corpus or corpus_lib.prepare(c.data)
   loop.check(c, corpus)
-  run.open_folder(folder, c, corpus, resume=True)
-  result = loop.train(c, corpus, folder)
+  with run.opened(folder, c, corpus, resume=True):
+    result = loop.train(c, corpus, folder)
   if result['status'] != 'complete':
     raise Stopped(result['status'].removeprefix('stopped by '))
   return result

@@ -3,13 +3,16 @@
 A split is `end d_1 end d_2 ... end d_n end`, d_i being the tokens of document i: as an input, `end` opens the document
 that follows it; as a target, it closes the one before. `starts` holds the place of each document's opening `end`.
 
-A cache folder `corpora/<digest>/` holds `train.bin` and `validation.bin` (little-endian uint16, or uint32 for more than
-65536 tokens), `*.starts.npy` (int64), `tokenizer.json` and `meta.json`. It appears by one rename, complete.
+A cache folder `corpora/<digest>/`, whose name is that of the texts, the settings and the tokenizer's rule, holds
+`train.bin` and `validation.bin` (little-endian uint16, or uint32 for more than 65536 tokens), `*.starts.npy` (int64),
+`tokenizer.json` and `meta.json`, which knows the SHA-256 of the others: they are read once at every start, and a folder
+that is not what it was is made again. It appears by one rename, complete.
 """
 
 import array
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -23,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from foundation import sealed
 from foundation.files import expand, lock
 from framework.config import ConfigError, Data, check_section
 from framework.data import cache as cache_lib
@@ -109,19 +113,20 @@ def _prepare(data: Data, progress: Progress) -> Corpus:
   held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
   digest = _digest(data, sources, held_out, progress)
   cache = cache_folder(data)
-  root, folder = cache / 'corpora', cache / 'corpora' / digest
+  root = cache / 'corpora'
+  folder = root / hashlib.sha256(f'{digest} {tokenizers.behaviour(data.tokenizer)}'.encode()).hexdigest()[:32]
   corpus = _open(folder, digest)
   if corpus:
     return corpus
   size = sum(source.size for source in sources + held_out)
   try:
     root.mkdir(parents=True, exist_ok=True)
-    with lock(root / f'{digest}.lock') as locked:
+    with lock(root / f'{folder.name}.lock') as locked:
       corpus = _open(folder, digest, warn=True)
       if corpus:  # another process was quicker
         return corpus
       if locked:
-        cache_lib.clean(root, digest)
+        cache_lib.clean(root, folder.name)
       _build(folder, digest, data, sources, held_out, progress)
       corpus = _open(folder, digest)
   except OSError as error:  # every reader of the sources raises ConfigError, so this is the cache
@@ -256,14 +261,14 @@ def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[sources_
     _check_content(data, sources, held_out, writers)
     tokenizer.save(temporary / 'tokenizer.json')
     meta = {
-        'layout': LAYOUT, 'digest': digest, 'tokenizer': tokenizer.name, 'vocabulary': tokenizer.size,
+        'layout': LAYOUT, 'corpus': digest, 'tokenizer': tokenizer.name, 'vocabulary': tokenizer.size,
         'dtype': writers['train'].dtype.str, 'splits': {split: writer.meta() for split, writer in writers.items()},
-        'sizes': {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
+        'sha256': {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
         'versions': {'python': platform.python_version(), 'numpy': np.__version__,
                      'tokenizers': importlib.metadata.version('tokenizers')},
     }
     with open(temporary / 'meta.json', 'w', encoding='utf-8') as file:
-      json.dump(meta, file, indent=1)
+      json.dump(sealed.seal(meta), file, indent=1)
       cache_lib.flush(file)
     cache_lib.publish(temporary, folder, lambda path: _open(path, digest) is not None)
   except BaseException:
@@ -316,7 +321,6 @@ class _Writer:
     self.starts = array.array('q')
     self.starts_path = folder / f'{split}.starts.npy'
     self.tokenizer = tokenizer
-    self.hasher = hashlib.sha256()
     self.tokens = self.bytes = 0
 
   def add(self, blocks: Iterable[str]) -> None:
@@ -330,7 +334,6 @@ class _Writer:
   def _put(self, ids: np.ndarray) -> None:
     content = ids.astype(self.dtype).tobytes()
     self.file.write(content)
-    self.hasher.update(content)
     self.tokens += len(ids)
 
   def finish(self) -> None:
@@ -340,9 +343,20 @@ class _Writer:
       np.save(file, np.array(self.starts, np.int64))
       cache_lib.flush(file)
 
-  def meta(self) -> dict[str, int | str]:
-    return {'documents': len(self.starts), 'tokens': self.tokens, 'bytes': self.bytes,
-            'sha256': self.hasher.hexdigest()}
+  def meta(self) -> dict[str, int]:
+    return {'documents': len(self.starts), 'tokens': self.tokens, 'bytes': self.bytes}
+
+
+def _sha256(path: pathlib.Path) -> str:
+  about = path.stat()
+  return _sha256_of(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(1024)
+def _sha256_of(path: pathlib.Path, *version: int) -> str:
+  """Of a file's content, read once a process while its `version` (inode, size, time of change) stays."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | None:
@@ -350,19 +364,18 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
   if not folder.exists():
     return None
   try:
-    meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    for name, size in meta['sizes'].items():
-      actual = (folder / name).stat().st_size
-      if actual != size:
-        raise ValueError(f'{name} has {actual} bytes, not {size}')
+    meta = sealed.opened(json.loads((folder / 'meta.json').read_text(encoding='utf-8')), 'meta.json')
+    for name, wanted in meta['sha256'].items():
+      if _sha256(folder / name) != wanted:
+        raise ValueError(f'{name} is not what was written')
     dtype = np.dtype(meta['dtype'])
     splits = {}
     for split in _SPLITS:
       counts = meta['splits'][split]
       starts = np.load(folder / f'{split}.starts.npy')
       path = folder / f'{split}.bin'
-      if meta['digest'] != digest or len(starts) != counts['documents'] or (
-          meta['sizes'][path.name] != counts['tokens'] * dtype.itemsize):
+      if meta['corpus'] != digest or len(starts) != counts['documents'] or (
+          path.stat().st_size != counts['tokens'] * dtype.itemsize):
         raise ValueError('meta.json disagrees with the other files')
       splits[split] = Split(str(path), dtype, counts['tokens'], starts, counts['bytes'], counts['documents'])
     return Corpus(**splits, tokenizer=tokenizers.load(folder / 'tokenizer.json'), digest=digest)

@@ -8,6 +8,7 @@ the result of encoding text, and decodes to nothing.
 import codecs
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -122,10 +123,19 @@ class Tokenizer:
     """A decoder for ids that arrive one by one: the pushed texts and `finish` join to `decode` of all ids."""
     return Stream(self.table)
 
+  @functools.cached_property
+  def text(self) -> str:
+    """The content of its file."""
+    return json.dumps({'lemma_tokenizer': self.name, **dataclasses.asdict(self)})
+
+  @property
+  def digest(self) -> str:
+    """Of all that it is: the first 32 hexadecimal digits of the SHA-256 of its file."""
+    return hashlib.sha256(self.text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes one JSON file, whole or not at all."""
-    text = json.dumps({'lemma_tokenizer': self.name, **dataclasses.asdict(self)})
-    files.write_atomically(pathlib.Path(path), text)
+    files.write_atomically(pathlib.Path(path), self.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +249,18 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Bpe:
       initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
   library.train_from_iterator(texts, trainer)
   return Bpe(library.to_str())
+
+
+PROBE = 'the cat, the hat: 12 12 345\n\tthey\'ll sit; "Zoë" don\'t -- naïve 東京 東京 \U0001f600  the  end\n' * 2
+
+
+@functools.cache
+def behaviour(name: str) -> str:
+  """A digest of what a kind of tokenizer makes of a short text, so that tokens of another rule, or of another version
+  of a library, are not taken for its own."""
+  made = {'bytes': Bytes, 'chars': lambda: Chars(''.join(sorted(set(PROBE)))), 'bpe': lambda: train_bpe([PROBE], 300)}
+  tokenizer = made[name]()
+  return hashlib.sha256(f'{tokenizer.digest} {tokenizer.encode(PROBE).tolist()}'.encode()).hexdigest()
 
 
 CLASSES = {cls.name: cls for cls in (Bytes, Chars, Symbols, Bpe)}

@@ -14,7 +14,7 @@ import shutil
 from foundation import files
 from framework import config as config_lib
 from framework import models
-from framework.training import run, schedules
+from framework.training import run, schedules, writer
 
 
 def shares_trunk(shorter: config_lib.Config, longer: config_lib.Config) -> bool:
@@ -45,14 +45,14 @@ def begin(workdir: pathlib.Path, config: config_lib.Config, source: pathlib.Path
   if not shares_trunk(theirs, config):
     raise config_lib.ConfigError(f'run {workdir} cannot branch from {source}; expected wsd runs with '
                                  'checkpoint.at_decay that differ only in training.steps')
-  digests = [run.read_config_file(folder / 'config.json')['corpus'] for folder in (source, workdir)]
+  digests = [run.read_config_file(folder / run.CONFIG)['corpus'] for folder in (source, workdir)]
   if digests[0] != digests[1]:
     raise config_lib.ConfigError(f'run {workdir} is on corpus {digests[1][:12]} and {source} on {digests[0][:12]}; '
                                  'expected the same text')
   step = branch_step(theirs)
   if not (source / 'checkpoints' / str(step)).is_dir():
     return False
-  for name in run.ROWS:  # before the checkpoint: a run without one starts anew and drops them
+  for name in writer.ROWS:  # before the checkpoint: a run without one starts anew and drops them
     kept = [row for row in files.read_rows(source / name) if row['step'] <= step]
     files.write_atomically(workdir / name, ''.join(json.dumps(row) + '\n' for row in kept))
   temporary = workdir / f'.branch.{os.getpid()}.tmp'

@@ -1,26 +1,31 @@
 """Training, in the order in which things happen. Every run of every model, fresh or resumed, goes through `train`."""
 
 from collections.abc import Callable, Iterator
-import json
+import functools
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
 
-from foundation import files
 from framework import config as config_lib
 from framework import models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, partition, result, run, step, writer
+from framework.training import branch, checkpoint, evaluation, hosts, partition, result, run, step, writer
 from framework.training.meter import Meter
+from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
 from framework.training.signals import StopSignal
 from framework.training.state import State
 
+CHECKPOINTS = 'checkpoints'
 Results = dict[str, Any]  # the content of result.json
+
+
+class Interrupted(Exception):
+  """A signal asked for the end of an evaluation."""
 
 
 def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
@@ -62,82 +67,114 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
     NonFinite: a step's loss or gradient was not finite (and more than training.skip_nonfinite were).
   """
   stages = models.stages(config)
-  if not stages[0].name:
-    return train_stage(stages[0], corpus, workdir, workdir)
-  results: list[Results] = []
-  for stage in stages:
-    results.append(stage_result(stage, corpus, workdir))
-    if results[-1]['status'] != 'complete':
-      break
-  begun = stages[:len(results)]
-  whole = result.of_stages(models.entry(config).result(results, begun), results, workdir.name,
-                           sum(stage.flops_before(corpus) for stage in begun))
-  if jax.process_index() == 0:
-    files.write_json(workdir / 'result.json', whole)
-  return whole
+  with StopSignal() as stop:
+    if not stages[0].name:
+      return finished(workdir) or train_stage(stages[0], corpus, workdir, workdir, stop)
+    results: list[Results] = []
+    for stage in stages:
+      results.append(stage_result(stage, corpus, workdir, stop))
+      if results[-1]['status'] != 'complete':
+        break
+    begun = stages[:len(results)]
+    whole = result.of_stages(models.entry(config).result(results, begun), results, workdir.name,
+                             sum(stage.flops_before(corpus) for stage in begun))
+    if jax.process_index() == 0:
+      result.write(workdir, whole)
+    return whole
 
 
-def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> Results:
+def finished(folder: pathlib.Path) -> Results | None:
+  """The result of a run that is complete, which nothing can be added to, be its checkpoints still there or not.
+
+  Raises:
+    ConfigError: the run was stopped, and its checkpoints are gone: going on would begin anew and drop its rows.
+  """
+  held = result.read(folder)
+  if held and held['status'] != 'complete' and not any((folder / CHECKPOINTS).glob('*')):
+    raise config_lib.ConfigError(f"{folder} holds a run that was {held['status']} at step {held['steps']}, without its "
+                                 f'checkpoints; expected those, nearest is another --workdir')
+  return held if held and held['status'] == 'complete' else None
+
+
+def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, stop: StopSignal) -> Results:
   """The result of one of several stages, trained now unless it is complete."""
   folder = workdir / stage.name
   run.open_folder(folder, stage.config, corpus, resume=True)
-  path = folder / 'result.json'
-  outcome = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-  if outcome.get('status') == 'complete':
+  outcome = finished(folder)
+  if outcome:
     return outcome
   logging.info('%s: %d steps', stage.title, stage.config.training.steps)
-  return train_stage(stage, corpus, workdir, folder)
+  return train_stage(stage, corpus, workdir, folder, stop)
 
 
-def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, folder: pathlib.Path
-                ) -> Results:
+def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, folder: pathlib.Path,
+                stop: StopSignal) -> Results:
   """Trains one run in `folder`, from its newest checkpoint if there is one, else as its stage begins."""
-  c = stage.config
+  stop.idle, c = True, stage.config
   check_stage(c, corpus)
   params, extra = stage.begin(corpus, workdir)
   setup = set_up(c, corpus.tokenizer.size)
   logging.info('%d %s devices on %d hosts, partition %s', jax.device_count(), jax.devices()[0].device_kind,
                jax.process_count(), c.training.partition)
   kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
-  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', c.checkpoint, kept=kept)
-  state, record = first_state(setup, checkpoints, params)
+  checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
+  state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
   counts, step_flops = contract.counts(setup.module), c.training.batch * setup.module.flops().train
   logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
                f'{corpus.train.tokens:,}', record['step'])
-  out = writer.Writer(folder, record['step'], c.training.steps, jax.process_index() == 0, c.training.tensorboard)
+  out = writer.Writer(folder, record, c.training.steps, jax.process_index() == 0, c.training.tensorboard)
   text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
   meter = Meter(c, text, record, step_flops, out)
   # Batch n is a function of n, so there is nothing to restore.
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
                         rows=partition.host_rows(c.training.batch), extra=extra)
+  saver = Saver(c.checkpoint.patience, checkpoints, meter, out, stop)
   try:
-    state, final, stopping = run_steps(setup, corpus, state, record['step'], arrays, meter, checkpoints, kept)
+    state, final, whole = run_steps(setup, corpus, state, record['step'], arrays, meter, saver, stop)
   finally:
     checkpoints.close()
     out.close()
-  done = int(state.step) == c.training.steps
   outcome = result.summary(c, corpus, folder, counts, step_flops, int(state.step), meter.targets, meter.seconds, final,
-                         'complete' if done else f'stopped by {stopping}')
+                           'complete' if whole else f'stopped by {stop.agreed()}')
   if jax.process_index() == 0:
-    files.write_json(folder / 'result.json', outcome)
+    result.write(folder, outcome)
   return outcome
 
 
-def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any) -> tuple[State, dict[str, Any]]:
-  """The state to go on from, and the record of its checkpoint: step, targets, seconds.
+def begun(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, workdir: pathlib.Path,
+          reader: checkpoint.Checkpoints | None, step: int) -> tuple[State, dict[str, Any]]:
+  """The state after `step` steps, from its checkpoint, or that before the first, and its record."""
+  if reader:
+    return reader.read(step, setup.like())
+  return fresh(setup, stage.begin(corpus, workdir)[0])
+
+
+def fresh(setup: Setup, params: Any) -> tuple[State, dict[str, Any]]:
+  """The state before the first step, and the record that a checkpoint of it would have.
 
   Args:
-    params: to begin with where there is no checkpoint; None: the seed's own.
+    params: to begin with; None: the seed's own.
   """
-  restored = checkpoints.restore(setup.like())
-  if restored:
-    checkpoints.set_aside_after(restored[1]['step'])
-    return restored
   state = setup.init()
   if params is not None:
     state = state.replace(params=partition.replicate(params, setup.mesh))
   return state, {'step': 0, 'targets': 0, 'seconds': 0.0}
+
+
+def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any,
+                accept: Callable[[dict[str, Any]], None]) -> tuple[State, dict[str, Any]]:
+  """The state to go on from, and the record of its checkpoint: step, targets, seconds.
+
+  Args:
+    params: to begin with where there is no checkpoint; None: the seed's own.
+    accept: see checkpoint.Checkpoints.restore.
+  """
+  restored = checkpoints.restore(setup.like(), accept)
+  if restored:
+    checkpoints.set_aside_after(restored[1]['step'])
+    return restored
+  return fresh(setup, params)
 
 
 def compile_step(setup: Setup) -> Callable[[State, contract.Batch], tuple[State, dict[str, jax.Array]]]:
@@ -148,40 +185,61 @@ def compile_step(setup: Setup) -> Callable[[State, contract.Batch], tuple[State,
   return partition.spread(one, setup.mesh, t.partition)
 
 
-def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus) -> Callable[[Any], dict[str, Any]]:
-  """evaluate(params) -> losses on the held-out text as the section `evaluation` says."""
+def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus, stop: StopSignal) -> Callable[[Any, int],
+                                                                                              dict[str, Any]]:
+  """evaluate(params, step) -> losses on the held-out text as the section `evaluation` says; {} if a signal came."""
   c, nats = setup.config, evaluation.compile_nats(setup.module, setup.mesh)
   text = windows.Windows(corpus.validation, corpus.tokenizer.end, c.data.window, c.evaluation.stride, c.data.packed)
-  return lambda params: evaluation.evaluate(nats, params, text, corpus.tokenizer, setup.mesh, batch=c.evaluation.batch,
-                                            limit=c.evaluation.windows)
+  def until_stopped(batches, step):
+    for number, batch in enumerate(batches, 1):
+      hosts.entered(step, number)
+      if stop.agreed():
+        raise Interrupted
+      yield batch
+  def evaluate(params, step):
+    try:
+      return evaluation.evaluate(nats, params, text, corpus.tokenizer, setup.mesh, batch=c.evaluation.batch,
+                                 limit=c.evaluation.windows, progress=lambda batches: until_stopped(batches, step))
+    except Interrupted:
+      return {}
+  return evaluate
 
 
 def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int, arrays: Iterator[windows.Batch],
-              meter: Meter, checkpoints: checkpoint.Checkpoints, kept: list[int]) -> tuple[State, dict[str, Any], str]:
-  """Steps `start` + 1 to the last, or to a signal: (state, the last evaluation, the signal's name)."""
-  c, final, stopping = setup.config, {}, ''
-  train_step, evaluate = compile_step(setup), compile_evaluation(setup, corpus)
+              meter: Meter, saver: Saver, stop: StopSignal) -> tuple[State, dict[str, Any], bool]:
+  """Steps `start` + 1 to the last, or to a signal: (state, the last evaluation, whether that was the run's end)."""
+  c, final, whole = setup.config, {}, False
+  train_step, evaluate = compile_step(setup), compile_evaluation(setup, corpus, stop)
   def due(number: int, every: int) -> bool:
     return number == c.training.steps or bool(every and number % every == 0)
-  with StopSignal() as stop:
-    for number in range(start + 1, c.training.steps + 1):
-      state, metrics = train_step(state, partition.split_rows(next(arrays), setup.mesh))
-      meter.take(number, metrics, checkpoints.steps)
-      stopping = stop.agreed()
-      evaluating = due(number, c.evaluation.every_steps)
-      saving = due(number, c.checkpoint.every_steps) or stopping or number in kept
-      if evaluating:
-        meter.end_step(metrics)
-        final = evaluate(state.params)
-        meter.evaluated(final)
-      if evaluating or saving:
-        meter.settle(checkpoints.steps)  # a step that was not finite ends the run here, before anything is saved
-        meter.pause()
-      if saving:
-        checkpoints.save(state, {'targets': meter.targets, 'seconds': meter.seconds})
-      if stopping:
+  if meter.row or start == c.training.steps:  # saved, but not evaluated yet
+    final = evaluate(state.params, start)
+    if not final:
+      return state, final, False
+    meter.write(final)
+    whole = start == c.training.steps
+  for number in range(start + 1, c.training.steps + 1):
+    hosts.entered(number)
+    state, metrics = train_step(state, partition.split_rows(next(arrays), setup.mesh))
+    stop.idle = False
+    meter.take(number, metrics, saver.checkpoints.steps)
+    stopping, evaluating = stop.agreed(), due(number, c.evaluation.every_steps)
+    saving = due(number, c.checkpoint.every_steps) or number in saver.checkpoints.kept or stopping
+    if not evaluating and not saving:
+      continue
+    meter.end(saver.checkpoints.steps)  # a step that was not finite ends the run here, before anything is saved
+    meter.pause()
+    if not evaluating:
+      meter.write()
+    if saving:  # before the evaluation: nothing is lost if that is interrupted
+      saver.save(state)
+    if evaluating:
+      losses = evaluate(state.params, number)
+      if not losses:
         break
-    checkpoints.wait()
-    if start >= c.training.steps:
-      final = evaluate(state.params)
-  return state, final, stopping
+      final, whole = losses, number == c.training.steps
+      meter.write(final)
+    if stopping:
+      break
+  saver.finish(state)
+  return state, final, whole

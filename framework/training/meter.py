@@ -20,7 +20,8 @@ class Meter:
 
   Args:
     text: what is trained on.
-    record: of the checkpoint that the run goes on from: step, targets, seconds.
+    record: of the checkpoint that the run goes on from: step, targets, seconds, and the row of a step that has yet to
+      be evaluated, as `pending`.
     step_flops: training FLOPs of a step, over all devices.
   """
 
@@ -30,7 +31,7 @@ class Meter:
     self._tokens_per_byte = (text.split.tokens - 1) / text.split.bytes
     self._clock = clock.Clock(record['seconds'], c.training.batch * c.data.window, step_flops)
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._extra: dict[str, Any] = {}
+    self.row: dict[str, Any] | None = record.get('pending')  # of the last step that ended, until it is written
     self.targets = record['targets']
 
   @property
@@ -38,25 +39,17 @@ class Meter:
     return self._clock.seconds
 
   def take(self, number: int, metrics: dict[str, jax.Array], saved: Callable[[], list[int]]) -> None:
-    """Settles the step before and keeps this one's metrics, whose arrays may not be there yet."""
-    self.settle(saved)
+    """Ends the step before, writes its row, and keeps this one's metrics, whose arrays may not be there yet."""
+    self.end(saved)
+    self.write()
     self._pending = (number, metrics)
 
-  def evaluated(self, result: dict[str, Any]) -> None:
-    """Adds held-out losses to the row of the pending step."""
-    self._extra = {'validation_loss': result['nats_per_token'], 'validation_bits_per_byte': result['bits_per_byte']}
-
-  def end_step(self, metrics: dict[str, jax.Array]) -> None:
-    """Waits for the pending step: what follows until the next one is no step's time."""
-    jax.block_until_ready(metrics)
-    self._clock.tick()
-    self._clock.pause()
-
   def pause(self) -> None:
+    """What follows until the next step is no step's time."""
     self._clock.pause()
 
-  def settle(self, saved: Callable[[], list[int]]) -> None:
-    """Reads the pending step's metrics, which waits for that step, and writes its row.
+  def end(self, saved: Callable[[], list[int]]) -> None:
+    """Reads the pending step's metrics, which waits for that step.
 
     Raises:
       NonFinite: it was not finite, and more such steps than may be skipped; `saved` gives the steps of checkpoints.
@@ -68,12 +61,19 @@ class Meter:
     self._clock.tick()
     self.targets += int(metrics['targets'])
     self._refuse_nonfinite(number, metrics, saved)
-    row = self._row(number, metrics) | self._extra
+    self.row = self._row(number, metrics)
+
+  def write(self, result: dict[str, Any] | None = None) -> None:
+    """Writes the row of the step that ended, with the held-out losses of its evaluation if there was one."""
+    if self.row is None:
+      return
+    row, number, self.row = self.row, self.row['step'], None
+    if result:
+      row = row | {'validation_loss': result['nats_per_token'], 'validation_bits_per_byte': result['bits_per_byte']}
     rates = self._clock.rates(self._c.training.steps - number)
-    if number % self._c.training.log_every == 0 or number == self._c.training.steps or self._extra:
+    if number % self._c.training.log_every == 0 or number == self._c.training.steps or result:
       self._out.row(row, rates)
     self._out.live(number, row, rates)
-    self._extra = {}
 
   def _row(self, number: int, metrics: dict[str, Any]) -> dict[str, Any]:
     loss, norm = (float(metrics[name]) if metrics['finite'] else None for name in ('loss', 'gradient_norm'))

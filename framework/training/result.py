@@ -1,5 +1,6 @@
 """The content of result.json, the contract between training and scaling. Losses are nats per token."""
 
+import json
 import pathlib
 import statistics
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from foundation import files
+from foundation import files, sealed
+from foundation.errors import one_line
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
+from framework.training import run, writer
+
+RESULT = 'result.json'
 
 
 def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path, counts: dict[str, int],
@@ -22,7 +27,7 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
     counts: numbers of parameters, see contract.counts.
     final: the last evaluation on held-out text, or {}.
   """
-  rows = files.read_rows(workdir / 'metrics.jsonl')
+  rows = files.read_rows(workdir / writer.METRICS)
   tail = [row['loss'] for row in rows if row['step'] > 0.9 * steps and row['loss'] is not None]
   d, unique = c.data, corpus.train.tokens - 1
   if d.folds:
@@ -38,8 +43,43 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
       'loss_nats_per_token': final.get('nats_per_token'), 'bits_per_byte': final.get('bits_per_byte'),
       'loss_smoothed': statistics.fmean(tail) if tail else None,
       'loss_by_position': final.get('loss_by_position'),
+      'manifest': manifest(workdir, steps),
       'seconds': seconds, 'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'status': status,
   }
+
+
+def manifest(folder: pathlib.Path, step: int) -> dict[str, Any]:
+  """The digests of what a run is made of, see framework/training/manifest.py, up to its last step."""
+  begun = run.read_config_file(folder / run.CONFIG)
+  return {'config': sealed.digest(begun), 'corpus': begun['corpus'], 'tokenizer': begun.get('tokenizer'),
+          'code': run.code(), 'step': step, 'rows': {name: writer.digests(folder / name) for name in writer.ROWS}}
+
+
+def check_rows(folder: pathlib.Path) -> None:
+  """Raises ConfigError if a run that has ended has other rows of metrics or timing than at its end."""
+  for name, wanted in (read(folder) or {}).get('manifest', {}).get('rows', {}).items():
+    if writer.digests(folder / name) != wanted:
+      raise config_lib.ConfigError(f"{folder / name} was changed: its rows are not the {wanted['count']} that there were "
+                                   'at the end of the run')
+
+
+def write(folder: pathlib.Path, outcome: dict[str, Any]) -> None:
+  """Writes result.json, sealed."""
+  sealed.write(folder / RESULT, outcome)
+
+
+def read(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The content of result.json; None if there is none. Raises ConfigError if it is not as it was written."""
+  path = folder / RESULT
+  if not path.exists():
+    return None
+  try:
+    held = dict(json.loads(path.read_text(encoding='utf-8')))
+    held['status'], held['steps']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise config_lib.ConfigError(f"{path} cannot be read as a run's result ({one_line(error)}); nearest is the folder "
+                                 'without it, and the same command again') from None
+  return sealed.opened(held, path)
 
 
 def of_stages(one: dict[str, Any], results: list[dict[str, Any]], run: str, flops_before: float) -> dict[str, Any]:

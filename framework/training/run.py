@@ -1,5 +1,13 @@
-"""A run is a folder: config.json when it starts, result.json when it ends."""
+"""A run is a folder: config.json when it starts, result.json when it ends.
 
+config.json is sealed (foundation/sealed.py) and holds the digests of the corpus and of the tokenizer: with it, all that
+a run is made of can be told from anything else.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -9,15 +17,18 @@ import subprocess
 import sys
 from typing import Any
 
+from absl import logging
 import jax
 
-from foundation import files
+from foundation import files, sealed
+from foundation.errors import one_line
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
+from framework.data import tokenizer as tokenizers
+from framework.training import hosts
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
-TOKENIZER = 'tokenizer.json'
-ROWS = ('metrics.jsonl', 'timing.jsonl')
+CONFIG, TOKENIZER = 'config.json', 'tokenizer.json'
 
 
 def _git_commit() -> str:
@@ -32,73 +43,156 @@ def _git_commit() -> str:
   return commit + ('+' if commit and git('status', '--porcelain', '--untracked-files=no').strip() else '')
 
 
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool) -> Iterator[None]:
+  """`open_folder`, and the folder held against other processes of this and other machines that share it.
+
+  Raises:
+    ConfigError: as `open_folder`, or another process holds the folder.
+  """
+  hosts.agree({'version of Python or a library': versions(), 'code': code()})
+  hosts.agree(config_lib.flatten(config) | {'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest})
+  first = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    def begin():
+      refuse_strangers(workdir)
+      try:
+        stack.enter_context(files.claimed(workdir))
+      except OSError as error:
+        raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
+      open_folder(workdir, config, corpus, resume)
+    hosts.together(begin if first else lambda: None)
+    # The others find what the first has made, if they share its disk.
+    hosts.together((lambda: None) if first else lambda: open_folder(workdir, config, corpus, resume=True))
+    yield
+    hosts.finish()
+
+
+def refuse_strangers(workdir: pathlib.Path) -> None:
+  """Raises ConfigError if `workdir` is a file, or a folder that holds something else than a run."""
+  if workdir.exists() and not workdir.is_dir():
+    raise config_lib.ConfigError(f'workdir {workdir} is a file; expected a folder')
+  if (workdir / CONFIG).exists():
+    return
+  # A kill between the first two files of a run leaves a tokenizer alone: still an empty run.
+  strangers = [p.name for p in workdir.iterdir() if not p.name.startswith('.') and p.name != TOKENIZER] \
+      if workdir.exists() else []
+  if strangers:
+    raise config_lib.ConfigError(f'workdir {workdir} is not empty and holds no run (found {sorted(strangers)[0]}); '
+                                 'give an empty or a new folder')
+
+
 def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool) -> None:
   """Creates the run's folder, or checks that the run in it is the one that `config` describes.
 
   Raises:
     ConfigError: the folder holds something else, another config, or a run that was not asked to be resumed.
   """
-  path = workdir / 'config.json'
-  flat = config_lib.flatten(config)
+  path = workdir / CONFIG
   if path.exists():
-    saved = read_config_file(path)
     if not resume:
       raise config_lib.ConfigError(f'workdir {workdir} already holds a run; give --resume to continue it, '
                                    'or another --workdir')
-    begun = config_lib.flatten(config_lib.Config()) | saved['config']  # settings that are younger than the run
-    for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
-      if begun.get(key) != flat.get(key):
-        raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
-                                     f'this config has {flat.get(key)!r}: give the same, or another --workdir')
+    _check_config(workdir, config)
     check_corpus(workdir, corpus)
-    for name in ROWS:
-      files.read_rows(workdir / name)  # now, not when the model has been compiled
+    _keep_tokenizer(workdir, corpus)
     return
-  if workdir.exists() and not workdir.is_dir():
-    raise config_lib.ConfigError(f'workdir {workdir} is a file; expected a folder')
-  # A kill between the two files below leaves a tokenizer alone: still an empty run.
-  strangers = [p.name for p in workdir.iterdir() if not p.name.startswith('.') and p.name != TOKENIZER] \
-      if workdir.exists() else []
-  if strangers:
-    raise config_lib.ConfigError(f'workdir {workdir} is not empty and holds no run (found {sorted(strangers)[0]}); '
-                                 'give an empty or a new folder')
+  refuse_strangers(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       corpus.tokenizer.save(workdir / TOKENIZER)
-      files.write_json(path, {
-          'config': flat, 'corpus': corpus.digest, 'git_commit': _git_commit(), 'command': sys.argv,
-          'versions': {'python': platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+      sealed.write(path, {
+          'config': config_lib.flatten(config), 'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest,
+          'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
           'xla_flags': os.environ.get('XLA_FLAGS', ''),
       })
   except OSError as error:
     raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
 
 
+@functools.cache
+def code() -> str:
+  """A digest of the code that trains."""
+  root, sha = pathlib.Path(__file__).parents[2], hashlib.sha256()
+  for package in ('foundation', 'framework', 'pallas_kernels'):
+    for path in sorted((root / package).rglob('*.py')):
+      sha.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
+  return sha.hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+  """Of Python and of the libraries that the numbers depend on."""
+  return {'python': platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
+
+
+def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Raises ConfigError if the run in `workdir` has another config."""
+  flat = config_lib.flatten(config)
+  # Settings that are younger than the run have their defaults in it.
+  begun = config_lib.flatten(config_lib.Config()) | read_config_file(workdir / CONFIG)['config']
+  for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
+    if begun.get(key) != flat.get(key):
+      raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
+                                   f'this config has {flat.get(key)!r}: give the same, or another --workdir')
+
+
 def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
-  """Raises ConfigError if the run in `workdir` was on other text."""
-  saved = read_config_file(workdir / 'config.json')['corpus']
-  if saved != corpus.digest:
-    raise config_lib.ConfigError(f'workdir {workdir} holds a run on corpus {saved[:12]}; the text at data.path is now '
-                                 f'{corpus.digest[:12]}: give that text back, or train in another --workdir')
+  """Raises ConfigError if the run in `workdir` was on other text, or on tokens of another tokenizer."""
+  saved = read_config_file(workdir / CONFIG)
+  if saved['corpus'] != corpus.digest:
+    raise config_lib.ConfigError(f"workdir {workdir} holds a run on corpus {saved['corpus'][:12]}; the text at "
+                                 f'data.path is now {corpus.digest[:12]}: give that text back, or train in another --workdir')
+  own = saved.get('tokenizer') or _tokenizer_digest(workdir)  # a run that is older than the entry
+  if own and own != corpus.tokenizer.digest:
+    raise config_lib.ConfigError(
+        f"workdir {workdir} holds a run on tokens of {corpus.tokenizer.name} tokenizer {own[:12]}; the text's is now "
+        f'{corpus.tokenizer.digest[:12]}: expected the code and the tokenizers library that made it '
+        f"({saved.get('versions', {}).get('tokenizers')}), or another --workdir")
+
+
+def _tokenizer_digest(workdir: pathlib.Path) -> str:
+  """Of the run's tokenizer.json; '' if it cannot be read."""
+  try:
+    return tokenizers.load(workdir / TOKENIZER).digest
+  except config_lib.ConfigError:
+    return ''
+
+
+def _keep_tokenizer(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
+  """Writes tokenizer.json again if it is not that of the run, whose corpus this is."""
+  if jax.process_index() == 0 and _tokenizer_digest(workdir) != corpus.tokenizer.digest:
+    logging.warning('%s is damaged; it is written again', workdir / TOKENIZER)
+    corpus.tokenizer.save(workdir / TOKENIZER)
+
+
+def read_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
+  """The tokenizer of the run in `workdir`. Raises ConfigError if there is none, or another than it began with."""
+  tokenizer = tokenizers.load(workdir / TOKENIZER)
+  wanted = read_config_file(workdir / CONFIG).get('tokenizer', tokenizer.digest)
+  if tokenizer.digest != wanted:
+    raise config_lib.ConfigError(f'{workdir / TOKENIZER} is not the tokenizer that the run began with: it is '
+                                 f"{tokenizer.digest[:12]}, expected {wanted[:12]}; training with --resume mends it")
+  return tokenizer
 
 
 def read_config_file(path: pathlib.Path) -> dict[str, Any]:
+  """The content of a run's config.json. Raises ConfigError if it cannot be read, or is not as it was written."""
   try:
     saved = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(saved['config'], dict) or not isinstance(saved['corpus'], str):
       raise ValueError('no config in it')
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise config_lib.ConfigError(f"{path} cannot be read as a run's config: {' '.join(str(error).split())}") from error
-  return saved
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise config_lib.ConfigError(f"{path} cannot be read as a run's config: {one_line(error)}") from error
+  return sealed.opened(saved, path)
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:
   """The config of the run in `workdir`. Raises ConfigError if there is none."""
-  path = workdir / 'config.json'
+  path = workdir / CONFIG
   if not path.exists():
     beside = workdir.parent.iterdir() if workdir.parent.is_dir() else []
-    around = [p.name for p in beside if (p / 'config.json').exists()]
+    around = [p.name for p in beside if (p / CONFIG).exists()]
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
   config = config_lib.from_flat(read_config_file(path)['config'])

@@ -66,7 +66,7 @@ def load(workdir: pathlib.Path) -> Trained:
   last = models.stages(config)[-1]
   if last.name and not (workdir / 'checkpoints').exists():
     return load(workdir / last.name)
-  tokenizer = tokenizer_lib.load(workdir / run.TOKENIZER)
+  tokenizer = run.read_tokenizer(workdir)
   setup = set_up(config, tokenizer.size)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:

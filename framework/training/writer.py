@@ -4,8 +4,9 @@ metrics.jsonl is a pure function of the config: an interrupted and resumed run h
 not. Whatever depends on the machine's speed goes to timing.jsonl.
 """
 
-import contextlib
+import hashlib
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -14,49 +15,130 @@ from absl import logging
 import tqdm
 
 from foundation import files
+from foundation.errors import ConfigError
 from framework.training import clock
+
+ROWS = METRICS, TIMING = 'metrics.jsonl', 'timing.jsonl'
+
+
+def digest(path: pathlib.Path, count: int) -> str:
+  """The SHA-256 of the first `count` lines of a file; '' if it has fewer."""
+  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+  return hashlib.sha256(b''.join(line + b'\n' for line in lines[:count])).hexdigest() if len(lines) >= count else ''
+
+
+def digests(path: pathlib.Path) -> dict[str, Any]:
+  """The `count` of the lines of a file, and the `sha256` of all of them."""
+  count = path.read_bytes().count(b'\n') if path.exists() else 0
+  return {'count': count, 'sha256': digest(path, count)}
+
+
+def check_rows(workdir: pathlib.Path, record: dict[str, Any]) -> None:
+  """Raises ConfigError if the rows of metrics.jsonl are not those that there were when a checkpoint was saved.
+
+  Args:
+    record: of the checkpoint; older ones do not say.
+  """
+  wanted = record.get('rows')
+  if wanted and digest(workdir / METRICS, wanted['count']) != wanted['sha256']:
+    raise ConfigError(f"{workdir / METRICS} was changed: its first {wanted['count']} rows are not those of step "
+                      f"{record['step']}")
+
+
+class Rows:
+  """A file of JSON lines that grows. What a full disk does not take is kept, and written when there is room."""
+
+  def __init__(self, path: pathlib.Path, kept: list[dict[str, Any]]):
+    self.path, self.count, self._sha, self._waiting = path, 0, hashlib.sha256(), b''
+    text = ''.join(json.dumps(row) + '\n' for row in kept)
+    files.write_atomically(path, text)
+    self._sha.update(text.encode())
+    self.count, self._size = len(kept), len(text.encode())
+    self._file = open(path, 'r+b', buffering=0)
+
+  def add(self, row: dict[str, Any]) -> None:
+    """Writes a row, or keeps it until there is room."""
+    line = (json.dumps(row) + '\n').encode()
+    self._sha.update(line)
+    self.count += 1
+    full = bool(self._waiting)
+    self._waiting += line
+    try:
+      self.flush()
+    except OSError as error:
+      if not full:
+        logging.warning('%s: %s; its rows are kept until there is room', self.path, error.strerror)
+
+  def flush(self) -> None:
+    """Writes what waits. Raises OSError if there is no room; then nothing of it is in the file."""
+    try:
+      with files.naming(self.path):
+        self._file.seek(self._size)
+        left = self._waiting
+        while left:
+          left = left[self._file.write(left):]
+    except OSError:
+      self._file.truncate(self._size)
+      raise
+    self._size += len(self._waiting)
+    self._waiting = b''
+
+  def sync(self) -> dict[str, Any]:
+    """Puts every row on the disk itself; returns their `count` and `sha256`. Raises OSError."""
+    self.flush()
+    with files.naming(self.path):
+      os.fsync(self._file.fileno())
+    return {'count': self.count, 'sha256': self._sha.hexdigest()}
+
+  def close(self) -> None:
+    try:
+      self.flush()
+    finally:
+      self._file.close()
 
 
 class Writer:
   """Appends to a run folder; only the first host writes.
 
   Args:
-    resumed_step: rows after this step are dropped, since the steps behind them are done again.
+    record: of the checkpoint that the run goes on from: rows after its step are dropped, since the steps behind them
+      are done again, and so is that of its step if it has yet to be evaluated.
   """
 
-  def __init__(self, workdir: pathlib.Path, resumed_step: int, total_steps: int, active: bool, tensorboard: bool):
+  def __init__(self, workdir: pathlib.Path, record: dict[str, Any], total_steps: int, active: bool, tensorboard: bool):
     self._active = active
     self._bar = self._board = None
-    self._files = {}
+    self._rows: list[Rows] = []
     if not active:
       return
-    for name in ('metrics.jsonl', 'timing.jsonl'):
-      path = workdir / name
-      kept = [row for row in files.read_rows(path) if row['step'] <= resumed_step]
-      files.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
-      self._files[path] = open(path, 'a', encoding='utf-8')
+    last = record['step'] - ('pending' in record)
+    for name in ROWS:
+      rows = [row for row in files.read_rows(workdir / name) if row['step'] <= last]
+      self._rows.append(Rows(workdir / name, rows[:record['rows']['count']] if 'rows' in record else rows))
     if sys.stderr.isatty():
-      self._bar = tqdm.tqdm(total=total_steps, initial=resumed_step, dynamic_ncols=True, file=sys.stderr,
+      self._bar = tqdm.tqdm(total=total_steps, initial=record['step'], dynamic_ncols=True, file=sys.stderr,
                             bar_format='{n_fmt}/{total_fmt} |{bar:12}| {desc}')
     if tensorboard:
       import tensorboardX  # only runs that ask for it pay for the import
-      self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_step + 1)
+      self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=last + 1)
 
   def row(self, metrics: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one row of metrics and one of timing, and shows them."""
     if not self._active:
       return
     step = metrics['step']
-    for (path, file), row in zip(self._files.items(), (metrics, {'step': step} | rates)):
-      with files.naming(path):
-        file.write(json.dumps(row) + '\n')
-        file.flush()
+    for rows, row in zip(self._rows, (metrics, {'step': step} | rates)):
+      rows.add(row)
     if self._board:
       for name, value in (metrics | rates).items():
         if isinstance(value, (int, float)) and name != 'step':
           self._board.add_scalar(name, value, step)
     if self._bar is None:
       logging.info('step %d  %s', step, describe(metrics, rates))
+
+  def sync(self) -> dict[str, Any]:
+    """Puts the rows on the disk itself; what a checkpoint's record says of them. Raises OSError."""
+    return [rows.sync() for rows in self._rows][0] if self._active else {}
 
   def live(self, step: int, metrics: dict[str, Any], rates: dict[str, float]) -> None:
     """Redraws the live line, at most ten times a second."""
@@ -65,14 +147,14 @@ class Writer:
       self._bar.update(step - self._bar.n)
 
   def close(self) -> None:
-    for file in self._files.values():
-      with contextlib.suppress(OSError):  # every row was flushed: only one whose flush has failed would fail again
-        file.close()
+    """Raises OSError if rows are left for which there was no room."""
     if self._bar is not None:
       self._bar.refresh()
       self._bar.close()
     if self._board:
       self._board.close()
+    for rows in self._rows:
+      rows.close()
 
 
 def describe(metrics: dict[str, Any], rates: dict[str, float]) -> str:

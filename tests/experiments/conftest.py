@@ -19,10 +19,10 @@ class Server:
     self.process = subprocess.Popen([sys.executable, str(HERE / 'forkserver.py')], stdin=subprocess.PIPE, env=env,
                                     stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-  def __call__(self, launcher, *argv, env=None, full=None, timeout=60):
+  def __call__(self, launcher, *argv, env=None, full=None, fault=None, timeout=60):
     self.process.stdin.write(json.dumps({
         'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full,
-        'timeout': timeout}) + '\n')
+        'fault': fault, 'timeout': timeout}) + '\n')
     self.process.stdin.flush()
     return json.loads(self.process.stdout.readline())
 

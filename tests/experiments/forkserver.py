@@ -3,10 +3,12 @@
 Reads one JSON object a line from stdin: {'module', 'argv', 'env', 'full', 'timeout'}; answers with one line on stdout:
 {'code', 'out', 'err', 'seconds', 'touched'}. `env` is laid over the server's own; null unsets. `full` is
 ['module:Class.method', bytes, call] or ['', bytes, 0]: from that call of the function on (0 is the first), or from the
-start, no regular file can grow beyond so many bytes, in Python and in C++, as on a full disk. `touched` says whether
-JAX made a backend and how often it compiled, so that a test can tell that a refusal came early.
+start, no regular file can grow beyond so many bytes, in Python and in C++, as on a full disk. `fault` is ['kill', 'fail'
+or 'full', number, folder], see `break_writing`. `touched` says whether JAX made a backend and how often it compiled, so
+that a test can tell that a refusal came early.
 """
 
+import errno
 import functools
 import importlib
 import itertools
@@ -62,6 +64,31 @@ def fill_disk(where: str, size: int, call: int) -> None:
   setattr(owner, last, limited)
 
 
+WRITES = ('os.rename', 'os.link', 'os.symlink', 'os.truncate', 'os.mkdir', 'os.remove', 'os.rmdir')
+events = []
+
+
+def break_writing(mode: str, number: int, folder: str) -> None:
+  """Lets operation `number` that changes a file below `folder` fail, or end the process, or find a full disk from then
+  on; -1: only counts them. Python tells of all of them, whatever module they are in."""
+  def hook(event, args):
+    if event == 'open':
+      changes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+      changes = event in WRITES
+    if not changes or not any(str(a).startswith(folder) for a in args if isinstance(a, (str, os.PathLike))):
+      return
+    events.append(f'{event} {args[0]}')
+    if len(events) - 1 == number:
+      if mode == 'kill':
+        os.kill(os.getpid(), signal.SIGKILL)
+      elif mode == 'full':
+        limit_files(64)
+      else:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+  sys.addaudithook(hook)
+
+
 def child(job: dict, out: int, err: int, report: int) -> None:
   """Becomes `python -m module argv`; never returns."""
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -82,8 +109,11 @@ def child(job: dict, out: int, err: int, report: int) -> None:
       lambda name, _, **kwargs: compiled.append(name) if 'backend_compile' in name else None)
   if job.get('full'):
     fill_disk(*job['full'])
+  if job.get('fault'):
+    break_writing(*job['fault'])
   def tell():
-    os.write(report, json.dumps({'backend': bool(xla_bridge._backends), 'compiled': len(compiled)}).encode())
+    os.write(report, json.dumps({'backend': bool(xla_bridge._backends), 'compiled': len(compiled),
+                                 'events': events}).encode())
     os.close(report)
 
   def leave(code, leave=os._exit):

@@ -46,7 +46,7 @@ def test_a_branched_run_is_a_run_of_its_own(ladder):
   folder, result, own = ladder
   one, alone = folder / '70', folder / '70-alone'
   assert (one / 'metrics.jsonl').read_bytes() == (alone / 'metrics.jsonl').read_bytes()
-  assert {key for key in result if result[key] != own[key]} <= {'run', 'seconds'} and result['status'] == 'complete'
+  assert {key for key in result if result[key] != own[key]} <= {'run', 'seconds', 'manifest'} and result['status'] == 'complete'
   arrays = [jax.tree.leaves(setup.load(path).params) for path in (one, alone)]
   for x, y in zip(*arrays, strict=True):
     np.testing.assert_array_equal(x, y)

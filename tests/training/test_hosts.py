@@ -1,0 +1,230 @@
+"""Several processes of one run: what they disagree on, and what the others say when one is killed, stopped or missing."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from framework.training import hosts
+from tests.commands import ROOT, environment, write_documents
+
+CONFIG = """
+from framework import config
+def get_config():
+  return config.Config(
+    model=config.Model(layers=1, width=16, heads=2), data=config.Data(path={text!r}, cache={cache!r}, window=16),
+    optimizer=config.Optimizer(warmup_steps=2), training=config.Training(steps=20, batch=4, log_every=5, devices=1),
+    evaluation=config.Evaluation(windows=8), checkpoint=config.Checkpoint(every_steps=10, patience=0.0))
+"""
+STATED = 45.0  # seconds after which no process of a broken run may be left: hosts.LOST, and twice as much for a slow CI
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('hosts')
+  (folder / 'text').mkdir()
+  write_documents(folder / 'text', documents=8, length=100)
+  (folder / 'config.py').write_text(CONFIG.format(text=str(folder / 'text'), cache=str(folder / 'cache')))
+  return folder
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def start(root, workdir, port, process, processes, *more):
+  words = [sys.executable, '-m', 'experiments.train', f'--config={root}/config.py', f'--workdir={workdir}', '--resume',
+           f'--coordinator=127.0.0.1:{port}', f'--processes={processes}', f'--process={process}', '--join_timeout=60',
+           *more]
+  return subprocess.Popen(words, cwd=ROOT, env=environment() | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+
+
+def two(root, workdir, *words):
+  """Two processes with the words of each."""
+  port = free_port()
+  return [start(root, workdir, port, process, 2, *more) for process, more in enumerate(words)]
+
+
+def ended(process):
+  """(exit code, the lines that are no line of the log)."""
+  _, err = process.communicate(timeout=120)
+  return process.returncode, [line for line in err.splitlines() if not re.match(r'\d\d:\d\d:\d\d ', line)]
+
+
+def child(process):
+  """The process that does the work, whose parent was started."""
+  return int(subprocess.run(['pgrep', '-P', str(process.pid)], capture_output=True, text=True, check=True).stdout)
+
+
+def wait_for(path, processes):
+  while not path.exists():
+    assert all(p.poll() is None for p in processes), [ended(p) for p in processes]
+    time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_end_together(root, tmp_path):
+  for process in two(root, tmp_path / 'run', (), ()):
+    assert ended(process) == (0, [])
+  assert (tmp_path / 'run' / 'result.json').exists()
+
+
+@pytest.mark.parametrize('word, what', [
+    ('--config.optimizer.learning_rate=0.5', 'another optimizer.learning_rate than process 0'),
+    pytest.param('--config.data.path={root}/config.py', 'another data.path than process 0', marks=pytest.mark.slow),
+])
+def test_processes_that_disagree_are_refused(root, tmp_path, word, what):
+  for process in two(root, tmp_path / 'run', (), (word.format(root=root),)):
+    code, lines = ended(process)
+    assert code == 2 and len(lines) == 1 and what in lines[0] and 'process 1 has' in lines[0], lines
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_other_text_under_the_same_name_is_refused(root, tmp_path):
+  """As of hosts whose disks are their own."""
+  home = {name: tmp_path / name for name in ('zero', 'one')}
+  for folder in home.values():
+    folder.mkdir()
+    (folder / 'text.txt').write_text(f'{folder.name} ' * 400)
+  port, processes = free_port(), []
+  for number, folder in enumerate(home.values()):
+    words = ['--config.data.path=text.txt', f'--config.data.cache={tmp_path}/cache']
+    processes.append(subprocess.Popen(
+        [sys.executable, '-m', 'experiments.train', f'--config={root}/config.py', f'--workdir={tmp_path}/run',
+         f'--coordinator=127.0.0.1:{port}', '--processes=2', f'--process={number}', *words], cwd=folder,
+        env=environment() | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True))
+  for process in processes:
+    code, lines = ended(process)
+    assert code == 2 and 'process 1 has another corpus than process 0' in lines[0], lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('process, number', [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_process_ends_the_others_in_one_line(root, tmp_path, process, number):
+  endless = ('--config.training.steps=1000000',)
+  running = two(root, tmp_path / 'run', endless, endless)
+  wait_for(tmp_path / 'run' / 'checkpoints' / '10', running)
+  lost = child(running[process])
+  os.kill(lost, number)
+  begin = time.monotonic()
+  code, lines = ended(running[1 - process])
+  assert time.monotonic() - begin < STATED
+  assert code == 1 and len(lines) == 1, lines
+  assert re.match(f'error: .*process {process} .*is gone.*; --resume goes on from the newest checkpoint', lines[0])
+  if number == signal.SIGSTOP:
+    os.kill(lost, signal.SIGKILL)
+  code, lines = ended(running[process])
+  assert code == 137 and lines == [f'error: process {process} was killed by SIGKILL; --resume goes on from the newest '
+                                   'checkpoint']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [[1], [0], [0, 0]])
+def test_a_process_that_never_comes_is_waited_for_as_long_as_stated(root, tmp_path, processes):
+  port = free_port()
+  begin = time.monotonic()
+  running = [start(root, tmp_path / 'run', port, number, 2, '--join_timeout=10') for number in processes]
+  for process in running:
+    code, lines = ended(process)
+    assert code == 1 and len(lines) == 1 and 'not all of the 2 processes came to 127.0.0.1' in lines[0], lines
+  assert 10 < time.monotonic() - begin < 10 + STATED
+
+
+@pytest.mark.slow
+def test_fewer_processes_with_as_many_devices_go_on_with_the_same_bits(root, tmp_path):
+  for process in two(root, tmp_path / 'whole', (), ()):
+    assert ended(process)[0] == 0
+  running = two(root, tmp_path / 'run', (), ())
+  wait_for(tmp_path / 'run' / 'checkpoints' / '10', running)
+  for process in running:
+    os.kill(child(process), signal.SIGKILL)
+    ended(process)
+  alone = subprocess.run(
+      [sys.executable, '-m', 'experiments.train', f'--config={root}/config.py', f'--workdir={tmp_path}/run', '--resume'],
+      cwd=ROOT, env=environment() | {'JAX_PLATFORMS': 'cpu',
+                                     'XLA_FLAGS': '--xla_force_host_platform_device_count=2 '
+                                                  '--xla_cpu_multi_thread_eigen=false'},
+      capture_output=True, text=True, check=False)
+  assert alone.returncode == 0 and '2 cpu devices on 1 hosts' in alone.stderr, alone.stderr
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+
+
+class Store:
+  """The coordination service's, in memory."""
+
+  def __init__(self):
+    self.values = {'lemma/who/1': 'node1, process id 7'}
+
+  def key_value_dir_get(self, prefix):
+    return [item for item in self.values.items() if item[0].startswith(prefix)]
+
+  def key_value_try_get(self, key):
+    return self.values[key]
+
+
+class Ended(Exception):
+  pass
+
+
+@pytest.fixture
+def watch(monkeypatch):
+  made = object.__new__(hosts.Watch)
+  made._store, made._rank, made._stall, made._seen, made.over = Store(), 0, 100.0, {}, False
+  def end(message):
+    raise Ended(message)
+  made._end = end
+  monkeypatch.setattr(hosts.time, 'sleep', lambda seconds: None)
+  clock = [0.0]
+  monkeypatch.setattr(hosts.time, 'monotonic', lambda: clock[0])
+  def look(second, **beats):
+    clock[0] = second
+    made._look({int(name[1:]): value.split() for name, value in beats.items()})
+  return made, look
+
+
+def test_a_beat_that_stands_still_is_a_lost_process(watch):
+  _, look = watch
+  look(0, p0='1 5.0', p1='1 5.0')
+  look(hosts.LOST, p0='21 6.0', p1='2 5.0')
+  look(2 * hosts.LOST - 1, p0='41 7.0', p1='2 5.0')
+  with pytest.raises(Ended, match=r'process 1 \(node1, process id 7\) is gone: last heard of 21 s ago at step 5$'):
+    look(2 * hosts.LOST + 1, p0='43 7.0', p1='2 5.0')
+
+
+def test_beats_without_steps_are_a_stall_of_the_last_behind(watch):
+  _, look = watch
+  for second in range(0, 100, 10):
+    look(second, p0=f'{second} 12.0', p1=f'{second} 11.3')
+  look(100, p0='100 12.0', p1='100 11.4')  # a batch of an evaluation is progress
+  look(150, p0='150 12.0', p1='150 11.4')
+  with pytest.raises(Ended, match=r'no process has made a step for 100 s; last is process 1 \(node1.*\) at step 11$'):
+    look(201, p0='201 12.0', p1='201 11.4')
+
+
+def test_what_a_process_said_at_its_end_is_passed_on(watch):
+  made, look = watch
+  made._store.values['lemma/end/1'] = 'the disk is full'
+  with pytest.raises(Ended, match=r'process 1 \(node1, process id 7\) ended: the disk is full'):
+    look(0, p0='1 1.0', p1='1 1.0')
+
+
+def test_agreement_names_process_and_entry(monkeypatch):
+  monkeypatch.setattr(hosts.jax, 'process_count', lambda: 3)
+  def gather(mine):
+    import numpy as np
+    others = np.stack([mine] * 3)
+    others[2, 1, 0] ^= 1
+    return others
+  monkeypatch.setattr(hosts.multihost_utils, 'process_allgather', gather)
+  with pytest.raises(hosts.Disagreement, match='^process 2 has another b than process 0'):
+    hosts.agree({'a': 1, 'b': [2]}, hosts.Disagreement)
