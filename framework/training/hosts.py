@@ -77,7 +77,8 @@ class Watch(threading.Thread):
   def __init__(self, stall: float):
     super().__init__(daemon=True)
     from jax._src import distributed  # jax has no public way to the coordination service
-    self._store: Any = distributed.global_state.client
+    store: Any = distributed.global_state.client
+    self._store = store
     self._rank, self._stall = jax.process_index(), stall
     self._seen: dict[int, list[Any]] = {}
     self.step, self.over = '0.0', False

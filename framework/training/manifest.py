@@ -157,8 +157,8 @@ def _compared(what: str, held: dict[str, Any], found: dict[str, Any], other: boo
   """Bit for bit, or where code or versions are others to four digits."""
   if held == found:
     return Finding(what, True, f'{words}: the same bits')
-  flat = [np.array(jax.tree.leaves(value, is_leaf=lambda x: x is None), float) for value in (held, found)]
-  close = flat[0].shape == flat[1].shape and np.allclose(*flat, rtol=1e-4, equal_nan=True)
+  one, two = (np.array(jax.tree.leaves(value, is_leaf=lambda x: x is None), float) for value in (held, found))
+  close = one.shape == two.shape and np.allclose(one, two, rtol=1e-4, equal_nan=True)
   key = next(key for key in held if held[key] != found[key])
   sound = None if close and other else False
   return Finding(what, sound, f'{words}: {key} was {held[key]!r:.60}, is {found[key]!r:.60}'
