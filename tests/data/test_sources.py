@@ -112,8 +112,8 @@ def test_equal_documents_across_the_split_are_named(data, caplog):
     corpus = corpora.prepare(data)
     share = 100 * len(texts[held]) / corpus.validation.bytes
     assert caplog.messages == [
-        f'1 of {corpus.validation.documents} held-out documents, {share:.3g} % of the held-out tokens, are also trained '
-        f"on; equal files: '{data.path}/{held}' and '{data.path}/copies/b.txt'"]
+        f'1 of {corpus.validation.documents} held-out documents, {share:.3g} % of the held-out tokens, are also '
+        f"trained on; equal files: '{data.path}/{held}' and '{data.path}/copies/b.txt'"]
 
 
 def test_a_validation_path_that_is_trained_on_is_named(data, caplog):
@@ -130,7 +130,8 @@ def test_tails_of_equal_files_are_not_trained_on(data, caplog):
 
 def test_shared_documents_are_those_with_the_same_tokens(data):
   ends, rng = 'the same beginning and the same ending', np.random.default_rng(0)
-  lines = [ends[:20] + str(rng.integers(10)) + ends[20:] if i % 2 else 'ab'[i % 3 == 0] * (1 + i % 7) for i in range(300)]
+  lines = [ends[:20] + str(rng.integers(10)) + ends[20:] if i % 2 else 'ab'[i % 3 == 0] * (1 + i % 7)
+           for i in range(300)]
   rows = ''.join(f'{{"text": "{line}"}}\n' for line in lines)
   fill(data.path, {'a.jsonl': rows})
   corpus = corpora.prepare(data)
