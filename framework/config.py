@@ -66,7 +66,7 @@ class Model(Section):
   loops: int = setting(1, 'times that the layers run, with the same parameters', low=1, high=10**6)
   dropout: float = setting(0.0, 'share of channels left out in training', low=0.0, high=0.99)
   dtype: str = setting('float32', 'of the arithmetic', choices=('float32', 'bfloat16'))
-  param_dtype: str = setting('float32', 'of the parameters', choices=('float32', 'bfloat16'))
+  param_dtype: str = setting('float32', 'of the parameters; float32 in training', choices=('float32', 'bfloat16'))
   attention: str = setting('auto', 'a backend of pallas_kernels.attention, or auto')
   scan: bool = setting(False, 'one compiled layer run N times: compiles faster, steps slower on a CPU')
   remat: str = setting('none', 'what the backward pass computes again; dots: all but matrix products',

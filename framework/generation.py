@@ -1,7 +1,8 @@
 """Sampling from a decoder: the prompts are read once, then tokens are written one by one from the cache.
 
-The cache holds one training window. When it is full, the later half of the context is read again into an empty cache,
-so that text of any length can be written at a constant cost a token.
+The cache holds one training window. When a row's is full, the later half of its context is read again into an empty
+cache, so that text of any length can be written at a constant cost a token. Each row is read again when its own context
+is full, so its text does not depend on the rows beside it; what the others have read is then read again with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foundation.errors import ConfigError
 from framework.models import contract
+
+LEAST, MOST = float(jnp.finfo(jnp.float32).tiny), float(jnp.finfo(jnp.float32).max)
+COLD = 1e-6  # temperatures below are divided by with care: logits may overflow
+PARTS = 4  # of a window: the lengths that are read, if rows of several lengths are read again, are multiples of one
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """temperature 0 is greedy; top_k 0 and top_p 1 keep every token; `stop` is a token id that ends a row."""
+  """temperature 0 is greedy; top_k 0 and top_p 1 keep every token; `stop` is a token id that ends a row.
+
+  Raises:
+    ConfigError: a setting is out of its bounds.
+  """
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   stop: int = -1
+
+  def __post_init__(self):
+    for name, good, expected in (('temperature', self.temperature >= 0, 'at least 0, nearest is 0'),
+                                 ('top_k', self.top_k >= 0, 'at least 0, nearest is 0'),
+                                 ('top_p', 0 < self.top_p <= 1, 'more than 0 and at most 1, nearest is 1')):
+      if not good:  # NaN among them
+        raise ConfigError(f'{name} is {getattr(self, name)}; expected {expected}')
+
+
+def tempered(logits_BxV: jax.Array, temperature: float) -> jax.Array:
+  """Logits over a temperature above 0, however small or large."""
+  if temperature < COLD:  # the likeliest become 0 and stay so, all others go far below
+    logits_BxV = logits_BxV - logits_BxV.max(-1, keepdims=True)
+  return logits_BxV / min(max(temperature, LEAST), MOST)
 
 
 def filter_logits(logits_BxV: jax.Array, s: Sampling) -> jax.Array:
@@ -30,7 +54,7 @@ def filter_logits(logits_BxV: jax.Array, s: Sampling) -> jax.Array:
 
   Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751.
   """
-  logits_BxV = logits_BxV / s.temperature
+  logits_BxV = tempered(logits_BxV, s.temperature)
   sorted_BxV = jnp.flip(jnp.sort(logits_BxV, axis=-1), axis=-1)
   if s.top_k and s.top_k < logits_BxV.shape[-1]:
     logits_BxV = jnp.where(logits_BxV >= sorted_BxV[:, s.top_k - 1, None], logits_BxV, -jnp.inf)
@@ -38,7 +62,7 @@ def filter_logits(logits_BxV: jax.Array, s: Sampling) -> jax.Array:
   if s.top_p < 1.0:
     p_BxV = jax.nn.softmax(sorted_BxV, axis=-1)
     before_BxV = jnp.cumsum(p_BxV, axis=-1) - p_BxV  # a token stays if those before it do not reach top_p
-    least_B = jnp.where(before_BxV < s.top_p, sorted_BxV, jnp.inf).min(-1, keepdims=True)
+    least_B = jnp.where(before_BxV < max(s.top_p, LEAST), sorted_BxV, jnp.inf).min(-1, keepdims=True)
     logits_BxV = jnp.where(logits_BxV >= least_B, logits_BxV, -jnp.inf)
   return logits_BxV
 
@@ -97,23 +121,32 @@ def generate(
 ) -> Iterator[np.ndarray]:
   """Yields int32 [B, n] arrays of new tokens, at most `chunk` columns each and `tokens` in all.
 
-  A row that has stopped is filled up with `settings.stop`. With `window` of 1 there is no place to write from.
+  A row that has stopped is filled up with `settings.stop`. A row's text is that of the same row in any other batch.
 
   Args:
     prompts: token ids, one array a row, of any lengths of at least 1; an over-long one keeps its later part.
   """
   contract.require(module, 'empty_cache', 'generation')
   rows = [list(map(int, p)) for p in prompts]
+  if not all(rows):
+    raise ConfigError(f'prompt {rows.index([])} is empty; expected at least 1 token, nearest is the end of a document')
   key = jax.random.key(seed)
   done_B, count = jnp.zeros(len(rows), bool), 0
-  while count < tokens:
-    keep = window - 1 if count == 0 and max(map(len, rows)) < window else max(1, window // 2)
-    context = [row[-keep:] for row in rows]
-    P = max(map(len, context))
+  half = max(1, window // 2)
+  begins = [0 if len(row) < window else len(row) - half for row in rows]
+  lengths = [len(row) - begin for row, begin in zip(rows, begins)]
+  # Rows of several lengths are full one after the other, and what is then read has many lengths: few are compiled.
+  several = len(set(lengths)) > 1 and max(lengths) + tokens > window
+  step = -(-window // PARTS) if several else 1
+  while rows and count < tokens:
+    context = [row[-1:] if done else row[begin:] for row, begin, done in zip(rows, begins, np.asarray(done_B))]
+    longest = max(map(len, context))
+    P = -(-longest // step) * step
     padded = np.array([[0] * (P - len(row)) + row for row in context], np.int32)
-    logits, cache, positions = prefill(module, params, padded, np.array([len(r) for r in context], np.int32), window)
+    logits, cache, positions = prefill(module, params, padded, np.array([len(r) for r in context], np.int32),
+                                       max(2, window + step - 1))
     carry = (logits, cache, positions, done_B, jnp.asarray(count, jnp.int32))
-    places = window - P  # the last token needs none of its own, but a full cache is simplest to reason about
+    places = max(1, window - longest)  # the last token needs none, but a full cache is simplest to reason about
     while places > 0 and count < tokens:
       limit = min(chunk, places, tokens - count)
       carry, out, n = decode(module, params, key, carry, settings, chunk, limit)
@@ -126,3 +159,4 @@ def generate(
         yield new
       if bool(done_B.all()):
         return
+    begins = [begin if len(row) - begin < window else len(row) - half for row, begin in zip(rows, begins)]

@@ -9,7 +9,9 @@ import pytest
 
 from framework import config as config_lib
 from framework import generation, models
+from framework.config import ConfigError
 from framework.models import contract
+from framework.tiered.rollouts import Sampler
 from tests.networks import build
 
 V, WINDOW = 17, 24
@@ -82,6 +84,49 @@ def test_a_row_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(run([prompt], 12)[0], row)
 
 
+def test_a_row_beyond_the_window_does_not_depend_on_its_batch():
+  long = list(np.random.default_rng(0).integers(0, V, WINDOW + 9))
+  for prompts in (PROMPTS, [PROMPTS[1], long, PROMPTS[0]]):
+    together = run(prompts, 60)
+    for row, prompt in zip(together, prompts):
+      np.testing.assert_array_equal(run([prompt], 60)[0], row)
+    assert len(set(together[:, WINDOW:].ravel())) > 1
+  drawn = generation.Sampling(temperature=1.0)
+  others = [PROMPTS[0], PROMPTS[0], PROMPTS[0]]  # of one length: all are read again at once
+  np.testing.assert_array_equal(run(PROMPTS, 60, drawn)[0], run(others, 60, drawn)[0])
+
+
+def test_a_row_that_has_stopped_leaves_the_others_alone():
+  free = run(PROMPTS, 60)
+  stop = next(t for t in range(V) if t in free[0, :9] and not all(t in row[:30] for row in free[1:]))
+  out = run(PROMPTS, 60, generation.Sampling(temperature=0.0, stop=stop))
+  for row, unstopped in zip(out, free):
+    end = list(unstopped).index(stop) if stop in unstopped else out.shape[1]
+    np.testing.assert_array_equal(row[:end], unstopped[:end])
+    assert (row[end:] == stop).all()
+
+
+@pytest.mark.parametrize('window', [1, 2, 3])
+def test_the_smallest_windows(window):
+  """Each token follows from the text since the row was last read again."""
+  module, params = made()
+  out = run(PROMPTS[:2], 7, window=window)
+  for row, prompt in zip(out, PROMPTS):
+    text, begin = list(prompt), 0 if len(prompt) < window else len(prompt) - max(1, window // 2)
+    for token in row:
+      assert [token] == greedy_without_cache(module, params, text[begin:], 1)
+      text.append(int(token))
+      begin = begin if len(text) - begin < window else len(text) - max(1, window // 2)
+
+
+def test_nothing_asked_for_is_nothing_written():
+  module, params = made()
+  for prompts, tokens in ((PROMPTS, 0), ([], 5)):
+    assert not list(generation.generate(module, params, prompts, tokens=tokens, window=WINDOW, settings=GREEDY, seed=0))
+  with pytest.raises(ConfigError, match='prompt 1 is empty; expected at least 1 token'):
+    run([[1], []], 5)
+
+
 def test_chunks_only_cut_the_stream():
   settings = generation.Sampling(temperature=1.0)
   np.testing.assert_array_equal(run(PROMPTS, 13, settings, chunk=1), run(PROMPTS, 13, settings, chunk=13))
@@ -136,6 +181,37 @@ def test_top_k_top_p_and_temperature_by_hand():
   squared = np.array([0.5, 0.25, 0.15, 0.1])**2
   np.testing.assert_allclose(probabilities(logits, temperature=0.5), squared / squared.sum(), atol=1e-6)
   np.testing.assert_allclose(probabilities(logits[::-1].copy(), top_k=1), [0, 0, 0, 1], atol=1e-6)
+
+
+def test_extreme_temperatures_and_filters():
+  rng = np.random.default_rng(0)
+  logits = np.float32(rng.normal(size=9) * 30)
+  greedy = np.eye(9)[logits.argmax()]
+  for cold in (1e-5, 1e-7, 1e-30, 1e-40, 5e-324):
+    np.testing.assert_array_equal(probabilities(logits, temperature=cold), greedy)
+    np.testing.assert_array_equal(probabilities(logits, temperature=cold, top_k=4, top_p=0.5), greedy)
+  for hot in (1e30, 1e40, 1.7e308, float('inf')):
+    np.testing.assert_allclose(probabilities(logits, temperature=hot), np.full(9, 1 / 9), rtol=1e-6)
+  ties = np.float32([1, 3, 3, -200])
+  np.testing.assert_array_equal(probabilities(ties, temperature=1e-40), [0, 0.5, 0.5, 0])
+  for all_of_them in (9, 10, 10**9):
+    np.testing.assert_array_equal(probabilities(logits, top_k=all_of_them), probabilities(logits))
+  for least in (1e-7, 1e-40, 5e-324):
+    np.testing.assert_array_equal(probabilities(logits, top_p=least), greedy)
+  many = jnp.tile(jnp.asarray(logits), (50, 1))
+  assert set(map(int, generation.sample(many, jax.random.key(0), 0, generation.Sampling(1e-40)))) == {logits.argmax()}
+  rollouts = Sampler(1e-40, 0)
+  token_BxM = rollouts(jax.random.split(jax.random.key(0), (5, 10)), 0, many.reshape(5, 10, 9))
+  assert set(map(int, token_BxM.ravel())) == {logits.argmax()}
+
+
+@pytest.mark.parametrize('name,value,expected', [
+    ('temperature', -1e-9, 'at least 0, nearest is 0'), ('temperature', float('nan'), 'at least 0'),
+    ('top_k', -1, 'at least 0'), ('top_p', 0.0, 'more than 0 and at most 1, nearest is 1'),
+    ('top_p', 1.5, 'more than 0'), ('top_p', float('nan'), 'more than 0')])
+def test_settings_that_mean_nothing_are_refused(name, value, expected):
+  with pytest.raises(ConfigError, match=f'{name} is {value}; expected {expected}'):
+    generation.Sampling(**{name: value})
 
 
 def test_samples_have_the_models_frequencies():

@@ -30,6 +30,7 @@ from foundation import sealed
 from foundation.files import expand, lock
 from framework.config import ConfigError, Data, check_section
 from framework.data import cache as cache_lib
+from framework.data import overlap
 from framework.data import sources as sources_lib
 from framework.data import stream
 from framework.data import tokenizer as tokenizers
@@ -111,6 +112,14 @@ def _prepare(data: Data, progress: Progress) -> Corpus:
   check_section('data', data)
   sources = sources_lib.find('data.path', data.path)
   held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
+  corpus = _cached(data, sources, held_out, progress)
+  overlap.warn(corpus.train, corpus.validation, sources + held_out)
+  return corpus
+
+
+def _cached(data: Data, sources: list[sources_lib.Source], held_out: list[sources_lib.Source], progress: Progress
+            ) -> Corpus:
+  """From the cache, else prepared and put there."""
   digest = _digest(data, sources, held_out, progress)
   cache = cache_folder(data)
   root = cache / 'corpora'

@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import gzip
 import json
+import logging
 import os
 import pathlib
 import re
@@ -22,6 +23,8 @@ BLOCK = 1 << 20  # bytes read at a time
 SUFFIXES = ('.txt', '.py', '.jsonl')
 _EMBEDDED_SUFFIXES = ('.py', '.txt', '.rst')
 _EMBEDDED_SKIPS = {'site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test'}
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,11 @@ class Source:
 
 
 def find(key: str, path: str) -> list[Source]:
-  """The readable files that `path` names, in the order of their names."""
+  """The readable files that `path` names, each once, in the order of their names. The log says what is left out.
+
+  Raises:
+    ConfigError: there is none, one that should be read cannot be, or most of the bytes would be left out.
+  """
   if not path:
     return _embedded()
   path = os.path.expanduser(path)
@@ -57,16 +64,69 @@ def find(key: str, path: str) -> list[Source]:
     base, paths = os.path.dirname(path), [path]
   elif os.path.isdir(path):
     base, paths = path, _walk(path)
+  elif os.path.exists(path):
+    raise ConfigError(f"{key} is '{path}', a pipe or a device; {expected}, nearest is a file with what it gives")
   elif magic := re.search(r'[*?[]', path):
     base = os.path.dirname(path[:magic.start()])
-    paths = [match for match in set(glob.glob(path, recursive=True)) if os.path.isfile(match)]
+    paths = [match for match in _glob(path) if not os.path.isdir(match)]
   else:
     raise ConfigError(f"{key} is '{path}', which does not exist; {expected}{_sibling(path)}")
-  sources = [_source(key, match, base) for match in paths if _suffix(match)]
+  whys = {match: _why_not(match) for match in paths}
+  sources = [_source(key, match, base) for match in paths if not whys[match]]
   if not sources:
     other = f", nearest is '{min(paths)}'" if paths else ', but there is no file at all'
     raise ConfigError(f"{key} is '{path}', where no file can be read; {expected}{other}")
-  return sorted(sources, key=lambda source: source.name)
+  _say_what_is_left_out(f"{key} is '{path}'", base, sources, {match: why for match, why in whys.items() if why})
+  return _once(sources, base)
+
+
+def _why_not(path: str) -> str:
+  """Why `path` is left out, '' if it is not: a text that cannot be opened is not left out, it is refused later."""
+  if os.path.isdir(path):  # the walk names a folder only where it did not enter it
+    return 'links to a folder' if os.path.islink(path) else 'unreadable folders'
+  if os.path.exists(path) and not os.path.isfile(path):
+    return 'pipes or devices'
+  return '' if _suffix(path) else f"not {', '.join(SUFFIXES)}"
+
+
+def _say_what_is_left_out(setting: str, base: str, sources: list[Source], whys: dict[str, str]) -> None:
+  """Logs one line, or raises ConfigError if what is left out is most of the bytes."""
+  groups: dict[str, list[str]] = {}
+  for path, why in whys.items():
+    groups.setdefault(why, []).append(os.path.relpath(path, base or '.'))
+  groups |= {'empty': empty} if (empty := [source.name for source in sources if not source.size]) else {}
+  listed = '; '.join(f"{why}: {', '.join(map(repr, sorted(names)[:3]))}" + f', {len(names) - 3} more' * (len(names) > 3)
+                     for why, names in sorted(groups.items()))
+  texts_found, others = len(sources) - len(empty), len(whys) + len(empty)
+  read = sum(source.size for source in sources)
+  size = sum(os.path.getsize(path) for path in whys if os.path.isfile(path))
+  if size > read:
+    ending = max(sources, key=lambda source: source.size).path.removesuffix('.gz').rpartition('.')[2]
+    raise ConfigError(f'{setting}, where {texts_found} files of {read} bytes can be read and {others} of {size} bytes '
+                      f'cannot ({listed}); expected most of the bytes to be text, nearest is a glob of the files '
+                      f"wanted, as '{os.path.join(base, '**', f'*.{ending}')}'")
+  if groups:
+    log.warning('%s: %d files of %d bytes are read, %d of %d bytes are not (%s)', setting, texts_found, read, others,
+                size, listed)
+
+
+def _once(sources: list[Source], base: str) -> list[Source]:
+  """By name, without a file's further names: of links and what they lead to the latter is kept, else the first."""
+  same: dict[tuple[int, ...], list[Source]] = {}
+  sources = sorted(sources, key=lambda source: source.name)
+  for number, source in enumerate(sources):
+    stat = os.stat(source.path)
+    same.setdefault((stat.st_dev, stat.st_ino) if stat.st_ino else (number,), []).append(source)
+  top = os.path.realpath(base)
+
+  def rank(source: Source) -> tuple[bool, str]:
+    return os.path.realpath(source.path) != os.path.join(top, source.name), source.name
+
+  kept = {min(names, key=rank) if len(names) > 1 else names[0] for names in same.values()}
+  if twice := [source.name for source in sources if source not in kept]:
+    log.warning('%s: %d files are read once though they have further names, such as %r', sources[0].key, len(twice),
+                twice[0])
+  return [source for source in sources if source in kept]
 
 
 def _embedded() -> list[Source]:
@@ -79,12 +139,42 @@ def _embedded() -> list[Source]:
 
 
 def _walk(base: str, skips: Iterable[str] = ()) -> list[str]:
-  """Every file below `base` but the hidden ones."""
+  """Every file below `base` but the hidden ones, and every folder that is not entered: unreadable, or a link."""
   out = []
-  for folder, folders, files in os.walk(base):
+  for folder, folders, files in os.walk(base, onerror=lambda error: out.append(error.filename)):
     folders[:] = [name for name in folders if name not in skips and not name.startswith('.')]
     out += [os.path.join(folder, name) for name in files if not name.startswith('.')]
+    out += [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
   return out
+
+
+def _glob(pattern: str) -> set[str]:
+  """What glob.glob finds, but ** enters every folder once, however many links lead to it or around in a circle."""
+  parts = pattern.split('/')
+  if '**' not in parts:
+    return set(glob.glob(pattern))
+  place = parts.index('**')
+  head, tail = '/'.join(parts[:place] + ['']), parts[place + 1:] or ['*']
+  return {match for base in (glob.glob(head) if head else [''])
+          for folder in _folders(base) for match in _glob(os.path.join(glob.escape(folder), *tail))}
+
+
+def _folders(base: str) -> Iterator[str]:
+  """`base` and every folder below it but the hidden ones, each once; through links where no other way leads to it."""
+  seen, ahead = set(), [base]
+  while ahead:
+    links: list[str] = []
+    for top in sorted(ahead):
+      for folder, folders, _ in os.walk(top or '.', onerror=lambda error: log.warning('%s', error)):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+          folders.clear()
+          continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        links += [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
+    ahead = links
 
 
 def _is_text(path: str) -> bool:

@@ -203,7 +203,7 @@ def generate(model: Tiered, params: Any, prompt: np.ndarray, *, tokens: int, set
   key, text, reader = jax.random.key(seed), [int(t) for t in prompt], None
   for count in range(tokens):
     if reader is None or reader.count >= model.window:
-      keep = min(len(text), model.window - 1 if reader is None else max(1, model.window // 2))
+      keep = min(len(text), max(1, model.window - 1 if reader is None else model.window // 2))
       reader = Reader(model, params, len(text) - keep)
       unread = text[-keep:]
     logits, unread = reader.read(unread), []

@@ -37,7 +37,7 @@ class Sampler:
     if self.top_k:
       flat = generation.filter_logits(flat, generation.Sampling(self.temperature, self.top_k))
     else:
-      flat = flat / self.temperature
+      flat = generation.tempered(flat, self.temperature)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys_BxM.reshape(-1), step)
     return jax.vmap(jax.random.categorical)(keys, flat).reshape(logits_BxMxV.shape[:2]).astype(jnp.int32)
 

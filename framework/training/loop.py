@@ -36,6 +36,9 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
 
 def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   """As `check`, of one run. Raises ConfigError."""
+  if c.model.param_dtype != 'float32':  # not in `resolve`: a run that has been trained so can still be read
+    raise config_lib.ConfigError(f"model.param_dtype is '{c.model.param_dtype}', in which most weights stay where they "
+                                 "are at small rates; expected 'float32' in training, nearest is model.dtype=bfloat16")
   if corpus.train.tokens <= c.data.window:
     raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {corpus.train.tokens} training '
                                  f'tokens: expected at most {corpus.train.tokens - 1}')

@@ -20,18 +20,31 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
 
 
 def build(c: config_lib.Optimizer, steps: int, parameters: Mapping[str, contract.Parameter], trained: str = ''
-          ) -> optax.GradientTransformation:
+          ) -> optax.GradientTransformationExtraArgs:
   """Clipping by the global norm, then the optimizer of that name with decoupled weight decay.
+
+  Its `update` takes `step`, whose rate is then applied, whatever count of updates the optimizer asks the rate of: where
+  steps were skipped there are fewer updates than steps. Without `step` the count is taken for it.
 
   Args:
     parameters: of the model, by path; see `contract.describe`.
     trained: the one entry of the parameters that is trained, all others stay as they are and have no optimizer state;
       '': all are.
   """
-  update = optimizers.find(c.name).build(c, schedule(c, steps), parameters)
+  rate, now = schedule(c, steps), []
+  update = optimizers.find(c.name).build(c, lambda count: rate(now[-1] if now else count), parameters)
   if c.clip_norm:
     update = optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
-  return only(update, trained) if trained else update
+  inner = optax.with_extra_args_support(only(update, trained) if trained else update)
+
+  def at_step(updates, state, params=None, *, step=None, **extra):
+    now.extend([] if step is None else [step])
+    try:
+      return inner.update(updates, state, params, **extra)
+    finally:
+      now.clear()
+
+  return optax.GradientTransformationExtraArgs(inner.init, at_step)
 
 
 def only(update: optax.GradientTransformation, name: str) -> optax.GradientTransformation:

@@ -56,7 +56,8 @@ def make(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def update(state):
-      updates, opt = optimizer.update(grads, state.optimizer, state.params)
+      updates, opt = optax.with_extra_args_support(optimizer).update(grads, state.optimizer, state.params,
+                                                                     step=state.step)
       return state.replace(params=optax.apply_updates(state.params, updates), optimizer=opt)
 
     metrics = {'loss': loss, 'targets': total['targets'], 'gradient_norm': norm, 'finite': finite,

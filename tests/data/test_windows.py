@@ -129,20 +129,64 @@ def test_one_hand_made_window(folder):
   assert short['weights'].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
 
 
-@pytest.mark.parametrize('total,batch,seed', [(37, 5, 3), (1, 4, 0), (8, 8, 2**32 - 1), (3, 10, 7)])
-def test_indices_are_grains(total, batch, seed):
-  expected = grain.MapDataset.range(total).shuffle(seed).repeat().batch(batch)
-  for step in (0, 1, 2, 9, 1000):
-    np.testing.assert_array_equal(windows.indices(total, batch, seed, step), expected[step])
-    np.testing.assert_array_equal(windows.indices(total, batch, seed, step, slice(1, 3)), expected[step][1:3])
+@pytest.mark.parametrize('total,batch,seed', [(37, 5, 3), (1, 4, 0), (8, 8, 2**32 - 1), (30, 10, 7)])
+def test_indices_of_the_first_epoch_are_grains(total, batch, seed):
+  expected = grain.MapDataset.range(total).shuffle(seed)
+  flat = np.concatenate([windows.indices(total, batch, seed, step) for step in range(-(-total // batch))])
+  np.testing.assert_array_equal(flat[:total], [expected[i] for i in range(total)])
 
 
-def test_each_epoch_is_a_permutation_of_its_own():
-  flat = np.concatenate([windows.indices(60, 7, 5, step) for step in range(60)]).reshape(7, 60)
-  assert (np.sort(flat, axis=1) == np.arange(60)).all()
-  for one, other in itertools.combinations([*flat, np.arange(60)], 2):
-    assert (one != other).any()
-  assert (windows.indices(60, 60, 5, 0) != windows.indices(60, 60, 6, 0)).any()
+def test_the_orders_of_two_epochs_stay_as_they_are():
+  """Pinned: the figures of the README are of runs in these orders, and a run goes on in the order that it began in."""
+  flat = np.concatenate([windows.indices(12, 5, 3, step) for step in range(5)])
+  assert flat[:24].tolist() == [4, 7, 11, 8, 2, 5, 10, 6, 1, 9, 3, 0, 9, 10, 4, 8, 0, 6, 3, 2, 7, 11, 5, 1]
+
+
+seeds = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 2**32 - 2, 2**32 - 1]))
+
+
+def epoch(total, batch, seed, number):
+  """The order of one epoch, put together from the batches that hold it."""
+  first, last = number * total // batch, -(-(number + 1) * total // batch)
+  flat = np.concatenate([windows.indices(total, batch, seed, step) for step in range(first, last)])
+  return flat[number * total - first * batch:][:total]
+
+
+@hypothesis.given(st.integers(30, 60), st.integers(1, 40), seeds, st.integers(0, 10**6), st.integers(0, 40))
+@hypothesis.example(1, 3, 0, 0, 1)  # one window
+@hypothesis.example(1, 3, 2**32 - 1, 10**6, 2)
+@hypothesis.example(12, 30, 2**32 - 1, 5, 13)  # a batch of more than an epoch
+@hypothesis.settings(deadline=None, max_examples=10)  # grain is slow below some thousand windows, most where few
+def test_an_epoch_is_a_permutation_and_hosts_see_their_rows_of_it(total, batch, seed, number, cut):
+  order = epoch(total, batch, seed, number)
+  assert (np.sort(order) == np.arange(total)).all() and order.dtype == np.int64
+  step = number * total // batch
+  whole = windows.indices(total, batch, seed, step)
+  parts = [windows.indices(total, batch, seed, step, rows) for rows in (slice(0, cut), slice(cut, batch))]
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  np.testing.assert_array_equal(windows.indices(total, batch, seed, step, slice(None, None, 3)), whole[::3])
+
+
+@hypothesis.given(st.lists(st.tuples(seeds, st.integers(0, 40)), min_size=2, max_size=6, unique=True))
+@hypothesis.example([(0, 1), (1, 0)])
+@hypothesis.example([(0, 3), (1, 2), (2, 1), (3, 0)])
+@hypothesis.example([(2**32 - 1, 1), (0, 0), (2**32 - 1, 2), (1, 0)])
+@hypothesis.settings(deadline=None, max_examples=5)
+def test_no_epoch_of_a_seed_is_one_of_another(pairs):
+  orders = {tuple(epoch(60, 7, seed, number)) for seed, number in pairs}
+  assert len(orders) == len(pairs) and tuple(range(60)) not in orders
+
+
+def test_near_seeds_share_no_key():
+  after = np.arange(1, 10**5, dtype=np.uint64) * np.uint64(windows.EPOCH) % np.uint64(2**32)
+  assert np.minimum(after, 2**32 - after).min() >= 10**4
+
+
+def test_neighbouring_seeds_and_epochs_have_nothing_in_common():
+  """Two permutations agree at one place in the mean, at eight or more once in 100,000 times."""
+  orders = [epoch(97, 97, seed, number) for seed in range(5) for number in range(5)]
+  agreements = [(one == other).sum() for one, other in itertools.combinations([*orders, np.arange(97)], 2)]
+  assert max(agreements) < 8 and np.mean(agreements) == pytest.approx(1, abs=0.2)
 
 
 def take(split, steps, **changes):

@@ -209,6 +209,8 @@ CASES = [
             'optimizer.final_learning_rate=0.5'),
     setting('window', r'data.window is 5000; the corpus has \d+ training tokens: expected at most \d+',
             'data.window=5000'),
+    setting('param_dtype', r"model.param_dtype is 'bfloat16', .*; expected 'float32' in training, nearest is "
+            'model.dtype=bfloat16', 'model.param_dtype=bfloat16'),
     # misspelt choices
     setting('position', r"model.position is 'ropes'; expected one of rope, .* \(did you mean 'rope'\?\)",
             'model.position=ropes'),

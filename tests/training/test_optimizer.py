@@ -1,6 +1,8 @@
 """Schedules by their definition, AdamW against a step written out, decay and clipping."""
 
 import math
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,11 @@ import pytest
 
 from framework import config as config_lib
 from framework.models import contract
-from framework.training import optimizer
+from framework.training import losses, optimizer, optimizers, state, step
 from framework.training.optimizers import muon
 from tests.networks import build
+
+FORKS = pathlib.Path(__file__).parents[1] / 'forks'
 
 
 def settings(**kwargs):
@@ -146,6 +150,56 @@ def test_orthogonalisation_is_optaxs(shape, rank):
   np.testing.assert_allclose(muon.orthogonalize(low).astype(jnp.float32),
                              muon.orthogonalize(low.astype(jnp.float32)), rtol=5e-3)
   assert np.isfinite(muon.orthogonalize(0 * x)).all()
+
+
+INJECTED = '''
+import optax
+def build(c, rate, parameters):
+  return optax.inject_hyperparams(lambda learning_rate: optax.scale(-learning_rate))(learning_rate=rate)
+'''
+WITHOUT_COUNT = '''
+import jax, optax
+def build(c, rate, parameters):
+  return optax.stateless(lambda updates, params: jax.tree.map(lambda x: -rate(0) * x, updates))
+'''
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'muon', 'sgd', 'injected', 'without_count'])
+def test_the_rate_that_is_logged_is_applied_after_skips(name, tmp_path, monkeypatch):
+  """A parameter that only decays, or has a gradient of 1, shows the rate of every step; every third is skipped."""
+  paths = {'sgd': FORKS / 'sgd.py'}
+  for fork, text in (('injected', INJECTED), ('without_count', WITHOUT_COUNT)):
+    paths[fork] = tmp_path / f'{fork}.py'
+    paths[fork].write_text(text)
+  decaying = name not in paths
+  c = settings(name=str(paths.get(name, name)), schedule='linear', warmup_steps=3, weight_decay=0.5, clip_norm=0.0,
+               beta1=0.0)
+  monkeypatch.setattr(losses, 'find', lambda _: types.SimpleNamespace(
+      sum_loss=lambda module, params, batch, keys: (not decaying) * optax.tree.sum(params) + batch['weights'].sum()))
+  steps, params = 12, {'blocks': {'up': {'weight': jnp.full((1, 2, 2), 2.0)}}}
+  update = optimizer.build(c, steps, described(params))
+  train_step = jax.jit(step.make(None, update, optimizer.schedule(c, steps), config_lib.Training(skip_nonfinite=9),
+                                 False))
+  zero = jnp.zeros((), jnp.int32)
+  now = state.State(zero, zero, params, update.init(params))
+  applied, logged = [], []
+  for number in range(steps):
+    before = now.params['blocks']['up']['weight'][0, 0, 0]
+    now, metrics = train_step(now, {'weights': jnp.full((1, 1), jnp.nan if number % 3 == 1 else 1.0)})
+    moved = float(before - now.params['blocks']['up']['weight'][0, 0, 0])
+    applied.append(moved / (0.5 * float(before)) if decaying else moved)
+    logged.append(float(metrics['learning_rate']) * (number % 3 != 1))
+  assert int(now.skipped) == 4
+  np.testing.assert_allclose(logged, rates(c, steps) * (np.arange(steps) % 3 != 1), rtol=1e-6)
+  np.testing.assert_allclose(applied, logged, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'muon'])
+def test_the_state_is_that_of_the_optimizer(name):
+  """So checkpoints of before can be read."""
+  c, known = settings(name=name), described(tree())
+  plain = optax.chain(optax.clip_by_global_norm(1.0), optimizers.find(name).build(c, lambda count: 0.1, known))
+  assert jax.tree.structure(optimizer.build(c, 9, known).init(tree())) == jax.tree.structure(plain.init(tree()))
 
 
 def test_every_optimizer_learns():

@@ -4,7 +4,8 @@ An optimizer is a file that holds
 
   build(c, rate, parameters) -> optax.GradientTransformation
 
-of the section `optimizer`, the learning rate of each step, and what is known of every parameter:
+of the section `optimizer`, the learning rate of each step (it is given a count of updates, and gives the rate of the
+step of training, which is later where steps were skipped), and what is known of every parameter:
 {path: framework.models.contract.Parameter}, whose axes and role say what is a matrix, what decays, what a layer is.
 `contract.where(parameters, test)` turns a test of a parameter into a mask for optax.
 """
