@@ -1,14 +1,19 @@
 """Files that are either there in full or not there."""
 
 import contextlib
+import errno
+import io
 import json
 import logging
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from foundation import reading
 from foundation.errors import ConfigError
+from foundation.printable import printable
 
 try:
   import fcntl
@@ -16,6 +21,8 @@ except ImportError:  # not a POSIX system: as on a file system without locks
   fcntl = None  # type: ignore[assignment]  # a module, or none
 
 log = logging.getLogger(__name__)
+
+ROWS = 1 << 30  # bytes of a file of rows: one a step for ten million steps
 
 
 def expand(key: str, text: str) -> pathlib.Path:
@@ -93,17 +100,35 @@ def hold(file: IO[Any], wait: bool = True, waiting: Callable[[], None] = lambda:
   return True
 
 
+def own(path: pathlib.Path) -> io.FileIO:
+  """The file at `path`, made if there is none, open for reading and for writing at its end, and never emptied.
+
+  Raises:
+    ConfigError: it is a link, which may lead to a file of somebody else's, or no regular file.
+  """
+  try:
+    file = open(path, 'a+b', buffering=0, opener=lambda name, how: os.open(name, how | reading.UNTRUSTED, 0o666))
+  except OSError as error:
+    if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+      raise
+    raise ConfigError(f'{printable(path)} is a link or no regular file; expected a file of our own') from None
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise ConfigError(f'{printable(path)} is a link or no regular file; expected a file of our own')
+  return file
+
+
 @contextlib.contextmanager
 def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
   """Holds the file at `path`, which stays, as `hold` does."""
-  with open(path, 'wb') as file:
+  with own(path) as file:
     yield hold(file, wait, lambda: log.info('waiting for another process that holds %s', path))
 
 
 def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   """Adds rows to a JSON-lines file, all or none of them, also when other processes add theirs at the same moment."""
   left = ''.join(json.dumps(row) + '\n' for row in rows).encode()
-  with naming(path), open(path, 'a+b', buffering=0) as file:
+  with naming(path), own(path) as file:
     hold(file)
     file.seek(0)
     end = file.read().rfind(b'\n') + 1
@@ -121,20 +146,22 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a JSON-lines file of a run; a last line that a kill cut short is left out.
 
   Raises:
-    ConfigError: a line is something else than an object with an integer `step`.
+    ConfigError: a line is something else than an object with an integer `step`, or it is no file to read.
   """
-  if not path.exists():
+  try:
+    lines = reading.data(path, most=ROWS).split(b'\n')[:-1]
+  except FileNotFoundError:
     return []
   rows = []
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+  for number, line in enumerate(lines, 1):
     if not line:
       continue
     try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
+      row = reading.loads(line)
+    except ValueError:
       row = None
-    if not isinstance(row, dict) or type(row.get('step')) is not int:
-      raise ConfigError(f"{path}:{number} is damaged; expected a JSON object with an integer 'step', nearest is the "
-                        'file without that line')
+    if reading.misfit(row, {'step': int}):
+      raise ConfigError(f"{printable(path)}:{number} is damaged; expected a JSON object with an integer 'step', "
+                        'nearest is the file without that line')
     rows.append(row)
   return rows

@@ -13,6 +13,7 @@ import sys
 
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError
+from foundation.printable import printable
 
 
 def _runs(flags):
@@ -235,7 +236,9 @@ def _compare_ledger(flags) -> None:
   records = ledger.read(flags.ledger)
   measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
   for p in (r for r in records if r['kind'] == 'prediction'):
-    text = f'{p["name"]}: predicted {p["loss"]:.5g} [{p["low"]:.5g}, {p["high"]:.5g}] by {p["law"]} at {p["written"]}'
+    law, written = printable(p['law'], 120), printable(p['written'], 60)
+    text = (f'{printable(p["name"], 120)}: predicted {p["loss"]:.5g} [{p["low"]:.5g}, {p["high"]:.5g}] by {law} at '
+            f'{written}')
     m = measured.get(p['name'])
     text += ', not measured' if m is None else (f', measured {m["measured"]:.5g} ({m["error_percent"]:+.2f} %), '
                                                 f'{"inside" if m["inside"] else "outside"} the interval')

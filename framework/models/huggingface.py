@@ -10,7 +10,6 @@ What a folder does not hold is left at its default by `load`: the dtype of the a
 scan and remat. Dropout is GPT-2's `resid_pdrop` (Llama has none; neither here has one on attention weights).
 """
 
-import json
 import math
 import os
 import pathlib
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foundation import files
+from foundation import files, reading
 from framework import config as config_lib
 from framework.config import ConfigError, Model
 from framework.models import contract
@@ -262,9 +261,16 @@ def import_safetensors():
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return dict(json.loads(path.read_text(encoding='utf-8')))
-  except (OSError, TypeError, ValueError) as error:
+    return reading.value(path)
+  except (OSError, ConfigError) as error:
     raise ConfigError(f'{path} cannot be read as a JSON object: {error}') from error
+
+
+def shards(index: pathlib.Path) -> list[str]:
+  """The files that an index names."""
+  entries = read_json(index)
+  reading.check(index, entries, {'weight_map': ({str: str}, None)})
+  return sorted(set((entries.get('weight_map') or {}).values()))
 
 
 def load(folder: str | os.PathLike) -> Loaded:
@@ -278,9 +284,10 @@ def load(folder: str | os.PathLike) -> Loaded:
   if (family := hf.get('model_type')) not in FROM:
     raise ConfigError(f"config.json has model_type {family!r}; expected {' or '.join(map(repr, FROM))}")
   whole_file = (folder / 'model.safetensors').exists() or not index.exists()
-  for name in ['model.safetensors'] if whole_file else sorted(set(read_json(index).get('weight_map', {}).values())):
+  for name in ['model.safetensors'] if whole_file else shards(index):
     try:
-      tensors |= safetensors.numpy.load_file(folder / name)
+      with reading.opened(folder / name, folder):  # refuses what lies elsewhere
+        tensors |= safetensors.numpy.load_file(reading.inside(folder / name, folder))
     except (OSError, safetensors.SafetensorError) as error:
       raise ConfigError(f'{folder / name} cannot be read: {error}') from error
   return FROM[family](hf, tensors)

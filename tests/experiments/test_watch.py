@@ -44,18 +44,19 @@ def test_the_local_page_is_fresh_and_only_this(tmp_path):
   make_run(tmp_path / 'one', 1e-3, 2.0)
   with view.server([tmp_path], 0) as serving:
     threading.Thread(target=serving.serve_forever, daemon=True).start()
-    base = f'http://127.0.0.1:{serving.server_port}'
-    assert serving.server_address[0] == '127.0.0.1'
+    base, query = f'http://127.0.0.1:{serving.server_port}', f'?token={serving.secret}'
+    assert serving.server_address[0] == '127.0.0.1' and serving.url == f'{base}/{query}'
     before = sorted(p for p in tmp_path.rglob('*'))
-    first = urllib.request.urlopen(base + '/', timeout=30).read().decode()
+    first = urllib.request.urlopen(serving.url, timeout=30).read().decode()
     assert 'http-equiv="refresh"' in first and 'Best of 2' not in first
     with pytest.raises(urllib.error.HTTPError, match='404'):
-      urllib.request.urlopen(base + '/../config.json', timeout=30)
+      urllib.request.urlopen(f'{base}/../config.json{query}', timeout=30)
     with pytest.raises(urllib.error.HTTPError, match='501'):
-      urllib.request.urlopen(urllib.request.Request(base + '/', data=b'x'), timeout=30)
+      urllib.request.urlopen(urllib.request.Request(serving.url, data=b'x'), timeout=30)
     assert sorted(p for p in tmp_path.rglob('*')) == before
     make_run(tmp_path / 'two', 1e-2, 1.0)
-    assert 'Best of 2 runs: two' in urllib.request.urlopen(base + '/', timeout=30).read().decode()
+    assert 'Best of 2 runs: two' in urllib.request.urlopen(serving.url, timeout=30).read().decode()
     (tmp_path / 'two' / 'result.json').write_text('{')  # in the middle of a write by something else
-    assert 'cannot be read' in urllib.request.urlopen(base + '/', timeout=30).read().decode()
+    page = urllib.request.urlopen(serving.url, timeout=30).read().decode()
+    assert 'cannot be read' in page and '1 folder left out' in page and 'one: 2.885 bits/byte' in page
     serving.shutdown()
