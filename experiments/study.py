@@ -52,8 +52,8 @@ def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | N
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{error}; nearest is the folder without it') from None
   if saved['setting'] != setting:
-    raise config_lib.ConfigError(f"{path} was made in the setting {saved['setting']}; this study has {setting}: give another "
-                                 '--workdir')
+    raise config_lib.ConfigError(f"{path} was made in the setting {saved['setting']}; this study has {setting}: give "
+                                 'another --workdir')
   return saved
 
 

@@ -5,7 +5,7 @@ Example:
   python -m experiments.watch --runs=runs --serve=8000
 
 In a terminal the view is drawn anew every --every seconds until Ctrl-C; into a file or a pipe it is written once.
---serve shows the report of these runs as a page instead, at the address that it prints, http://127.0.0.1:PORT/?token=...
+--serve shows the report of these runs as a page instead, at the address that it prints, 127.0.0.1:PORT/?token=SECRET.
 It answers this machine alone, and only who has the whole address, whose token is new each time; nothing is written.
 From elsewhere: ssh -L PORT:127.0.0.1:PORT MACHINE, then the same address. A run that cannot be read is named, and the
 others are shown.

@@ -96,7 +96,7 @@ def loads(content: str | bytes) -> Any:
   except RecursionError:
     raise ValueError(f'it is nested more than {DEPTH} deep') from None
   layer = [value]
-  for _ in range(DEPTH + 1):
+  for _ in range(DEPTH):
     layer = [inner for outer in layer if isinstance(outer, (dict, list))
              for inner in (outer.values() if isinstance(outer, dict) else outer)]
     if not layer:
@@ -141,8 +141,8 @@ def misfit(found: Any, kind: Any, name: str = '') -> str:
 
   Args:
     kind: str, bool, list, dict: of that type. int, float: a number, finite and below 1e36. Real: any number, also NaN.
-      None: null. A tuple: any of its kinds. [k]: a list of k. {'key': k, ...}: an object whose keys are of these kinds, beside others; one that
-      may be None may be missing. {str: k}: an object of values of k.
+      None: null. A tuple: any of its kinds. [k]: a list of k. {'key': k, ...}: an object whose keys are of these kinds,
+      beside others; one that may be None may be missing. {str: k}: an object of values of k.
     name: of the value, for the message.
   """
   if isinstance(kind, tuple):

@@ -91,7 +91,8 @@ def attention(run: pathlib.Path, here: pathlib.Path) -> Chapter:
       figure(run / 'loss.svg', 'Loss while it learnt.', here),
       figure(run / 'attention.svg', 'What each token (row) reads (column), in every layer and head.', here),
       figure(run / 'loss_by_position.svg', 'The more it has read, the better it predicts.', here),
-      page.Table(keys, [[row.get(key) for key in keys] for row in rows], folders.relative(run / 'evaluations.jsonl', here)),
+      page.Table(keys, [[row.get(key) for key in keys] for row in rows],
+                 folders.relative(run / 'evaluations.jsonl', here)),
       'What it writes:', page.Text(text(run / 'sample.txt'), folders.relative(run / 'sample.txt', here))])
 
 
@@ -154,7 +155,8 @@ def thinking(study: pathlib.Path, here: pathlib.Path) -> Chapter:
   verdict = needed(path, VERDICT)
   section = sections.study(study, verdict, here)
   rollouts, decoder = (first(verdict['numbers'][key], path, f'number of {key}') for key in ('rollouts', 'decoder'))
-  return (f"a decoder that reads its own thoughts answers {rollouts:.1%} of questions, without them {decoder:.1%}", page.Section('Thinking in text: the tiered model', section.blocks))
+  return (f"a decoder that reads its own thoughts answers {rollouts:.1%} of questions, without them {decoder:.1%}",
+          page.Section('Thinking in text: the tiered model', section.blocks))
 
 
 def made(root: pathlib.Path, steps: Sequence[Step]) -> page.Section:

@@ -16,7 +16,8 @@ MARKS = ('config.json', 'verdict.json', 'section.json')
 NUMBER = (float, None)
 CONFIG = {'config': {'training.steps': NUMBER}, 'versions': ({str: str}, None), 'command': (list, None)}
 RESULT = {'status': (str, None), 'loss_by_position': ([NUMBER], None)} | dict.fromkeys(
-    ('bits_per_byte', 'loss_nats_per_token', 'params_total', 'tokens', 'epochs', 'flops_train_exact', 'seconds'), NUMBER)
+    ('bits_per_byte', 'loss_nats_per_token', 'params_total', 'tokens', 'epochs', 'flops_train_exact', 'seconds'),
+    NUMBER)
 METRICS = {'loss': NUMBER, 'tokens': float, 'validation_loss': NUMBER, 'validation_bits_per_byte': NUMBER}
 TIMING = dict.fromkeys(('seconds', 'eta_seconds', 'tokens_per_second'), NUMBER)
 
@@ -86,7 +87,7 @@ def load(folder: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def gather(roots: list[pathlib.Path]) -> tuple[list[dict[str, Any]], list[str]]:
-  """(the training runs at and below `roots`, under names that tell them apart; what is wrong with each of the others)."""
+  """(the training runs at and below `roots`, under names that tell them apart; a line for each that cannot be read)."""
   base = roots[0] if len(roots) == 1 else pathlib.Path(os.path.commonpath([root.parent for root in roots]))
   runs, wrong = [], []
   for folder in find(roots):

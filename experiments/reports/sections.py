@@ -83,9 +83,9 @@ def _setting(value: Any) -> Any:
 def details(run: dict[str, Any], here: pathlib.Path) -> page.Section:
   """One run: command, hardware, versions, later evaluations, and all its settings."""
   config, folder = run['config'], relative(run['folder'], here)
-  versions = ', '.join(f'{name} {v}' for name, v in config.get('versions', {}).items())
+  versions = ', '.join(f'{name} {v}' for name, v in (config.get('versions') or {}).items())
   blocks: list[Any] = [
-      f"Command: {' '.join(map(str, config.get('command', [])))}\nVersions: {versions}\n"
+      f"Command: {' '.join(map(str, config.get('command') or []))}\nVersions: {versions}\n"
       f"Git commit: {config.get('git_commit') or 'none'}\nDevices: {_setting(run['result'].get('devices'))}; "
       f"XLA_FLAGS: {config.get('xla_flags') or 'none'}"]
   evaluations = files.read_rows(run['folder'] / 'evaluations.jsonl')

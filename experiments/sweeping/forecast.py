@@ -95,9 +95,11 @@ def compared(folder: pathlib.Path) -> list[str]:
   measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
   lines = []
   for p in (r for r in records if r['kind'] == 'prediction'):
-    line = (f"{printable(p['name'], 120)}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
-            f"the {printable(p['law'], 120)} law from {p['runs']} runs, {printable(p['written'], 60)}")
+    name, law, when = printable(p['name'], 120), printable(p['law'], 120), printable(p['written'], 60)
+    line = (f"{name}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
+            f"the {law} law from {p['runs']} runs, {when}")
     m = measured.get(p['name'])
     lines.append(line + (f"; measured {m['measured']:.4f} ({m['error_percent']:+.2f} %), "
-                         f"{'inside' if m['inside'] else 'outside'} the interval, {printable(m['written'], 60)}" if m else ''))
+                         f"{'inside' if m['inside'] else 'outside'} the interval, {printable(m['written'], 60)}" if m
+                         else ''))
   return lines
