@@ -22,6 +22,7 @@ except ImportError:  # not a POSIX system: as on a file system without locks
 
 log = logging.getLogger(__name__)
 
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 ROWS = 1 << 30  # bytes of a file of rows: one a step for ten million steps
 
 
@@ -47,30 +48,49 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     raise
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes `text` under a temporary name in the same folder, then renames it into place."""
+@contextlib.contextmanager
+def _written(path: pathlib.Path, content: str | bytes) -> Iterator[pathlib.Path]:
+  """A new file beside `path` that holds the content, on the disk itself; removed in the end if it is still there."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    with naming(path), open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text)
+    temporary.unlink(missing_ok=True)  # of a dead process of this number; or somebody's link
+    with naming(path), open(temporary, 'xb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(temporary, path)
+    yield temporary
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes `content` under a temporary name in the same folder, then renames it into place."""
+  with _written(path, content) as temporary:
+    os.replace(temporary, path)
 
 
 def write_new(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file that is not there yet, in full or not at all. Raises FileExistsError if it appeared meanwhile."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  """Writes a file that is not there yet, in full or not at all; one that holds these very bytes is left as it is.
+
+  Raises:
+    FileExistsError: something else is there, or appeared meanwhile.
+  """
   try:
-    with naming(path), open(temporary, 'xb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.link(temporary, path)  # unlike a rename, it replaces nothing
-  finally:
-    temporary.unlink(missing_ok=True)
+    with _written(path, data) as temporary:
+      try:
+        os.link(temporary, path)  # unlike a rename, it replaces nothing
+      except OSError as error:
+        if error.errno not in NO_LINKS:
+          raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the name is ours: a rename replaces that
+        os.replace(temporary, path)
+  except FileExistsError:
+    try:
+      same = reading.data(path, most=len(data)) == data
+    except (OSError, ConfigError):
+      same = False
+    if not same:
+      raise
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

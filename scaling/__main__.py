@@ -84,6 +84,8 @@ def _end(result) -> int:
 def run_fit(flags) -> int:
   """Prints a law, how sure it is, and every doubt; writes the page of --report."""
   from scaling import report, uncertainty
+  if flags.report:
+    report.check_folder('--report', pathlib.Path(flags.report))
   result, findings = _fitted(flags)
   C = _target(flags, result.observations)
   about = report.doubt(result, C, flags.bootstrap, flags.simulations, flags.level, flags.kind, flags.delta == 0)
@@ -95,6 +97,7 @@ def run_fit(flags) -> int:
           f'; r_hat {state["r_hat"]:.3f}, {state["divergences"]} divergences')
   if flags.positions:
     print(report.positions_text(_runs(flags), _counting(flags), max(flags.positions, 0)))
+  sys.stdout.flush()
   if flags.report:
     page = report.page(flags.report, result.observations, result, about, C, _loss(flags), findings=findings)
     print(f'report {page}')
@@ -116,17 +119,17 @@ def run_predict(flags) -> int:
     share = uncertainty.coverage(result, [quantity], flags.level, flags.simulations, fit_scale=flags.delta == 0)
     mean = dataclasses.replace(mean, coverage=float(share[0]))
   o = result.observations
-  if flags.ledger:
-    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
-    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
-                   high=interval.high, level=flags.level, law=result.law.name,
-                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
   print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
   print(f'{6 * flags.N * flags.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '
         f'{100 * result.rms:.3f} %')
   for note in (*result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   if flags.ledger:
+    sys.stdout.flush()
+    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
+    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
+                   high=interval.high, level=flags.level, law=result.law.name,
+                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
     print(f'written to {flags.ledger} as {flags.name}' + (' (this run is in the table: no prediction)' if seen else ''))
   return _end(result)
 

@@ -120,6 +120,14 @@ def check(packed: bytes, fingerprint: bytes) -> None:
                       'expected the very model that packed it: the same run at the same step')
 
 
+def is_of(packed: bytes, data: bytes) -> bool:
+  """Whether these may be a compressed file of this very text, by what its header says, under whatever model."""
+  if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
+    return False
+  _, _, text_digest, size, _, _ = _HEADER.unpack_from(packed)
+  return size == len(data) and text_digest == _digest(data, 16)
+
+
 def check_sizes(packed: bytes, tokenizer: tokenizers.Tokenizer) -> None:
   """Raises ConfigError if the numbers that a file claims cannot be those of its stream: before anything is allocated,
   since anyone can write a header whose checksum fits."""
@@ -151,8 +159,8 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
       decoder.take(first, int(counts_V[token]) - first, total)
       last_B[row] = token
     if decoder.beyond > _SLACK:
-      raise ConfigError(f'the file claims {tokens:,} tokens and its code ends after some {done:,}; expected the file as '
-                        'it was written')
+      raise ConfigError(f'the file claims {tokens:,} tokens and its code ends after some {done:,}; expected the file '
+                        'as it was written')
     parts.append(last_B[:count].astype(np.int32))
     done += count
     progress(done * size // tokens, size, 'restoring')
