@@ -1,15 +1,15 @@
 """Every command that writes, twice, and after a kill that left half of it; what it prints is printed before it writes."""
 
 import json
-import os
-import shutil
 
 import pytest
 
-from scaling import __main__ as scaling
+from foundation import page
 from foundation.command import run
+from foundation.errors import ConfigError
+from scaling import __main__ as scaling
+from scaling import ledger, report
 from tests.experiments.test_malformed import CONFIG, TEXT, digest
-from tests.scaling.test_table import good, text
 
 
 @pytest.fixture(scope='module')
@@ -23,43 +23,34 @@ def root(server, tmp_path_factory):
   return root
 
 
-def twice(call, made, halves):
-  """Calls, again, and again for each half: files that a kill may leave behind alone. What was made is there each time.
-
-  Args:
-    made: the folder that the command makes.
-    halves: lists of names in it.
-  """
-  first = call()
-  assert first['code'] == 0, first
-  names = sorted(path.name for path in made.iterdir())
-  for half in (None, *halves):
-    for path in made.iterdir() if half is not None else ():
-      if path.name not in half:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (made / '.part.svg.7.tmp').write_text('half')  # of a process that was killed
-    reply = call()
-    assert reply['code'] == 0, (half, reply)
-    (made / '.part.svg.7.tmp').unlink()
-    assert sorted(path.name for path in made.iterdir()) == names, half
+def twice(call, made, *left):
+  """Calls where a kill has left files of these names, half, in the folder that is made; and again. Both must work."""
+  made.mkdir(exist_ok=True)
+  for name in (*left, '.part.svg.7.tmp'):
+    (made / name).write_text('half')
+  first, names = call(), sorted(path.name for path in made.iterdir())
+  again = call()
+  assert first['code'] == again['code'] == 0, (first, again)
+  assert sorted(path.name for path in made.iterdir()) == names
   return first
 
 
 def test_gemm(server, tmp_path):
   twice(lambda: server('gemm', f'--output={tmp_path}/out', '--sizes=8', '--seconds=0.01'), tmp_path / 'out',
-        [[], ['roofline.svg'], ['section.json']])
+        'roofline.svg')
 
 
 def test_ladder(server, root, tmp_path):
   call = lambda: server('ladder', f'--config={root}/tiny.py', f'--output={tmp_path}/out', '--orders=1')
-  first = twice(call, tmp_path / 'out', [[], ['ladder.json'], ['ladder.svg']])
-  assert first['out'] == call()['out']
+  first = twice(call, tmp_path / 'out', 'ladder.svg')
+  assert 'held-out tokens' in first['out']
 
 
 def test_count(server, root, tmp_path):
   call = lambda *more: server('count', f'--config={root}/tiny.py', f'--workdir={tmp_path}/run', '--order=2', *more)
-  first = twice(call, tmp_path / 'run', [['config.json', 'tokenizer.json'], ['config.json', 'tokenizer.json', 'ngram']])
-  assert 'nats/token' in first['err'] and first['err'].split('nats/token')[1] == call()['err'].split('nats/token')[1]
+  said = twice(call, tmp_path / 'run')['err'].split('nats/token')[1]
+  (tmp_path / 'run' / 'evaluations.jsonl').unlink()  # killed before it was written
+  assert call()['err'].split('nats/token')[1] == said and (tmp_path / 'run' / 'evaluations.jsonl').exists()
   other = call('--smoothing=backoff')
   assert other['code'] == 2 and 'whose smoothing is kneser_ney and not backoff' in other['err'], other
 
@@ -68,12 +59,11 @@ def test_evaluate_and_attention(server, root, tmp_path):
   before = digest(root / 'run')
   words = f'--workdir={root}/run', f'--output={tmp_path}/out'
   call = lambda: server('evaluate', *words, '--windows=1')
-  twice(call, tmp_path / 'out', [[], ['evaluations.jsonl'], ['loss_by_position.svg']])
-  call()
+  twice(call, tmp_path / 'out', 'loss_by_position.svg')
   rows = [json.loads(line) for line in (tmp_path / 'out' / 'evaluations.jsonl').read_text().splitlines()]
-  assert len(rows) == 2 and rows[0] == rows[1]  # since the last half, which had none
+  assert len(rows) == 2 and rows[0] == rows[1]
   words = f'--workdir={root}/run', f'--output={tmp_path}/picture'
-  twice(lambda: server('attention', *words, '--text=the fox'), tmp_path / 'picture', [[]])
+  twice(lambda: server('attention', *words, '--text=the fox'), tmp_path / 'picture')
   assert digest(root / 'run') == before  # a run that is not to be written to stays as it is
   (tmp_path / 'picture' / 'notes.txt').write_text('mine')
   for launcher in ('evaluate', 'attention'):
@@ -87,7 +77,7 @@ def test_evaluate_and_attention(server, root, tmp_path):
     ('ladder', ('--config={root}/tiny.py', '--output={here}/out', '--orders=1'), 'foundation.files:write_json',
      'held-out tokens'),
     ('count', ('--config={root}/tiny.py', '--workdir={here}/out', '--order=2'),
-     'framework.baselines.ngram:NGram.save', 'nats/token'),
+     'framework.baselines.ladder:scored', 'nats/token'),
     ('compress', ('--workdir={root}/run', '--output={here}/packed', '{root}/text.txt'), 'foundation.files:write_new',
      'bits/byte; the cross-entropy'),
     ('gemm', ('--output={here}/out', '--sizes=8', '--seconds=0.01'), 'foundation.files:write_json', 'GFLOP/s')])
@@ -107,11 +97,12 @@ def test_compress(server, root, tmp_path):
     first = call()
     assert first['code'] == 0 and call()['out'] == first['out'], first
     whole = path.read_bytes()
-    for other in (whole[:-9] + b'another!!', b'', b'mine'):  # never overwritten
+    for other in (whole[:-1] + b'!', b'mine'):  # never overwritten
       path.write_bytes(other)
       reply = call()
       assert reply['code'] == 2 and 'already exists' in reply['err'], reply
       assert path.read_bytes() == other
+    assert reply['touched']['compiled'] == 0  # what cannot be the result is refused at once
     path.write_bytes(whole)
   assert back.read_text() == TEXT[:300]
   packed.unlink()
@@ -121,25 +112,26 @@ def test_compress(server, root, tmp_path):
 
 def test_report(server, root, tmp_path):
   call = lambda: server('report', f'--runs={root}/run', f'--output={tmp_path}/out/page.html')
-  twice(call, tmp_path / 'out', [[]])
+  twice(call, tmp_path / 'out')
 
 
 def test_scaling(tmp_path, capsys):
-  (tmp_path / 'runs.csv').write_text(text(good()))
-  def call(*words):
-    code = run('python -m scaling', '', scaling.COMMANDS, [*words, f'--runs={tmp_path}/runs.csv'])
-    out, err = capsys.readouterr()
-    return {'code': code, 'out': out, 'err': err}
-  fit = lambda: call('fit', '--bootstrap=10', '--simulations=0', f'--report={tmp_path}/report')
-  twice(fit, tmp_path / 'report', [['envelope.png', 'envelope.svg'], ['index.html']])
+  report.check_folder('--report', tmp_path / 'report')
+  for held in ('envelope.png', 'index.html'):
+    (tmp_path / 'report').mkdir(exist_ok=True)
+    (tmp_path / 'report' / held).write_text(page.render('x', 'y', []))
+    report.check_folder('--report', tmp_path / 'report')
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'index.html').write_text('<p>')
-  refused = call('fit', f'--report={tmp_path}/mine')
-  assert refused['code'] == 2 and 'is not a report' in refused['err'] and os.listdir(tmp_path / 'mine') == ['index.html']
-  ledger = ['predict', '--N=1e9', '--D=1e10', '--simulations=0', f'--ledger={tmp_path}/ledger.jsonl', '--name=one']
-  first = call(*ledger)
-  written = (tmp_path / 'ledger.jsonl').read_text()
-  assert first['code'] == 0 and call(*ledger) == first and (tmp_path / 'ledger.jsonl').read_text() == written
-  other = call(*ledger, '--level=0.5')
-  assert other['code'] == 2 and 'an entry is never rewritten' in other['err']
-  assert (tmp_path / 'ledger.jsonl').read_text() == written
+  assert run('python -m scaling', '', scaling.COMMANDS, ['fit', '--runs=no', f'--report={tmp_path}/mine']) == 2
+  assert 'mine/index.html exists and is not a report' in capsys.readouterr().err
+  book = tmp_path / 'ledger.jsonl'
+  entry = dict(N=1e9, D=1e10, loss=2.0, low=1.9, high=2.1, level=0.9, law='tied', objective='huber 0', runs=9,
+               source='runs')
+  first = [ledger.predict(book, 'one', **entry), ledger.measure(book, 'one', 2.05)]
+  written = book.read_text()
+  assert [ledger.predict(book, 'one', **entry), ledger.measure(book, 'one', 2.05)] == first
+  for call in (lambda: ledger.predict(book, 'one', **entry | {'level': 0.5}), lambda: ledger.measure(book, 'one', 2.0)):
+    with pytest.raises(ConfigError, match='never rewritten'):
+      call()
+  assert book.read_text() == written
