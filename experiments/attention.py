@@ -3,21 +3,27 @@
 Example:
   python -m experiments.attention --workdir=runs/first --text='def first(x): return x[0]'
 
-The picture is attention.svg in the run's folder: a row of each matrix is a token that reads, a column one that is read.
+The picture is attention.svg in the run's folder, or in --output: a row of each matrix is a token that reads, a column
+one that is read.
 """
 
 from absl import flags
 
 from experiments.shared import launch
+from foundation import files, outputs
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
+OUTPUT = flags.DEFINE_string('output', None, "folder of the picture; default: the run's")
 TEXT = flags.DEFINE_string('text', None, 'what to read; default: the beginning of the held-out text')
 TOKENS = flags.DEFINE_integer('tokens', 40, 'of the text, at most', lower_bound=2)
 
 
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
+  output = files.expand('--output', OUTPUT.value).resolve() if OUTPUT.value else workdir
+  if output != workdir:
+    outputs.check_folder('--output', output, ('attention.svg',))
   from framework.training import run
   config = run.read_config(workdir)
   from framework import models
@@ -44,8 +50,9 @@ def main() -> int:
   weights_NxBxHxLxL = jax.jit(
       trained.setup.module.attention)(trained.params, row)  # type: ignore[attr-defined]  # required above
   labels = [tokenizer.decode(np.array([token])) or '∅' for token in tokens]
-  figures.attention(np.asarray(weights_NxBxHxLxL)[:, 0], labels, workdir / 'attention.svg')
-  print(workdir / 'attention.svg')
+  output.mkdir(parents=True, exist_ok=True)
+  figures.attention(np.asarray(weights_NxBxHxLxL)[:, 0], labels, output / 'attention.svg')
+  print(output / 'attention.svg')
   return 0
 
 

@@ -7,7 +7,8 @@ Example:
 The first writes novel.txt.lemma beside the file, the second restores it. Any run that predicts from left to right will
 do: decoder, rnn, lstm, markov, and the n-grams of experiments.count. The same run at the same step restores the file,
 and it must compute the same numbers: expect that of the same versions on the same kind of processor only. A damaged
-file, another model, or text that came out wrong is refused, and nothing is written. Files are never overwritten.
+file, another model, or text that came out wrong is refused, and nothing is written. Files are never overwritten; the
+same command again finds its result and says so.
 """
 
 import os
@@ -25,8 +26,11 @@ OUTPUT = flags.DEFINE_string('output', None, 'file to write; default: the name w
 SUFFIX = '.lemma'
 
 
-def target(source: pathlib.Path) -> pathlib.Path:
-  """Where the result goes. Raises ConfigError if something is there, or nothing can be."""
+def target(source: pathlib.Path, data: bytes) -> pathlib.Path:
+  """Where the result goes. Raises ConfigError if nothing can be there, or something is that cannot be the result of
+  this `data` of the source.
+  """
+  from framework.coding import archive
   if OUTPUT.value:
     path = files.expand('--output', OUTPUT.value)
   elif not RESTORE.value:
@@ -36,10 +40,16 @@ def target(source: pathlib.Path) -> pathlib.Path:
   else:
     raise config_lib.ConfigError(f"'{source}' does not end with {SUFFIX}; give --output=FILE")
   if path.exists() or path.is_symlink():
-    raise config_lib.ConfigError(f"'{path}' already exists; give another --output")
+    there = path.read_bytes() if path.is_file() and not path.is_symlink() else b''
+    if not archive.is_of(*((data, there) if RESTORE.value else (there, data))):
+      raise exists(path)
   if not path.parent.is_dir():
     raise config_lib.ConfigError(f"--output is '{path}', in a folder that does not exist")
   return path
+
+
+def exists(path: pathlib.Path) -> config_lib.ConfigError:
+  return config_lib.ConfigError(f"'{path}' already exists; give another --output")
 
 
 def load(workdir: pathlib.Path, config: config_lib.Config):
@@ -68,30 +78,32 @@ def main(source: str = '') -> int:
   path = files.expand('the file', source)
   if not path.is_file():
     raise config_lib.ConfigError(f"'{path}' is no file; expected one to {'restore' if RESTORE.value else 'compress'}")
-  out = target(path)
+  from framework.coding import archive
   from framework.training import run
-  config = run.read_config(workdir)
-  data = path.read_bytes()
+  config, data = run.read_config(workdir), path.read_bytes()
+  out = target(path, data)
   launch.start_jax(config, devices=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else
                    os.cpu_count() or 1)
 
   from experiments.shared import progress
-  from framework.coding import archive as compression
   tokenizer, fingerprint, make = load(workdir, config)
   try:
     with progress.bar() as show:
       if RESTORE.value:
-        result = compression.unpack(data, tokenizer, fingerprint, make, show)
+        result = archive.unpack(data, tokenizer, fingerprint, make, show)
       else:
-        packed = compression.pack(data, tokenizer, fingerprint, make, show)
+        packed = archive.pack(data, tokenizer, fingerprint, make, show)
         result = packed.data
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f"'{path}': {error}") from None
-  files.write_new(out, result)
   line = f'{out}: {len(data):,} bytes to {len(result):,}'
   if data and not RESTORE.value:
     line += f', {8 * len(result) / len(data):.4f} bits/byte; the cross-entropy is {packed.bits / len(data):.4f}'
-  print(line)
+  print(line, flush=True)
+  try:
+    files.write_new(out, result)
+  except FileExistsError:
+    raise exists(out) from None
   return 0
 
 

@@ -6,8 +6,8 @@ Example:
 
 A stride below the window gives every token at least window - stride tokens of context, at a higher cost; the run's own
 stride is reported beside it. Of a tiered run, whose loss is that of one draw of its rollouts, the loss of the mean
-probability over several draws is reported beside that. Results are appended to evaluations.jsonl; the losses by
-position are drawn in loss_by_position.svg.
+probability over several draws is reported beside that. Results are appended to evaluations.jsonl and the losses by
+position drawn in loss_by_position.svg, in the run's folder or, if that is not to be written to, in --output.
 """
 
 import itertools
@@ -16,10 +16,12 @@ import sys
 from absl import flags
 
 from experiments.shared import launch
+from foundation import files, outputs
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
 STRIDE = flags.DEFINE_integer('stride', None, 'tokens predicted per window', lower_bound=1)
+OUTPUT = flags.DEFINE_string('output', None, "folder of the results; default: the run's")
 BATCH = flags.DEFINE_integer('batch', None, 'windows at a time; changes the speed, not the result', lower_bound=1)
 WINDOWS = flags.DEFINE_integer('windows', 0, 'windows, evenly spread over the text; 0: all', lower_bound=0)
 DRAWS = flags.DEFINE_integer('draws', None, 'of a tiered run: draws of the rollouts whose probabilities are averaged, '
@@ -29,6 +31,11 @@ SPLIT = flags.DEFINE_enum('split', 'validation', ['validation', 'train'], 'which
 
 def main() -> int:
   workdir = launch.workdir_path(launch.required(WORKDIR))
+  output = files.expand('--output', OUTPUT.value).resolve() if OUTPUT.value else workdir
+  rows = output / 'evaluations.jsonl'
+  if output != workdir:
+    outputs.check_folder('--output', output, (rows.name, 'loss_by_position.svg'), mark=rows.name)
+  files.read_rows(rows)  # a damaged file is refused, not added to
   from framework import models
   from framework.models import contract
   from framework.training import run
@@ -45,7 +52,6 @@ def main() -> int:
   import tqdm
   from experiments.reports import figures
   from experiments.shared import progress
-  from foundation import files
   from framework.data import corpus, windows
   from framework.training import evaluation, setup
   with progress.bar() as show:
@@ -65,16 +71,15 @@ def main() -> int:
         progress=lambda batches, s=stride: tqdm.tqdm(  # type: ignore[misc]  # mypy has no type for s
             batches, desc=f'stride {s}', leave=False, disable=not sys.stderr.isatty()))
     results.append({'step': trained.step, 'split': SPLIT.value} | ({'draws': n} if drawn else {}) | result)
-  files.read_rows(workdir / 'evaluations.jsonl')  # a damaged file is refused, not added to
-  files.append_rows(workdir / 'evaluations.jsonl', results)
-  figures.loss_by_position([r for r in results if r.get('draws', 1) == 1], workdir / 'loss_by_position.svg')
-
   print(f"step {trained.step}, {SPLIT.value}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
   columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
              ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * drawn
   print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
-    print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns))
+    print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)
+  output.mkdir(parents=True, exist_ok=True)
+  files.append_rows(rows, results)
+  figures.loss_by_position([r for r in results if r.get('draws', 1) == 1], output / 'loss_by_position.svg')
   return 0
 
 

@@ -13,6 +13,7 @@ import time
 from absl import flags
 
 from experiments.shared import launch
+from foundation import outputs
 
 OUTPUT = flags.DEFINE_string('output', None, 'folder of the results; files of an earlier measurement are replaced')
 SIZES = flags.DEFINE_list('sizes', ['16', '32', '64', '128', '256', '512', '1024', '2048'], 'n of the products')
@@ -59,8 +60,7 @@ def main() -> int:
   for word in SIZES.value:
     if not word.isdecimal() or not 1 <= int(word) <= 2**15:
       raise config_lib.ConfigError(f"--sizes has '{word}'; expected whole numbers from 1 to {2**15}")
-  if output.exists() and (not output.is_dir() or any(output.iterdir()) and not (output / 'section.json').exists()):
-    raise config_lib.ConfigError(f'--output is {output}, which holds something else; give a new folder')
+  outputs.check_folder('--output', output, ('section.json', 'roofline.svg'), mark='section.json')
   launch.start_jax(config_lib.Config(), devices=1)  # with all cores, as a user's own product would run
 
   import jax
@@ -73,21 +73,21 @@ def main() -> int:
              for t in [traffic.matmul(3, 3, 3, m, n)]]
   table = [[row['n'], row['flops_per_byte'], row['flops_per_second'] / 1e9, row['seconds'] * 1e6,
             traffic.attainable(row['flops_per_byte'], peak, bandwidth) / 1e9] for row in rows]
-  output.mkdir(parents=True, exist_ok=True)
-  figures.roofline(rows, peak, bandwidth, output / 'roofline.svg')
   device = jax.devices()[0]
   best = max(rows, key=lambda row: row['flops_per_second'])
   sentence = (f"A 3 x 3 product that loads every operand when it needs it reads {lecture[0][1]} elements; with blocks "
               f'that are loaded once, {lecture[-1][1]}. This machine ({device.device_kind}) multiplies {best["n"]} x '
               f'{best["n"]} matrices at {peak / 1e9:,.0f} GFLOP/s and moves {bandwidth / 1e9:,.1f} GB/s: a product '
               f'needs {peak / bandwidth:,.0f} FLOPs a byte to be limited by arithmetic.')
+  print(sentence, flush=True)
+  output.mkdir(parents=True, exist_ok=True)
+  figures.roofline(rows, peak, bandwidth, output / 'roofline.svg')
   files.write_json(output / 'section.json', {
       'title': 'GEMM', 'paragraphs': [sentence],
       'tables': [{'columns': ['tile of the 3 x 3 result', 'reads', 'writes', 'bytes', 'least reads'], 'rows': lecture},
                  {'columns': ['n', 'FLOPs a byte', 'GFLOP/s', 'microseconds', 'roofline GFLOP/s'], 'rows': table}],
       'figures': [{'file': 'roofline.svg', 'caption': 'The roofline of this machine: n x n products in float32. What '
                    'fits into the caches may lie above the slope.'}]})
-  print(sentence)
   return 0
 
 

@@ -13,6 +13,7 @@ loss by position in the window. Runs get the bounds of Shannon's guessing game t
 from absl import flags, logging
 
 from experiments.shared import launch
+from foundation import outputs
 from framework import config as config_lib
 
 CONFIG = launch.define_config()
@@ -35,10 +36,7 @@ def main() -> int:
     if not word.isdecimal() or not 0 <= int(word) <= 8:
       raise config_lib.ConfigError(f"--orders has '{word}'; expected whole numbers from 0 to 8")
     orders.append(int(word))
-  if output.exists() and not output.is_dir():
-    raise config_lib.ConfigError(f'--output is {output}, a file; expected a folder')
-  if output.exists() and any(output.iterdir()) and not (output / 'ladder.json').exists():
-    raise config_lib.ConfigError(f'--output is {output}, which holds something else than a ladder; give a new folder')
+  outputs.check_folder('--output', output, ('ladder.json', 'ladder.svg', 'positions.svg'), mark='ladder.json')
   folders = [launch.workdir_path(word) for word in RUNS.value]
   if folders:
     from framework.training import run
@@ -69,6 +67,8 @@ def main() -> int:
     rows.append(rungs.run_row(folder, text, split, STRIDE.value))
     logging.info('%s: %.4f bits/token', rows[-1]['name'], rows[-1]['bits_per_token'])
   rows.sort(key=lambda row: (row['kind'] == 'two-sided', -row['bits_per_token']))
+  print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
+  print(rungs.table(rows), flush=True)
 
   output.mkdir(parents=True, exist_ok=True)
   files.write_json(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
@@ -78,8 +78,6 @@ def main() -> int:
   if folders:
     by_position = {row['name']: row['loss_by_position'] for row in rows if 'loss_by_position' in row}
     files.write_atomically(output / 'positions.svg', style.svg(figures.positions(by_position)))
-  print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
-  print(rungs.table(rows))
   return 0
 
 

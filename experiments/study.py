@@ -19,7 +19,7 @@ from absl import flags, logging
 
 from experiments import studies
 from experiments.shared import launch, process
-from foundation import entries
+from foundation import entries, reading
 from framework import config as config_lib
 
 PROTOCOL = ('CLAIM', 'SOURCE', 'RULE', 'SCALES', 'parts', 'run', 'verdict', 'figure')  # see experiments.studies
@@ -45,16 +45,15 @@ def study_of(name: str) -> Any:
 
 def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | None:
   """A part's numbers if it is done. Raises ConfigError if it was done in another setting."""
-  if not path.exists():
-    return None
   try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    used = saved['setting']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise config_lib.ConfigError(f'{path} cannot be read ({error}); nearest is the folder without it') from None
-  if used != setting:
-    raise config_lib.ConfigError(f'{path} was made in the setting {used}; this study has {setting}: give another '
-                                 '--workdir')
+    saved = reading.value(path, {'setting': dict, 'numbers': (dict, list, float, str, bool), 'seconds': float})
+  except FileNotFoundError:
+    return None
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{error}; nearest is the folder without it') from None
+  if saved['setting'] != setting:
+    raise config_lib.ConfigError(f"{path} was made in the setting {saved['setting']}; this study has {setting}: give "
+                                 'another --workdir')
   return saved
 
 

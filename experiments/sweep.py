@@ -10,6 +10,7 @@ was measured, report/ the figures, logs/ what the workers said. The same command
 finished cell is never run again, and a cell that was cut short resumes from its own checkpoints.
 """
 
+import dataclasses
 import os
 import pathlib
 import threading
@@ -38,7 +39,7 @@ def main() -> int:
   from experiments.sweeping import cells as cells_lib
   sweep = cells_lib.load(path)
   cells = cells_lib.expand(sweep)
-  cells_lib.check_steps(cells, sweep.allow)
+  cells_lib.check(sweep, cells)
   if CELLS.value:
     known = {cell.name: cell for cell in cells}
     for name in CELLS.value:
@@ -116,14 +117,15 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
     bar = workers.Progress(cells, workdir / 'cells', launcher.slots)
     words = ['-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}']
     runner = lambda trunks: workers.run(trunks, launcher, words, logs, bar, workdir / 'cells', start)
+    sizes = {cell.name: _size(cell.config, corpora[cell.config.data].tokenizer.size) for cell in cells}
+    _check_design(sweep, cells, sizes, largest)
     logging.info('%s', bar.line([], start))
     try:
       failures = runner([[c for c in trunk if c is not largest] for trunk in cells_lib.trunks(cells)])
       if failures:
         raise config_lib.ConfigError(f'{len(failures)} trunks of cells failed, first {failures[0]}; the same command '
                                      'tries them again')
-      N, D = _size(largest.config, corpora[largest.config.data].tokenizer.size)
-      forecast.predict(workdir, largest.name, N, D, sweep.law, sweep.allow)
+      forecast.predict(workdir, largest.name, *sizes[largest.name], sweep.law, sweep.allow)
       logging.info('%s', forecast.compared(workdir)[-1])
       failures = runner([[largest]])
       if failures:
@@ -142,6 +144,18 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
     print(line)
   print(f'report {page}')
   return 0
+
+
+def _check_design(sweep, cells, sizes: dict[str, tuple[float, float]], largest) -> None:
+  """Refuses now what the table of the cells but the largest would be refused for, when they have run."""
+  import numpy as np
+  from scaling import lints
+  from scaling.observations import Observations
+  fitted = [cell for cell in cells if cell is not largest]
+  if fitted:
+    N, D = np.array([sizes[cell.name] for cell in fitted]).T
+    o = Observations.of(N, D, np.ones(len(N)), [cell.whole_cost for cell in fitted])
+    lints.check_design(dataclasses.replace(o, source='the cells but the largest'), sweep.allow)
 
 
 def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:

@@ -5,7 +5,10 @@ Example:
   python -m experiments.watch --runs=runs --serve=8000
 
 In a terminal the view is drawn anew every --every seconds until Ctrl-C; into a file or a pipe it is written once.
---serve shows the report of these runs at http://127.0.0.1:PORT instead, to this machine alone, and reads only.
+--serve shows the report of these runs as a page instead, at the address that it prints, 127.0.0.1:PORT/?token=SECRET.
+It answers this machine alone, and only who has the whole address, whose token is new each time; nothing is written.
+From elsewhere: ssh -L PORT:127.0.0.1:PORT MACHINE, then the same address. A run that cannot be read is named, and the
+others are shown.
 """
 
 import sys
@@ -15,6 +18,7 @@ from absl import flags
 
 from experiments.shared import launch
 from foundation import files
+from foundation.errors import ConfigError, one_line
 
 RUNS = flags.DEFINE_list('runs', None, 'folders of runs, or folders of such folders')
 EVERY = flags.DEFINE_float('every', 2.0, 'seconds between two looks', lower_bound=0.1)
@@ -29,12 +33,15 @@ def main() -> int:
   try:
     if SERVE.value is not None:
       with view.server(roots, SERVE.value) as serving:
-        print(f'http://127.0.0.1:{serving.server_port} (Ctrl-C ends it)', flush=True)
+        print(f'{serving.url} (Ctrl-C ends it)', flush=True)
         serving.serve_forever()
     while sys.stdout.isatty():
       print(f'\x1b[H\x1b[2J{text}', flush=True)  # to the corner, clear
       time.sleep(EVERY.value)
-      text = view.table(roots, time.time())
+      try:
+        text = view.table(roots, time.time())
+      except (ConfigError, OSError) as error:  # a file that is being replaced, say: the next look is better
+        text = one_line(error)
   except KeyboardInterrupt:
     return 0
   print(text)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 import difflib
 
+from foundation.printable import printable
+
 
 class ConfigError(ValueError):
   """What the user gave cannot be honoured; the message is one line, fit to be shown without a traceback."""
@@ -15,5 +17,5 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 
 
 def one_line(error: BaseException) -> str:
-  """The message of an error without line breaks; the name of its type if it has none."""
-  return ' '.join(str(error).split()) or type(error).__name__
+  """The message of an error without line breaks and escapes; the name of its type if it has none."""
+  return printable(' '.join(str(error).split())) or type(error).__name__

@@ -2,14 +2,21 @@
 
 import io
 
+from foundation.printable import printable
+
 BLUE, ORANGE, GREY = '#1f5fa8', '#c8601a', '#777777'
+
+
+def literal(text: object) -> str:
+  """Somebody else's text as matplotlib draws it letter by letter: what stands between two dollars is no formula."""
+  return printable(text, 120).replace('$', r'\$')
 
 
 def axes(title: str, x: str, y: str, log: str = ''):
   """(figure, axes) with these labels; log: which axes are logarithmic, of 'x', 'y' and 'xy'."""
   from matplotlib.figure import Figure  # no pyplot: no display and no global state
   figure = Figure(figsize=(6.4, 4.0))
-  plot = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+  plot = figure.add_subplot(title=literal(title), xlabel=x, ylabel=y)
   plot.grid(alpha=0.3)
   if 'x' in log:
     plot.set_xscale('log')

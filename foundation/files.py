@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
 import pathlib
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from foundation import reading
 from foundation.errors import ConfigError
+from foundation.printable import printable
 
 try:
   import fcntl
@@ -19,6 +23,9 @@ except ImportError:  # not a POSIX system: as on a file system without locks
   fcntl = None  # type: ignore[assignment]  # a module, or none
 
 log = logging.getLogger(__name__)
+
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+ROWS = 1 << 30  # bytes of a file of rows: one a step for ten million steps
 
 
 def expand(key: str, text: str) -> pathlib.Path:
@@ -56,32 +63,51 @@ def sync(path: pathlib.Path) -> None:
       raise
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes `text` under a temporary name in the same folder, then renames it into place."""
+@contextlib.contextmanager
+def _written(path: pathlib.Path, content: str | bytes) -> Iterator[pathlib.Path]:
+  """A new file beside `path` that holds the content, on the disk itself; removed in the end if it is still there."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    with naming(path), open(temporary, 'w', encoding='utf-8') as file:
-      file.write(text)
+    temporary.unlink(missing_ok=True)  # of a dead process of this number; or somebody's link
+    with naming(path), open(temporary, 'xb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
+    yield temporary
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes `content` under a temporary name in the same folder, then renames it into place."""
+  with _written(path, content) as temporary:
+    os.replace(temporary, path)
+  sync(path.parent)
 
 
 def write_new(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file that is not there yet, in full or not at all. Raises FileExistsError if it appeared meanwhile."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  """Writes a file that is not there yet, in full or not at all; one that holds these very bytes is left as it is.
+
+  Raises:
+    FileExistsError: something else is there, or appeared meanwhile.
+  """
   try:
-    with naming(path), open(temporary, 'xb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.link(temporary, path)  # unlike a rename, it replaces nothing
+    with _written(path, data) as temporary:
+      try:
+        os.link(temporary, path)  # unlike a rename, it replaces nothing
+      except OSError as error:
+        if error.errno not in NO_LINKS:
+          raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the name is ours: a rename replaces that
+        os.replace(temporary, path)
     sync(path.parent)
-  finally:
-    temporary.unlink(missing_ok=True)
+  except FileExistsError:
+    try:
+      same = reading.data(path, most=len(data)) == data
+    except (OSError, ConfigError):
+      same = False
+    if not same:
+      raise
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -111,10 +137,28 @@ def hold(file: IO[Any], wait: bool = True, waiting: Callable[[], None] = lambda:
   return True
 
 
+def own(path: pathlib.Path) -> io.FileIO:
+  """The file at `path`, made if there is none, open for reading and for writing at its end, and never emptied.
+
+  Raises:
+    ConfigError: it is a link, which may lead to a file of somebody else's, or no regular file.
+  """
+  try:
+    file = open(path, 'a+b', buffering=0, opener=lambda name, how: os.open(name, how | reading.UNTRUSTED, 0o666))
+  except OSError as error:
+    if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+      raise
+    raise ConfigError(f'{printable(path)} is a link or no regular file; expected a file of our own') from None
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise ConfigError(f'{printable(path)} is a link or no regular file; expected a file of our own')
+  return file
+
+
 @contextlib.contextmanager
 def lock(path: pathlib.Path, wait: bool = True) -> Iterator[bool]:
   """Holds the file at `path`, which stays, as `hold` does."""
-  with open(path, 'wb') as file:
+  with own(path) as file:
     yield hold(file, wait, lambda: log.info('waiting for another process that holds %s', path))
 
 
@@ -126,28 +170,30 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
     ConfigError: another process holds it, which is named.
   """
   path.mkdir(parents=True, exist_ok=True)
-  with open(os.open(path / '.lock', os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+b') as file:
+  with own(path / '.lock') as file:
     try:
       if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      holder = file.read(1000).decode(errors='replace').strip() or 'another process'
-      raise ConfigError(f'{path} is in use by {holder}; expected one process at a time, nearest is to wait for that '
-                        'one or to stop it') from None
+      file.seek(0)
+      holder = printable(file.read(1000).decode(errors='replace').strip(), 400) or 'another process'
+      raise ConfigError(f'{printable(path)} is in use by {holder}; expected one process at a time, nearest is to wait '
+                        'for that one or to stop it') from None
     except OSError as error:
       log.info('no lock on %s (%s)', file.name, error)  # a file system without them
-    words = ' '.join(map(os.path.basename, sys.argv[:1])) + ' ' + ' '.join(sys.argv[1:])
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()} ({words.strip()[:300]})\n'.encode(errors='replace'))
-    file.flush()
+    words = ' '.join([*map(os.path.basename, sys.argv[:1]), *sys.argv[1:]])
+    with contextlib.suppress(OSError):  # who holds it is only a help: a full disk is no reason to stop
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()} ({words[:300]})\n'.encode(errors='replace'))
     yield
-    file.truncate(0)
+    with contextlib.suppress(OSError):
+      file.truncate(0)
 
 
 def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   """Adds rows to a JSON-lines file, all or none of them, also when other processes add theirs at the same moment."""
   left = ''.join(json.dumps(row) + '\n' for row in rows).encode()
-  with naming(path), open(path, 'a+b', buffering=0) as file:
+  with naming(path), own(path) as file:
     hold(file)
     file.seek(0)
     end = file.read().rfind(b'\n') + 1
@@ -165,20 +211,22 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a JSON-lines file of a run; a last line that a kill cut short is left out.
 
   Raises:
-    ConfigError: a line is something else than an object with an integer `step`.
+    ConfigError: a line is something else than an object with an integer `step`, or it is no file to read.
   """
-  if not path.exists():
+  try:
+    lines = reading.data(path, most=ROWS).split(b'\n')[:-1]
+  except FileNotFoundError:
     return []
   rows = []
-  for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
+  for number, line in enumerate(lines, 1):
     if not line:
       continue
     try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
+      row = reading.loads(line)
+    except ValueError:
       row = None
-    if not isinstance(row, dict) or type(row.get('step')) is not int:
-      raise ConfigError(f"{path}:{number} is damaged; expected a JSON object with an integer 'step', nearest is the "
-                        'file without that line')
+    if reading.misfit(row, {'step': int}):
+      raise ConfigError(f"{printable(path)}:{number} is damaged; expected a JSON object with an integer 'step', "
+                        'nearest is the file without that line')
     rows.append(row)
   return rows

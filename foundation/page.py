@@ -10,6 +10,8 @@ import html
 import math
 from typing import Any
 
+from foundation.printable import printable
+
 MARK = '<meta name="generator" content="lemma report">'  # how a page of ours is known before it is written anew
 
 
@@ -50,6 +52,10 @@ class Section:
   blocks: Sequence['str | Table | Figure | Text | Details']
 
 
+def _escape(text: object) -> str:
+  return html.escape(printable(text, keep='\n\t'))
+
+
 def number(value: Any) -> str:
   """A value as people read it: 467,072; 0.0003; 1.35e+16; 2.0231. Nothing known is an empty cell."""
   if value is None:
@@ -67,15 +73,15 @@ def number(value: Any) -> str:
 def _cell(value: Any) -> str:
   if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
     return f'<td class="n" data-v="{float(value)!r}">{number(value)}</td>'
-  return f'<td>{html.escape(number(value))}</td>'
+  return f'<td>{_escape(number(value))}</td>'
 
 
 def _source(text: str) -> str:
-  return f'<p class="source">from {html.escape(text)}</p>' if text else ''
+  return f'<p class="source">from {_escape(text)}</p>' if text else ''
 
 
 def _table(table: Table) -> str:
-  head = ''.join(f'<th aria-sort="none"><button type="button">{html.escape(c)}</button></th>' for c in table.columns)
+  head = ''.join(f'<th aria-sort="none"><button type="button">{_escape(c)}</button></th>' for c in table.columns)
   body = '\n'.join('<tr>' + ''.join(_cell(v) for v in row) + '</tr>' for row in table.rows)
   return (f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
           f'{_source(table.source)}')
@@ -84,18 +90,18 @@ def _table(table: Table) -> str:
 def _figure(figure: Figure) -> str:
   # As an image, so that the names inside one drawing never meet those of another.
   data = base64.b64encode(figure.svg.encode()).decode()
-  caption = html.escape(figure.caption)
+  caption = _escape(figure.caption)
   return (f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}"><figcaption>{caption}</figcaption>'
           f'{_source(figure.source)}</figure>')
 
 
 def _block(block: 'str | Table | Figure | Text | Details') -> str:
   if isinstance(block, str):
-    return f'<p>{html.escape(block)}</p>'
+    return f'<p>{_escape(block)}</p>'
   if isinstance(block, Text):
-    return f'<pre class="wide">{html.escape(block.text)}</pre>{_source(block.source)}'
+    return f'<pre class="wide">{_escape(block.text)}</pre>{_source(block.source)}'
   if isinstance(block, Details):
-    return f'<details><summary>{html.escape(block.title)}</summary>{_block(block.content)}</details>'
+    return f'<details><summary>{_escape(block.title)}</summary>{_block(block.content)}</details>'
   return _table(block) if isinstance(block, Table) else _figure(block)
 
 
@@ -105,14 +111,14 @@ def render(title: str, summary: str, sections: Sequence[Section], refresh: int =
   refresh: seconds after which a browser asks for it again; 0: never.
   """
   names = [f's{i}' for i in range(len(sections))]
-  contents = ''.join(f'<li><a href="#{n}">{html.escape(s.title)}</a></li>' for n, s in zip(names, sections))
-  body = '\n'.join(f'<section id="{n}"><h2>{html.escape(s.title)}</h2>\n' + '\n'.join(map(_block, s.blocks)) +
+  contents = ''.join(f'<li><a href="#{n}">{_escape(s.title)}</a></li>' for n, s in zip(names, sections))
+  body = '\n'.join(f'<section id="{n}"><h2>{_escape(s.title)}</h2>\n' + '\n'.join(map(_block, s.blocks)) +
                    '</section>' for n, s in zip(names, sections))
   return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}\n'
           '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
           + (f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else '') +
-          f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>'
-          f'<h1>{html.escape(title)}</h1>\n<p class="summary">{html.escape(summary)}</p>\n'
+          f'<link rel="icon" href="data:,"><title>{_escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>'
+          f'<h1>{_escape(title)}</h1>\n<p class="summary">{_escape(summary)}</p>\n'
           f'<nav><ul>{contents}</ul></nav>\n{body}\n<script>{SCRIPT}</script></body></html>\n')
 
 

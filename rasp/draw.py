@@ -15,6 +15,7 @@ import numpy as np
 
 from foundation import files
 from foundation.errors import ConfigError
+from foundation.figures import literal
 from rasp import interpreter, language
 from rasp.compiling import Compiled
 from rasp.language import SOp, Value
@@ -109,7 +110,7 @@ def figure(program: SOp, sequence: Sequence[Value], compiled: Compiled | None = 
   for number, p in enumerate(rows):
     at = (number // across, number % across * columns)
     _matrix(axes[at], np.array(p.matrix, float), p, p.above)
-    axes[at].set_title(p.title[:18 * columns + n], fontsize=9, loc='left')
+    axes[at].set_title(literal(p.title[:18 * columns + n]), fontsize=9, loc='left')
     if p.attention is not None:
       _matrix(axes[at[0], at[1] + 1], p.attention, p, ['BOS', *p.above])
       axes[at[0], at[1] + 1].set_title('compiled', fontsize=9, loc='left')
@@ -119,12 +120,12 @@ def figure(program: SOp, sequence: Sequence[Value], compiled: Compiled | None = 
 def _matrix(axes: Any, matrix: np.ndarray, p: Panel, above: Sequence[Value]) -> None:
   axes.set_axis_on()
   axes.imshow(matrix, cmap='Blues', vmin=0, vmax=1, aspect='equal')
-  axes.set_xticks(range(matrix.shape[1]), [show(v) for v in above], fontsize=7, rotation=90 if any(
+  axes.set_xticks(range(matrix.shape[1]), [literal(show(v)) for v in above], fontsize=7, rotation=90 if any(
       len(show(v)) > 2 for v in above) else 0)
   axes.xaxis.tick_top()
-  axes.set_yticks(range(matrix.shape[0]), [show(v) for v in p.left], fontsize=7)
+  axes.set_yticks(range(matrix.shape[0]), [literal(show(v)) for v in p.left], fontsize=7)
   right = axes.secondary_yaxis('right')
-  right.set_yticks(range(matrix.shape[0]), [show(v) for v in p.right], fontsize=7, color='tab:red')
+  right.set_yticks(range(matrix.shape[0]), [literal(show(v)) for v in p.right], fontsize=7, color='tab:red')
   for a in (axes, right):
     a.tick_params(length=0)
   axes.set_xticks(np.arange(-.5, matrix.shape[1]), minor=True)
@@ -134,17 +135,22 @@ def _matrix(axes: Any, matrix: np.ndarray, p: Panel, above: Sequence[Value]) -> 
 
 
 def save(drawing: Any, path: pathlib.Path) -> None:
-  """Writes a figure as a new .svg or .png, in full or not at all. Raises ConfigError for another name."""
+  """Writes a figure as a new .svg or .png, in full or not at all; the same picture again is left as it is.
+
+  Raises:
+    ConfigError: another name, or one of something else.
+  """
   if path.suffix not in FORMATS:
     raise ConfigError(f"--out is '{path}'; expected a name that ends in {' or '.join(FORMATS)}, nearest is "
                       f"'{path.with_suffix('.svg')}'")
   if not path.parent.is_dir():
     raise ConfigError(f"--out is '{path}', whose folder does not exist; expected an existing folder")
-  if path.exists():
-    raise ConfigError(f"--out is '{path}', which exists; expected a new name")
   from matplotlib import rc_context
   buffer = io.BytesIO()
   with rc_context({'svg.hashsalt': 'lemma', 'svg.fonttype': 'none'}):  # the same picture is the same file
     still = {'Date': None} if path.suffix == '.svg' else None
     drawing.savefig(buffer, format=path.suffix[1:], dpi=150, bbox_inches='tight', metadata=still)
-  files.write_new(path, buffer.getvalue())
+  try:
+    files.write_new(path, buffer.getvalue())
+  except FileExistsError:
+    raise ConfigError(f"--out is '{path}', which exists and is not this picture; expected a new name") from None

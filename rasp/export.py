@@ -9,18 +9,25 @@ import zipfile
 from flax import traverse_util
 import numpy as np
 
-from foundation import files
+from foundation import files, outputs
 from foundation.errors import ConfigError
 from rasp import decoder
 from rasp.compiling import Compiled, Report
 from rasp.language import constant
 
+PARAMS = 'params.npz'
+FILES = ('model.json', 'program.json', PARAMS)
+
 
 def save(compiled: Compiled, folder: pathlib.Path) -> None:
-  """Writes the folder; params.npz last, so that a folder that has it is complete. Raises ConfigError if it exists."""
-  if folder.exists():
-    raise ConfigError(f"--out is '{folder}', which exists; expected a folder that does not")
-  folder.mkdir(parents=True)
+  """Writes the folder, or one of an earlier program anew; params.npz last, so that a folder that has it is complete.
+
+  Raises:
+    ConfigError: there is something else in it.
+  """
+  outputs.check_folder('--out', folder, FILES)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / PARAMS).unlink(missing_ok=True)
   files.write_json(folder / 'model.json', dataclasses.asdict(compiled.model))
   weights, const = compiled.readout
   files.write_json(folder / 'program.json', {
@@ -29,7 +36,7 @@ def save(compiled: Compiled, folder: pathlib.Path) -> None:
       'readout': [weights.tolist(), const], 'report': dataclasses.asdict(compiled.report)})
   buffer = io.BytesIO()
   np.savez(buffer, **traverse_util.flatten_dict(compiled.params, sep='.'))
-  files.write_new(folder / 'params.npz', buffer.getvalue())
+  files.write_atomically(folder / PARAMS, buffer.getvalue())
 
 
 def load(folder: pathlib.Path) -> Compiled:
@@ -37,7 +44,7 @@ def load(folder: pathlib.Path) -> Compiled:
   try:
     model = decoder.settings(**json.loads((folder / 'model.json').read_text()))
     program = json.loads((folder / 'program.json').read_text())
-    params = traverse_util.unflatten_dict(dict(np.load(folder / 'params.npz')), sep='.')
+    params = traverse_util.unflatten_dict(dict(np.load(folder / PARAMS)), sep='.')
     report = Report(**program['report'] | {'assumed': tuple(program['report']['assumed'])})
     outputs = None if program['outputs'] is None else {t: v for t, v, _ in program['outputs']}
     codes = {v: c for _, v, c in program['outputs'] or ()}

@@ -13,6 +13,7 @@ import sys
 
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError
+from foundation.printable import printable
 
 
 def _runs(flags):
@@ -83,6 +84,8 @@ def _end(result) -> int:
 def run_fit(flags) -> int:
   """Prints a law, how sure it is, and every doubt; writes the page of --report."""
   from scaling import report, uncertainty
+  if flags.report:
+    report.check_folder('--report', pathlib.Path(flags.report))
   result, findings = _fitted(flags)
   C = _target(flags, result.observations)
   about = report.doubt(result, C, flags.bootstrap, flags.simulations, flags.level, flags.kind, flags.delta == 0)
@@ -94,6 +97,7 @@ def run_fit(flags) -> int:
           f'; r_hat {state["r_hat"]:.3f}, {state["divergences"]} divergences')
   if flags.positions:
     print(report.positions_text(_runs(flags), _counting(flags), max(flags.positions, 0)))
+  sys.stdout.flush()
   if flags.report:
     page = report.page(flags.report, result.observations, result, about, C, _loss(flags), findings=findings)
     print(f'report {page}')
@@ -115,17 +119,17 @@ def run_predict(flags) -> int:
     share = uncertainty.coverage(result, [quantity], flags.level, flags.simulations, fit_scale=flags.delta == 0)
     mean = dataclasses.replace(mean, coverage=float(share[0]))
   o = result.observations
-  if flags.ledger:
-    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
-    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
-                   high=interval.high, level=flags.level, law=result.law.name,
-                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
   print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
   print(f'{6 * flags.N * flags.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '
         f'{100 * result.rms:.3f} %')
   for note in (*result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   if flags.ledger:
+    sys.stdout.flush()
+    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
+    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
+                   high=interval.high, level=flags.level, law=result.law.name,
+                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
     print(f'written to {flags.ledger} as {flags.name}' + (' (this run is in the table: no prediction)' if seen else ''))
   return _end(result)
 
@@ -235,7 +239,9 @@ def _compare_ledger(flags) -> None:
   records = ledger.read(flags.ledger)
   measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
   for p in (r for r in records if r['kind'] == 'prediction'):
-    text = f'{p["name"]}: predicted {p["loss"]:.5g} [{p["low"]:.5g}, {p["high"]:.5g}] by {p["law"]} at {p["written"]}'
+    law, written = printable(p['law'], 120), printable(p['written'], 60)
+    text = (f'{printable(p["name"], 120)}: predicted {p["loss"]:.5g} [{p["low"]:.5g}, {p["high"]:.5g}] by {law} at '
+            f'{written}')
     m = measured.get(p['name'])
     text += ', not measured' if m is None else (f', measured {m["measured"]:.5g} ({m["error_percent"]:+.2f} %), '
                                                 f'{"inside" if m["inside"] else "outside"} the interval')

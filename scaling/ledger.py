@@ -8,8 +8,16 @@ import hashlib
 import json
 import pathlib
 import time
+from numbers import Real
 
+from foundation import reading
 from foundation.errors import ConfigError, nearest
+
+# What a record of each kind holds, see reading.misfit.
+_NAMED = {'name': str, 'written': str, 'seen': bool}
+KINDS = {'prediction': _NAMED | {'law': str, 'runs': int, 'low': Real, 'high': Real} | dict.fromkeys(
+             ('N', 'D', 'loss', 'level'), float),
+         'measurement': _NAMED | {'inside': bool} | dict.fromkeys(('measured', 'predicted', 'error_percent'), float)}
 
 
 def _digest(line: str) -> str:
@@ -19,18 +27,26 @@ def _digest(line: str) -> str:
 def read(path: str | pathlib.Path) -> list[dict]:
   """All records; raises ConfigError at the first line that was changed or whose predecessor was."""
   path = pathlib.Path(path)
-  if not path.exists():
+  try:
+    lines = reading.text(path).splitlines()
+  except FileNotFoundError:
     return []
   records, before = [], ''
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  for number, line in enumerate(lines, 1):
     try:
-      record = json.loads(line)
+      record = reading.loads(line)
     except ValueError:
-      raise ConfigError(f'{path.name}, line {number}: not a JSON record; a ledger is only ever appended to') from None
+      record = None
+    if not isinstance(record, dict):
+      raise ConfigError(f'{path.name}, line {number}: not a JSON record; a ledger is only ever appended to')
     body = {key: value for key, value in record.items() if key != 'digest'}
     if record.get('before') != before or record.get('digest') != _digest(json.dumps(body, sort_keys=True)):
       raise ConfigError(f'{path.name}, line {number}: the record was changed after it was written, or one before it '
                         'was')
+    kind = str(record.get('kind'))
+    wrong = reading.misfit(record, KINDS[kind]) if kind in KINDS else f'kind is {kind!r}; expected {" or ".join(KINDS)}'
+    if wrong:
+      raise ConfigError(f'{path.name}, line {number}: {wrong}')
     records.append(record)
     before = record['digest']
   return records
@@ -49,19 +65,22 @@ def _append(path: pathlib.Path, record: dict) -> dict:
 
 def predict(path: str | pathlib.Path, name: str, *, N: float, D: float, loss: float, low: float, high: float,
             level: float, law: str, objective: str, runs: int, source: str, seen: bool = False) -> dict:
-  """Writes a prediction in nats per token with its interval; refuses a name that is there already.
+  """Writes a prediction in nats per token with its interval; refuses a name that is there with another one.
 
   seen: whether a run of this N and D was already in the table the prediction was made from; such a record can be
   compared, but says that it is no prediction.
   """
   path = pathlib.Path(path)
-  if any(r['kind'] == 'prediction' and r['name'] == name for r in read(path)):
-    raise ConfigError(f'{path.name} already predicts {name!r}; an entry is never rewritten, choose another name')
+  record = {'kind': 'prediction', 'name': name, 'N': N, 'D': D, 'loss': loss, 'low': low, 'high': high, 'level': level,
+            'law': law, 'objective': objective, 'runs': runs, 'source': source, 'seen': bool(seen)}
+  for written in read(path):
+    if written['kind'] == 'prediction' and written['name'] == name:
+      if written | record == written:
+        return written  # the same command again
+      raise ConfigError(f'{path.name} already predicts {name!r}; an entry is never rewritten, choose another name')
   if not low <= loss <= high:
     raise ConfigError(f'prediction {loss} is outside its own interval [{low}, {high}]')
-  return _append(path, {'kind': 'prediction', 'name': name, 'N': N, 'D': D, 'loss': loss, 'low': low, 'high': high,
-                        'level': level, 'law': law, 'objective': objective, 'runs': runs, 'source': source,
-                        'seen': bool(seen)})
+  return _append(path, record)
 
 
 def measure(path: str | pathlib.Path, name: str, loss: float) -> dict:
@@ -73,8 +92,11 @@ def measure(path: str | pathlib.Path, name: str, loss: float) -> dict:
     names = [r['name'] for r in records if r['kind'] == 'prediction']
     raise ConfigError(f'{path.name} has no prediction {name!r}; it has {", ".join(names) or "none"}'
                      f'{nearest(name, names)}')
-  if any(r['kind'] == 'measurement' and r['name'] == name for r in records):
-    raise ConfigError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
+  for written in records:
+    if written['kind'] == 'measurement' and written['name'] == name:
+      if written['measured'] == loss:
+        return written  # the same command again
+      raise ConfigError(f'{path.name} already holds a measurement of {name!r}; an entry is never rewritten')
   if not loss > 0:
     raise ConfigError(f'measured loss {loss}: expected a positive number of nats per token')
   p = predicted[0]

@@ -231,13 +231,27 @@ def lint(runs: Runs, counting: Counting = Counting(), uninformed: float | None =
   return sorted(out, key=lambda f: not f.refuses)
 
 
+def check_codes(allow: Iterable[str]) -> tuple[str, ...]:
+  """The codes. Raises ConfigError for one that is none."""
+  if isinstance(allow, str):
+    raise ConfigError(f'allow is the text {allow!r}; expected a list of codes, nearest is [{allow!r}]')
+  for code in allow:
+    if code not in CODES:
+      raise ConfigError(f'allow: {code!r} is not one of {", ".join(CODES)}{nearest(str(code), CODES)}')
+  return tuple(allow)
+
+
+def check_design(o: Observations, allow: Iterable[str]) -> None:
+  """Raises ConfigError if runs of these N, D and C would be refused for too few of them, whatever their losses."""
+  for finding in _shape(dataclasses.replace(o, loss=(o.N * o.D) ** -0.01)):
+    if finding.code in ('few_sizes', 'few_tokens', 'short_range') and finding.code not in allow:
+      raise ConfigError(f'{o.source}: {finding} (or {finding.code!r} among what is allowed)')
+
+
 def check(runs: Runs, counting: Counting = Counting(), allow: Iterable[str] = (),
           uninformed: float | None = None) -> tuple[Observations, list[Finding]]:
   """Observations and the warnings; raises ConfigError of the first refusal whose code is not in `allow`."""
-  allow = tuple(allow)
-  for code in allow:
-    if code not in CODES:
-      raise ConfigError(f'allow: {code!r} is not one of {", ".join(CODES)}{nearest(code, CODES)}')
+  allow = check_codes(allow)
   findings = lint(runs, counting, uninformed)
   for finding in findings:
     if finding.refuses and finding.code not in allow:

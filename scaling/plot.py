@@ -144,7 +144,9 @@ def save(chart: Chart, stem: str | pathlib.Path) -> list[pathlib.Path]:
   stem = pathlib.Path(stem)
   stem.parent.mkdir(parents=True, exist_ok=True)
   paths = [stem.with_suffix(suffix) for suffix in ('.png', '.svg', '.csv')]
-  chart.figure.savefig(paths[0], dpi=150, bbox_inches='tight')
+  picture = io.BytesIO()
+  chart.figure.savefig(picture, format='png', dpi=150, bbox_inches='tight')
+  files.write_atomically(paths[0], picture.getvalue())
   files.write_atomically(paths[1], figures.svg(chart.figure))
   table = io.StringIO()
   writer = csv.writer(table)

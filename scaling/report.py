@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from foundation import files
+from foundation import files, outputs
 from foundation.page import Figure, Section, Text, render
 from scaling import plot
 from scaling.approaches import Optima, positions, side_by_side
@@ -184,6 +184,13 @@ CAPTIONS = {
 }
 
 
+def check_folder(key: str, folder: pathlib.Path) -> None:
+  """Raises ConfigError unless `page` may write into the folder: it is new, or has a page of ours, whole or half."""
+  outputs.check_page(key, folder / 'index.html')
+  charts = [f'{name}.{suffix}' for name in CAPTIONS for suffix in ('png', 'svg', 'csv')]
+  outputs.check_folder(key, folder, ('index.html', *charts), mark='index.html')
+
+
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
          laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'), findings: Sequence[Finding] = (),
          title: str = '', facts: Sequence[str] = ()) -> pathlib.Path:
@@ -192,6 +199,7 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   title: of the page, the table's source if none. facts: lines that stand after the first sentence.
   """
   folder = pathlib.Path(folder)
+  check_folder('the folder of the report', folder)
   texts, charts = [('Fit', summary(result, about, findings))], {}
   optima, reasons = side_by_side(o, loss)
   texts.append(('Approaches', approaches_text(optima, reasons, C)))

@@ -6,16 +6,17 @@ row and the value, what was expected and the nearest valid choice.
 
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from foundation import reading
 from foundation.errors import ConfigError, nearest
+from foundation.printable import printable
 from scaling.observations import Counting, Observations, count_parameters
 
 TableError = ConfigError  # under the name that sweeps know
@@ -188,18 +189,18 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
 
 
 def _read_csv(path: pathlib.Path):
+  real = path.resolve()  # the user named it: a link is as good
   try:
-    text = path.read_text('utf-8-sig')
+    lines = reading.data(real).decode('utf-8-sig').splitlines()
   except UnicodeDecodeError as error:
     raise ConfigError(f'{path.name}: byte {error.start} is not UTF-8; expected a CSV file in UTF-8') from None
-  lines = text.splitlines()
   if not lines or not lines[0].strip():
     raise ConfigError(f'{path.name}: the file is empty; expected a header with the columns N, D, loss')
   if ',' not in lines[0]:
     for mark, name in ((';', 'semicolons'), ('\t', 'tabs')):
       if mark in lines[0]:
         raise ConfigError(f'{path.name}: the header is separated by {name}; expected commas')
-  header, *body = csv.reader(lines)
+  header, *body = _cells(path.name, lines)
   header = [name.strip() for name in header]
   repeated = sorted({name for name in header if header.count(name) > 1})
   if repeated:
@@ -218,16 +219,33 @@ def _read_csv(path: pathlib.Path):
   return header, records, rows, ()
 
 
+def _cells(name: str, lines: list[str]) -> Iterator[list[str]]:
+  """The cells of every line. Raises ConfigError where a quote goes on beyond its line: it would swallow runs."""
+  reader, line = csv.reader(lines, strict=True), 1
+  try:
+    for cells in reader:
+      if reader.line_num != line:
+        raise ConfigError(f'{name}, line {line}: a quoted cell goes on to line {reader.line_num}; expected its quote '
+                          'closed in its line')
+      yield cells
+      line += 1
+  except csv.Error as error:
+    raise ConfigError(f'{name}, line {line}: {error}; expected a row of cells whose quotes are closed in the line'
+                      ) from None
+
+
 def _read_folder(path: pathlib.Path):
   files = sorted(path.glob('**/result.json'))
   if not files:
     raise ConfigError(f'{path.name}: no result.json below this folder; expected a folder of run folders, or a CSV file')
   finished, rows, warnings = [], [], []
   for file in files:
-    name = str(file.parent.relative_to(path))
+    name = printable(file.parent.relative_to(path), 120)
     try:
-      record = json.loads(file.read_text())
-    except ValueError as error:
+      record = reading.loads(reading.data(file, path))
+    except ConfigError:
+      raise
+    except (OSError, ValueError) as error:
       raise ConfigError(f'{name}/result.json is not JSON: {error}') from None
     if not isinstance(record, dict):
       raise ConfigError(f'{name}/result.json: expected an object with the keys of a run')

@@ -95,7 +95,7 @@ def losses(runs: dict[str, list[dict[str, Any]]]):
     axes.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], linewidth=0.8, alpha=0.6, color=color)
     held_out = [r for r in rows if 'validation_loss' in r]
     axes.plot([r['tokens'] for r in held_out], [r['validation_loss'] for r in held_out], 'o-', markersize=3,
-              color=color, label=name)
+              color=color, label=style.literal(name))
   axes.set_xscale('log')
   _legend(axes, len(runs))
   return figure
@@ -106,7 +106,7 @@ def positions(runs: dict[str, list[float | None]]):
   figure, axes = style.axes('', 'position in the window', 'nats per token')
   for i, (name, values) in enumerate(runs.items()):
     points = [(place + 1, loss) for place, loss in enumerate(values) if loss is not None]
-    axes.plot(*zip(*points), linewidth=1, color=f'C{i % 10}', label=name)
+    axes.plot(*zip(*points), linewidth=1, color=f'C{i % 10}', label=style.literal(name))
   axes.set_xscale('log')
   _legend(axes, len(runs))
   return figure
@@ -125,7 +125,7 @@ def ladder(rows: list[dict[str, Any]]):
   values = [row['bits_per_byte'] for row in rows]
   bars = axes.barh(range(len(rows)), values, color=[colors[row['kind']] for row in rows])
   axes.bar_label(bars, [f'{value:.3f}' for value in values], padding=2, fontsize='small')
-  axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+  axes.set_yticks(range(len(rows)), [style.literal(row['name']) for row in rows])
   axes.invert_yaxis()
   axes.set_xlim(0, 1.12 * max(values))
   bytes_per_token = rows[0]['bytes'] / rows[0]['targets']

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -9,13 +10,21 @@ from experiments.reports import figures
 from experiments.reports import runs as folders
 from experiments.reports.runs import relative
 from foundation import figures as style
-from foundation import files, page
+from foundation import files, outputs, page, reading
+from foundation.errors import one_line
+from foundation.printable import printable
 from framework import config as config_lib
+
+log = logging.getLogger(__name__)
 
 # What a run's row shows beside the settings in which runs differ: heading, and key of result.json.
 RESULTS = (('bits/byte', 'bits_per_byte'), ('nats/token', 'loss_nats_per_token'), ('parameters', 'params_total'),
            ('tokens', 'tokens'), ('epochs', 'epochs'), ('FLOPs', 'flops_train_exact'), ('seconds', 'seconds'),
            ('devices', 'devices'))
+# What another program's section.json holds, see reading.misfit.
+SECTION = {'title': str, 'paragraphs': ([str], None),
+           'tables': ([{'columns': [str], 'rows': [list], 'source': (str, None)}], None),
+           'figures': ([{'file': str, 'caption': str}], None)}
 
 
 def differing(runs: list[dict[str, Any]]) -> list[str]:
@@ -36,7 +45,7 @@ def sentence(runs: list[dict[str, Any]], studies: list[dict[str, Any]]) -> str:
                  f"{page.number(r.get('tokens'))} tokens ({page.number(r.get('params_total'))} parameters).")
   if len(done) < len(runs):
     words.append(f'{len(runs) - len(done)} of {_count(len(runs), "run", "runs")} without a result yet.')
-  verdicts = collections.Counter(str(study.get('verdict', 'no verdict')) for study in studies)
+  verdicts = collections.Counter(printable(study.get('verdict', 'no verdict'), 60) for study in studies)
   if studies:
     words.append(f"{_count(len(studies), 'study', 'studies')}: {', '.join(f'{n} {v}' for v, n in verdicts.items())}.")
   return ' '.join(words) or 'Results below.'
@@ -50,7 +59,7 @@ def overview(runs: list[dict[str, Any]], here: pathlib.Path) -> page.Section:
   """All runs in one table, with the settings in which they differ, and their losses in one figure."""
   keys = differing(runs) if len(runs) > 1 else []
   rows = [[run['name'], *(_setting(run['settings'].get(key)) for key in keys),
-           *(run['result'].get(key) for _, key in RESULTS), folders.state(run)] for run in runs]
+           *(_setting(run['result'].get(key)) for _, key in RESULTS), folders.state(run)] for run in runs]
   which = 'each run' if len(runs) > 1 else relative(runs[0]['folder'], here)
   blocks: list[Any] = [page.Table(['run', *keys, *(heading for heading, _ in RESULTS), 'status'], rows,
                        f'config.json and result.json of {which}')]
@@ -74,9 +83,9 @@ def _setting(value: Any) -> Any:
 def details(run: dict[str, Any], here: pathlib.Path) -> page.Section:
   """One run: command, hardware, versions, later evaluations, and all its settings."""
   config, folder = run['config'], relative(run['folder'], here)
-  versions = ', '.join(f'{name} {v}' for name, v in config.get('versions', {}).items())
+  versions = ', '.join(f'{name} {v}' for name, v in (config.get('versions') or {}).items())
   blocks: list[Any] = [
-      f"Command: {' '.join(map(str, config.get('command', [])))}\nVersions: {versions}\n"
+      f"Command: {' '.join(map(str, config.get('command') or []))}\nVersions: {versions}\n"
       f"Git commit: {config.get('git_commit') or 'none'}\nDevices: {_setting(run['result'].get('devices'))}; "
       f"XLA_FLAGS: {config.get('xla_flags') or 'none'}"]
   evaluations = files.read_rows(run['folder'] / 'evaluations.jsonl')
@@ -100,9 +109,9 @@ def study(folder: pathlib.Path, verdict: dict[str, Any], here: pathlib.Path) -> 
     blocks.append(page.Table(['quantity', 'value'], [[key, _setting(v)] for key, v in _flat(numbers)],
                              f'{where}/verdict.json'))
   captions = {'figure': verdict.get('figure')}
-  blocks += [page.Figure(path.read_text(encoding='utf-8'), str(captions.get(path.stem) or path.stem.replace('_', ' ')),
+  blocks += [page.Figure(reading.text(path), str(captions.get(path.stem) or path.stem.replace('_', ' ')),
                          f'{where}/{path.name}') for path in sorted(folder.glob('*.svg'))]
-  return page.Section(str(verdict.get('name', folder.name)), blocks)
+  return page.Section(printable(verdict.get('name', folder.name), 120), blocks)
 
 
 def _flat(numbers: dict[str, Any], before: str = '') -> list[tuple[str, Any]]:
@@ -114,48 +123,78 @@ def _flat(numbers: dict[str, Any], before: str = '') -> list[tuple[str, Any]]:
 
 def section(folder: pathlib.Path, part: dict[str, Any], here: pathlib.Path) -> page.Section:
   """A section that another program has written. Raises ConfigError if it has not the form of one."""
-  where = relative(folder, here)
-  try:
-    blocks: list[Any] = [str(text) for text in part.get('paragraphs', [])]
-    blocks += [page.Table(t['columns'], t['rows'], t.get('source', f'{where}/section.json'))
-               for t in part.get('tables', [])]
-    blocks += [page.Figure((folder / f['file']).read_text(encoding='utf-8'), f['caption'], f"{where}/{f['file']}")
-               for f in part.get('figures', [])]
-    return page.Section(str(part['title']), blocks)
-  except (KeyError, TypeError, AttributeError, OSError) as error:
-    raise config_lib.ConfigError(f"{folder / 'section.json'}: {type(error).__name__} {error}; expected title, "
-                                 'paragraphs, tables (columns, rows) and figures (file, caption)') from error
+  where, path = relative(folder, here), folder / 'section.json'
+  if wrong := reading.misfit(part, SECTION):
+    raise config_lib.ConfigError(f'{printable(path)}: {wrong} (expected title, paragraphs, tables of columns and '
+                                 'rows, figures of file and caption)')
+  blocks: list[Any] = list(part.get('paragraphs') or [])
+  blocks += [page.Table(t['columns'], t['rows'], t.get('source') or f'{where}/section.json')
+             for t in part.get('tables') or []]
+  for figure in part.get('figures') or []:
+    try:
+      svg = reading.text(folder / figure['file'], folder)
+    except FileNotFoundError:
+      raise config_lib.ConfigError(f"{printable(path)} names {printable(figure['file'], 120)}, which does not exist; "
+                                   'expected a file of its folder') from None
+    blocks.append(page.Figure(svg, figure['caption'], f"{where}/{figure['file']}"))
+  return page.Section(part['title'], blocks)
+
+
+def contents(roots: list[pathlib.Path], here: pathlib.Path) -> tuple[str, list[page.Section], list[str]]:
+  """(the first sentence of the page about everything below `roots`, its sections, what had to be left out and why).
+
+  Raises:
+    ConfigError: there is nothing to show.
+  """
+  studies, sections = [], []
+  runs, wrong = folders.gather(roots)
+  for folder in folders.find(roots):
+    try:
+      part, verdict = folders.read(folder / 'section.json'), folders.read(folder / 'verdict.json')
+      if part is not None:
+        sections.append(section(folder, part, here))
+      if verdict is not None:
+        sections.append(study(folder, verdict, here))
+        studies.append(verdict)
+    except config_lib.ConfigError as error:
+      wrong.append(one_line(error))
+  if runs:
+    sections += [overview(runs, here)]
+  for run in runs:
+    try:
+      sections.append(details(run, here))
+    except config_lib.ConfigError as error:
+      wrong.append(one_line(error))
+  if not sections:
+    raise config_lib.ConfigError(wrong[0] if wrong else f'nothing below {printable(roots[0])} can be read')
+  words = sentence(runs, studies)
+  if wrong:
+    sections.insert(0, page.Section('Left out', ['\n'.join(wrong)]))
+    words += f" {_count(len(wrong), 'folder', 'folders')} left out, which could not be read: see below."
+  return words, sections, wrong
 
 
 def render(roots: list[pathlib.Path], here: pathlib.Path, title: str, refresh: int = 0) -> str:
   """The page about everything below `roots`, for a file in the folder `here`.
 
   Raises:
-    ConfigError: nothing to show, or a damaged file.
+    ConfigError: there is nothing to show.
   """
-  studies, sections = [], []
-  for folder in folders.find(roots):
-    part, verdict = folders.read(folder / 'section.json'), folders.read(folder / 'verdict.json')
-    if part is not None:
-      sections.append(section(folder, part, here))
-    if verdict is not None:
-      studies.append(verdict)
-      sections.append(study(folder, verdict, here))
-  runs = folders.collect(roots)
-  if runs:
-    sections += [overview(runs, here)] + [details(run, here) for run in runs]
-  return page.render(title, sentence(runs, studies), sections, refresh)
+  words, sections, _ = contents(roots, here)
+  return page.render(title, words, sections, refresh)
 
 
 def write(roots: list[pathlib.Path], output: pathlib.Path, title: str) -> pathlib.Path:
-  """Writes the page about everything below `roots` to `output`.
+  """Writes the page about everything below `roots` to `output`; the log says what had to be left out.
 
   Raises:
-    ConfigError: nothing to show, a damaged file, or `output` holds something that is not such a page.
+    ConfigError: nothing to show, or `output` holds something that is not such a page.
   """
-  if output.exists() and (not output.is_file() or page.MARK not in output.read_text('utf-8', errors='replace')[:500]):
-    raise config_lib.ConfigError(f'--output {output} exists and is not a report; expected a new file')
-  text = render(roots, output.parent, title)
+  outputs.check_page('--output', output)
+  words, sections, wrong = contents(roots, output.parent)
+  text = page.render(title, words, sections)
+  for line in wrong:
+    log.warning('left out: %s', line)
   output.parent.mkdir(parents=True, exist_ok=True)
   files.write_atomically(output, text)
   return output

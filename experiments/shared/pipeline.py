@@ -6,7 +6,6 @@ run again. A command that was interrupted is started anew and has to resume by i
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
 import pathlib
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from foundation import files
+from foundation import files, reading
 from framework import config as config_lib
 from framework.training import clock
 
@@ -45,14 +44,13 @@ class Failed(Exception):
 
 def read_done(path: pathlib.Path) -> dict[str, float]:
   """Seconds by command, of those that ended well. Raises ConfigError on a damaged file."""
-  if not path.exists():
-    return {}
   try:
-    done = json.loads(path.read_text(encoding='utf-8'))
-    return {str(words): float(seconds) for words, seconds in done.items()}
-  except (ValueError, AttributeError, TypeError) as error:
-    raise config_lib.ConfigError(f'{path} is damaged; expected seconds by command, nearest is the walk without that '
-                                 'file') from error
+    return reading.value(path, {str: float})
+  except FileNotFoundError:
+    return {}
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{path} is damaged ({error}); expected seconds by command, nearest is the walk '
+                                 'without that file') from error
 
 
 def remaining(steps: Sequence[Step], done: dict[str, float]) -> float:
@@ -71,7 +69,7 @@ def walk(folder: pathlib.Path, steps: Sequence[Step], say: Callable[[str], None]
   """
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'steps.json'
-  with open(folder / '.lock', 'w', encoding='utf-8') as lock:
+  with files.own(folder / '.lock') as lock:
     # Another may be a walk that runs, or the last command of one that was killed.
     files.hold(lock, waiting=lambda: say(f'another run in {folder} has not ended; waiting for it'))
     done = read_done(path)

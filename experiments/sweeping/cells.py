@@ -19,7 +19,7 @@ from foundation.errors import one_line
 from framework import config as config_lib
 from framework import models
 from framework.training import branch
-from scaling import lints
+from scaling import laws, lints
 
 Cells = list[dict[str, Any]]
 
@@ -158,8 +158,16 @@ def with_costs(cells: list[Cell], corpus_of: Callable[[config_lib.Config], Any])
   return [costed(cell) for cell in cells]
 
 
-def check_steps(cells: list[Cell], allow: Iterable[str]) -> None:
-  """Raises ConfigError if the shortest cell is too short for a law, unless `allow` has 'few_steps'."""
+def check(sweep: Sweep, cells: list[Cell]) -> None:
+  """Raises ConfigError if the law or what is allowed could only be refused when cells have run, or if the shortest cell
+  is too short for a law and `allow` has no 'few_steps'.
+  """
+  allow = lints.check_codes(sweep.allow)
+  if sweep.law:
+    law = laws.law(sweep.law, key="the sweep's law")
+    if 'k' in law.columns:
+      raise config_lib.ConfigError(f"the sweep's law is '{sweep.law}', which needs the experts of a run; expected a "
+                                   'law of parameters and tokens')
   short = min(cells, key=lambda cell: cell.config.training.steps)
   if short.config.training.steps < lints.STEPS and 'few_steps' not in allow:
     raise config_lib.ConfigError(f"cell {short.name} has {short.config.training.steps} steps; expected {lints.STEPS} "

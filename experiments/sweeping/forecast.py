@@ -1,10 +1,10 @@
 """A sweep's laws: the largest cell is predicted, in the ledger, before it starts, and compared when it has ended."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
-from foundation import files
+from foundation import files, reading
+from foundation.printable import printable
 from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty
@@ -55,7 +55,7 @@ def measure(folder: pathlib.Path, name: str) -> dict:
   for record in ledger.read(folder / LEDGER):
     if record['kind'] == 'measurement' and record['name'] == name:
       return record
-  result = json.loads((folder / 'cells' / name / 'result.json').read_text(encoding='utf-8'))
+  result = reading.value(folder / 'cells' / name / 'result.json', {'loss_nats_per_token': float})
   return ledger.measure(folder / LEDGER, name, result['loss_nats_per_token'])
 
 
@@ -95,9 +95,11 @@ def compared(folder: pathlib.Path) -> list[str]:
   measured = {r['name']: r for r in records if r['kind'] == 'measurement'}
   lines = []
   for p in (r for r in records if r['kind'] == 'prediction'):
-    line = (f"{p['name']}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
-            f"the {p['law']} law from {p['runs']} runs, {p['written']}")
+    name, law, when = printable(p['name'], 120), printable(p['law'], 120), printable(p['written'], 60)
+    line = (f"{name}: predicted {p['loss']:.4f} [{p['low']:.4f}, {p['high']:.4f}] at {100 * p['level']:g} % by "
+            f"the {law} law from {p['runs']} runs, {when}")
     m = measured.get(p['name'])
     lines.append(line + (f"; measured {m['measured']:.4f} ({m['error_percent']:+.2f} %), "
-                         f"{'inside' if m['inside'] else 'outside'} the interval, {m['written']}" if m else ''))
+                         f"{'inside' if m['inside'] else 'outside'} the interval, {printable(m['written'], 60)}" if m
+                         else ''))
   return lines

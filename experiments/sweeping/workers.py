@@ -1,7 +1,6 @@
 """Processes that run the trunks of a sweep, here or under Slurm, and the one line that shows how far they all are."""
 
 import importlib.util
-import json
 import os
 import pathlib
 import shutil
@@ -15,6 +14,8 @@ from absl import logging
 import tqdm
 
 from experiments.sweeping.cells import Cell
+from foundation import reading
+from foundation.printable import printable
 from framework import config as config_lib
 from framework.training import clock
 
@@ -133,19 +134,20 @@ class Slurm:
 def finished(folder: pathlib.Path) -> bool:
   """Whether the run in `folder` is complete."""
   try:
-    return json.loads((folder / 'result.json').read_text(encoding='utf-8'))['status'] == 'complete'
-  except (OSError, ValueError, KeyError, TypeError):
+    return reading.value(folder / 'result.json', {'status': str})['status'] == 'complete'
+  except (OSError, config_lib.ConfigError):
     return False
 
 
 def newest(folder: pathlib.Path) -> dict[str, float]:
   """The last row of timing.jsonl that the run in `folder` wrote; {} if there is none."""
   try:
-    with open(folder / 'timing.jsonl', 'rb') as file:
+    with reading.opened(folder / 'timing.jsonl') as file:
       file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-      return json.loads(file.read().split(b'\n')[-2])
+      row = reading.loads(file.read(4096).split(b'\n')[-2])
   except (OSError, ValueError, IndexError):
     return {}
+  return {} if reading.misfit(row, {'step': int, 'tokens_per_second': (float, None)}) else row
 
 
 def steps_done(folder: pathlib.Path, cell: Cell) -> int:
@@ -186,7 +188,7 @@ class Progress:
     rates = {}  # FLOP/s
     for cell in self._cells:
       begun = [newest(self._folder / cell.name / stage) for stage in cell.stages]
-      if speed := next((row['tokens_per_second'] for row in reversed(begun) if 'tokens_per_second' in row), None):
+      if speed := next((row['tokens_per_second'] for row in reversed(begun) if row.get('tokens_per_second')), None):
         rates[cell.name] = speed * step[cell.name] / (cell.config.training.batch * cell.config.data.window)
     if not rates:
       return None
@@ -266,4 +268,4 @@ def _last_line(log: pathlib.Path) -> str:
     lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
   except OSError:
     lines = []
-  return lines[-1][:300] if lines else 'which wrote nothing'
+  return printable(lines[-1][:300]) if lines else 'which wrote nothing'

@@ -17,20 +17,23 @@ the arithmetic of another machine differs, is never handed over.
 from collections.abc import Callable, Iterator
 import dataclasses
 import hashlib
+import math
 import struct
 from typing import Any
 
 import numpy as np
 
-from framework.coding import range_coder
+from framework.coding import predictors, range_coder
 from framework.config import ConfigError
 from framework.data import tokenizer as tokenizers
 
 MAGIC = b'lemma-z1'
 _HEADER = struct.Struct('>8s16s16sQQI')
 _TAIL = 8
+# A file of other rows is refused: a change of these two is another magic.
 ROW_TOKENS = 4096  # about, of a row: its first tokens lack context, which costs some 10 bytes
 MOST_ROWS = 1024
+_SLACK = 8  # bytes that a decoder reads ahead, beyond the end of its code
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
 MakePredictor = Callable[[int], Any]  # of a number of rows: an object of framework.coding.predictors
@@ -62,6 +65,10 @@ def encode_text(tokenizer: tokenizers.Tokenizer, data: bytes) -> np.ndarray:
   return tokens
 
 
+def _rows(tokens: int) -> int:
+  return min(max(1, tokens // ROW_TOKENS), MOST_ROWS)
+
+
 def _steps(tokens: int, rows: int) -> Iterator[int]:
   """How many rows have a token at each step: the longer rows come first."""
   for step in range(-(-tokens // rows)):
@@ -81,7 +88,7 @@ def pack(data: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make:
          progress: Progress = lambda done, total, what: None) -> Packed:
   """The compressed file of `data`. Raises ConfigError on text that the tokenizer cannot hold."""
   tokens = encode_text(tokenizer, data)
-  rows = min(max(1, len(tokens) // ROW_TOKENS), MOST_ROWS)
+  rows = _rows(len(tokens))
   encoder, bits, done = range_coder.Encoder(), 0.0, 0
   predictor: Any = make(rows) if len(tokens) else None
   symbols = tokens[_row_major(rows, len(tokens))]
@@ -113,13 +120,34 @@ def check(packed: bytes, fingerprint: bytes) -> None:
                       'expected the very model that packed it: the same run at the same step')
 
 
+def is_of(packed: bytes, data: bytes) -> bool:
+  """Whether these may be a compressed file of this very text, by what its header says, under whatever model."""
+  if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
+    return False
+  _, _, text_digest, size, _, _ = _HEADER.unpack_from(packed)
+  return size == len(data) and text_digest == _digest(data, 16)
+
+
+def check_sizes(packed: bytes, tokenizer: tokenizers.Tokenizer) -> None:
+  """Raises ConfigError if the numbers that a file claims cannot be those of its stream: before anything is allocated,
+  since anyone can write a header whose checksum fits."""
+  *_, size, tokens, rows = _HEADER.unpack_from(packed)
+  longest, stream = max(map(len, tokenizer.table)), len(packed) - _HEADER.size - _TAIL
+  # Every token leaves at least one count to each of the others, and so costs some bits. A tenth is for rounding.
+  least = 0.9 * (tokenizer.size - 1) / (predictors.COUNTS + tokenizer.size) / math.log(2)
+  if rows != _rows(tokens) or not tokens <= size <= tokens * longest or tokens * least > 8 * (stream + _SLACK):
+    raise ConfigError(f'the file claims {size:,} bytes in {tokens:,} tokens and {rows:,} rows, which its {stream:,} '
+                      'bytes of code cannot hold; expected the file as it was written')
+
+
 def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make: MakePredictor,
            progress: Progress = lambda done, total, what: None) -> bytes:
   """The text of a compressed file. Raises ConfigError rather than return anything but what was packed."""
   check(packed, fingerprint)
+  check_sizes(packed, tokenizer)
   _, _, text_digest, size, tokens, rows = _HEADER.unpack_from(packed)
   decoder = range_coder.Decoder(packed[_HEADER.size:-_TAIL])
-  symbols, done = np.zeros(tokens, np.int32), 0
+  parts, done = [np.zeros(0, np.int32)], 0  # as they come: a claim alone takes no memory
   predictor: Any = make(rows) if tokens else None
   last_B = np.full(rows, tokenizer.end)
   for count in _steps(tokens, rows):
@@ -130,11 +158,14 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
       first = int(counts_V[token - 1]) if token else 0
       decoder.take(first, int(counts_V[token]) - first, total)
       last_B[row] = token
-    symbols[done:done + count] = last_B[:count]
+    if decoder.beyond > _SLACK:
+      raise ConfigError(f'the file claims {tokens:,} tokens and its code ends after some {done:,}; expected the file '
+                        'as it was written')
+    parts.append(last_B[:count].astype(np.int32))
     done += count
     progress(done * size // tokens, size, 'restoring')
   text = np.zeros(tokens, np.int32)
-  text[_row_major(rows, tokens)] = symbols
+  text[_row_major(rows, tokens)] = np.concatenate(parts)
   data = b''.join(tokenizer.table[t] for t in text)
   if len(data) != size or _digest(data, 16) != text_digest:
     raise ConfigError('what was restored is not what was packed: this machine computes the model differently (another '

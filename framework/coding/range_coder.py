@@ -58,6 +58,11 @@ class Decoder:
     self._data, self._place, self._range = data, _BITS // 8, 1 << _BITS
     self._value = int.from_bytes(data[:self._place].ljust(self._place, b'\0'), 'big')
 
+  @property
+  def beyond(self) -> int:
+    """How many bytes it has read after the last: what an Encoder wrote needs no more than 6."""
+    return max(0, self._place - max(len(self._data), _BITS // 8))
+
   def peek(self, total: int) -> int:
     """A count of [0, total) that belongs to the next symbol."""
     return min(self._value // (self._range // total), total - 1)

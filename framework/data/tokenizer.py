@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import tokenizers
 
-from foundation import files
+from foundation import files, reading
 from foundation.errors import ConfigError, nearest
 
 PIECE = 1 << 20  # characters tokenised at a time
@@ -208,7 +208,10 @@ class Bpe(Tokenizer):
 
   @functools.cached_property
   def _library(self) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(self.model)
+    library = tokenizers.Tokenizer.from_str(self.model)
+    library.no_padding()  # somebody else's file may ask for 10^8 tokens a text, or for the first of each
+    library.no_truncation()
+    return library
 
   @functools.cached_property
   def table(self) -> tuple[bytes, ...]:
@@ -269,10 +272,9 @@ CLASSES = {cls.name: cls for cls in (Bytes, Chars, Symbols, Bpe)}
 def load(path: str | os.PathLike) -> Tokenizer:
   """The tokenizer that `Tokenizer.save` wrote. Raises ConfigError if the file is missing, corrupt or unknown."""
   try:
-    with open(path, encoding='utf-8') as file:
-      fields = json.load(file)
+    fields = reading.value(pathlib.Path(path), most=1 << 28)  # of a million tokens
     name = fields.pop('lemma_tokenizer')
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+  except (OSError, ConfigError, KeyError) as error:
     reason = getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'
     raise ConfigError(f"tokenizer file '{path}' cannot be read ({reason}); expected a tokenizer.json of a run or of "
                       f'the cache') from None

@@ -10,7 +10,6 @@ What a folder does not hold is left at its default by `load`: the dtype of the a
 scan and remat. Dropout is GPT-2's `resid_pdrop` (Llama has none; neither here has one on attention weights).
 """
 
-import json
 import math
 import os
 import pathlib
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foundation import files
+from foundation import files, reading
 from framework import config as config_lib
 from framework.config import ConfigError, Model
 from framework.models import contract
@@ -88,8 +87,8 @@ def check_allowed(family: str, hf: Mapping[str, Any]) -> None:
 
 def whole(hf: Mapping[str, Any], key: str) -> int:
   """The positive whole number that config.json has under `key`."""
-  if type(value := hf.get(key)) is not int or value < 1:
-    raise ConfigError(f'config.json has {key} {value!r}; expected a positive whole number')
+  if type(value := hf.get(key)) is not int or not 1 <= value < 2**31:
+    raise ConfigError(f'config.json has {key} {value!r}; expected a positive whole number below 2^31')
   return value
 
 
@@ -208,6 +207,8 @@ def to_gpt2(model: Model, vocabulary: int, length: int, params: Any) -> Saved:
 
 def rope_base(hf: Mapping[str, Any]) -> float:
   """The base from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (4)."""
+  kind = (dict.fromkeys(('rope_type', 'type'), (str, None)), None)
+  reading.check('config.json', hf, dict.fromkeys(('rope_parameters', 'rope_scaling'), kind))
   rope = (hf.get('rope_parameters') or {}) | (hf.get('rope_scaling') or {})
   kinds = {rope.get('rope_type', 'default'), rope.get('type', 'default')}
   if kinds != {'default'} or rope.get('partial_rotary_factor', 1) != 1:
@@ -218,6 +219,7 @@ def rope_base(hf: Mapping[str, Any]) -> float:
 def from_llama(hf: Mapping[str, Any], tensors: Tensors) -> Loaded:
   """The inverse of `to_llama`. Raises ConfigError."""
   check_allowed('llama', hf)
+  reading.check('config.json', hf, {'head_dim': (int, None)})
   width, heads, bias = whole(hf, 'hidden_size'), whole(hf, 'num_attention_heads'), hf.get('attention_bias', False)
   if bias != hf.get('mlp_bias', False):
     raise ConfigError(f'config.json has attention_bias {bias}; expected that of mlp_bias, as model.bias is both')
@@ -260,11 +262,27 @@ def import_safetensors():
   return safetensors
 
 
+def store(folder: pathlib.Path) -> pathlib.Path:
+  """Below which the files of a folder lie: itself, or, of a snapshot in the hub's cache, the model's, as links."""
+  folder = folder.resolve()
+  return folder.parents[1] if folder.parent.name == 'snapshots' else folder
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return dict(json.loads(path.read_text(encoding='utf-8')))
-  except (OSError, TypeError, ValueError) as error:
+    return reading.value(path, below=store(path.parent))
+  except (OSError, ConfigError) as error:
     raise ConfigError(f'{path} cannot be read as a JSON object: {error}') from error
+
+
+def shards(index: pathlib.Path) -> list[str]:
+  """The files that an index names, all beside it."""
+  entries = read_json(index)
+  reading.check(index, entries, {'weight_map': ({str: str}, None)})
+  names = sorted(set((entries.get('weight_map') or {}).values()))
+  if wrong := next((name for name in names if pathlib.PurePath(name).name != name), None):
+    raise ConfigError(f'{index} names {wrong!r}; expected names of files beside it')
+  return names
 
 
 def load(folder: str | os.PathLike) -> Loaded:
@@ -278,9 +296,10 @@ def load(folder: str | os.PathLike) -> Loaded:
   if (family := hf.get('model_type')) not in FROM:
     raise ConfigError(f"config.json has model_type {family!r}; expected {' or '.join(map(repr, FROM))}")
   whole_file = (folder / 'model.safetensors').exists() or not index.exists()
-  for name in ['model.safetensors'] if whole_file else sorted(set(read_json(index).get('weight_map', {}).values())):
+  for name in ['model.safetensors'] if whole_file else shards(index):
     try:
-      tensors |= safetensors.numpy.load_file(folder / name)
+      with reading.opened(folder / name, store(folder)):  # refuses a link elsewhere, or a pipe
+        tensors |= safetensors.numpy.load_file(folder / name)
     except (OSError, safetensors.SafetensorError) as error:
       raise ConfigError(f'{folder / name} cannot be read: {error}') from error
   return FROM[family](hf, tensors)

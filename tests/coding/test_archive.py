@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import random
+import struct
 
 import jax
 import numpy as np
@@ -159,6 +160,32 @@ def test_cut_and_longer_files_are_refused(packed):
 
 def test_another_model_is_refused(packed):
   refuses(packed, 'was packed under model 303132333435, this run is 666564636261', b'fedcba9876543210')
+
+
+def claiming(packed, size, tokens, rows, stream=None):
+  """The file with other numbers in its header, and a checksum that fits."""
+  body = packed[:40] + struct.pack('>QQI', size, tokens, rows) + (packed[60:-8] if stream is None else stream)
+  return body + hashlib.blake2b(body, digest_size=8).digest()
+
+
+def test_a_claim_takes_neither_memory_nor_time(packed):
+  """A kilobyte that claims 32 GiB, or hours of decoding."""
+  size, tokens, rows = struct.unpack_from('>QQI', packed, 40)
+  assert compression.unpack(claiming(packed, size, tokens, rows), BYTES, MODEL, maker('ngram')) == text()
+  for claim in ((size, 2**33, 1), (2**33, 2**33, 1024), (2**63, tokens, rows), (size, tokens, 2**32 - 1), (size, 0, 1),
+                (size, tokens, 0), (tokens - 1, tokens, rows), (size, size + 1, 1), (tokens + 1, tokens, rows)):
+    refuses(claiming(packed, *claim), 'which its .* bytes of code cannot hold')
+  steps = []
+  class Slow(predictors.Counted):
+    def advance(self, tokens_B):
+      steps.append(len(tokens_B))
+      return super().advance(tokens_B)
+  tokens = np.concatenate([[256], np.frombuffer(text(seed=3), np.uint8), [256]])
+  model = ngram.count(tokens, vocabulary=257, end=256, order=4)
+  many = 10**8  # as the numbers allow, but for what the code is worth
+  refuses(claiming(packed, many, many, 1024), 'claims 100,000,000 tokens and its code ends after some',
+          make=lambda rows: Slow(model, rows))
+  assert len(steps) < 200
 
 
 def test_a_model_that_computes_differently_never_passes(packed):

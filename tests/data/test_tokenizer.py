@@ -183,3 +183,15 @@ def test_truncated_and_missing_files_are_refused(tmp_path):
   path.write_text(json.dumps({'lemma_tokenizer': 'byts'}))
   with pytest.raises(ConfigError, match="did you mean 'bytes'"):
     tokenizers.load(path)
+
+
+def test_a_strangers_padding_and_truncation_change_nothing(tmp_path):
+  own = tokenizers.train_bpe(['low lower lowest ' * 20], 270)
+  for number, (key, value) in enumerate({
+      'padding': {'strategy': {'Fixed': 1000}, 'direction': 'Right', 'pad_to_multiple_of': None, 'pad_id': 0,
+                  'pad_type_id': 0, 'pad_token': 'x'},
+      'truncation': {'direction': 'Right', 'max_length': 2, 'strategy': 'LongestFirst', 'stride': 0}}.items()):
+    path = tmp_path / f'{number}.json'
+    tokenizers.Bpe(json.dumps(json.loads(own.model) | {key: value})).save(path)
+    assert json.loads(json.loads(path.read_text())['model'])[key]
+    np.testing.assert_array_equal(tokenizers.load(path).encode('the lowest'), own.encode('the lowest'))

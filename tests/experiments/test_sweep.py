@@ -49,6 +49,12 @@ def run(words, **more):
     ('import nothing_of_that_name', 'ModuleNotFoundError'),
     (TINY.replace("'few_steps', ", ''), "cell width8_steps60 has 60 steps; expected 200 or more"),
     (TINY.replace('heads=2', 'heads=3'), 'model.heads is 3; expected a divisor'),
+    (TINY.replace("'tied'", "'tyed'"), "the sweep's law is 'tyed'; expected one of "),
+    (TINY.replace("'tied'", "'bounded'"), 'law bounded needs the uninformed loss'),
+    (TINY.replace("'tied'", "'experts'"), "the sweep's law is 'experts', which needs the experts of a run"),
+    (TINY.replace("'few_sizes'", "'few_size'"), "allow: 'few_size' is not one of few_sizes, "),
+    (TINY.replace("('few_sizes', 'few_steps', 'short_range')", "'few_sizes'"), 
+     "expected a list of codes, nearest is ['few_sizes']"),
 ])
 def test_malformed_sweep_files_are_refused_in_one_line(tmp_path, text, words):
   path = tmp_path / 'one.py'
@@ -58,7 +64,7 @@ def test_malformed_sweep_files_are_refused_in_one_line(tmp_path, text, words):
   else:
     path.write_text(text)
   with pytest.raises(config_lib.ConfigError) as error:
-    cells_lib.check_steps(expand(cells_lib.load(path)), cells_lib.load(path).allow)
+    cells_lib.check(cells_lib.load(path), expand(cells_lib.load(path)))
   assert words in str(error.value) and '\n' not in str(error.value)
 
 
@@ -102,3 +108,12 @@ def test_a_sweep_that_is_killed_ends_as_one_that_is_not(tmp_path):
   assert [r['kind'] for r in killed] == ['prediction', 'measurement'] and killed[0]['name'] == 'width24_steps240'
   assert [r.get('loss', r.get('measured')) for r in calm] == [r.get('loss', r.get('measured')) for r in killed]
   assert killed[0]['written'] < killed[1]['written'] and (tmp_path / 'killed' / 'report' / 'index.html').exists()
+
+
+@pytest.mark.parametrize('code', ['few_sizes', 'short_range'])
+def test_what_the_fit_would_refuse_is_refused_before_a_cell_runs(tmp_path, code, server):
+  """A cell writes below cells/; none has begun."""
+  (tmp_path / 'tiny.py').write_text(TINY.replace(f"'{code}', ", '').replace(f", '{code}'", ''))
+  reply = server('sweep', f'--sweep={tmp_path}/tiny.py', f'--workdir={tmp_path}/w', timeout=120)
+  assert reply['code'] == 2 and f'the cells but the largest: {code}: ' in reply['err'].splitlines()[-1], reply
+  assert not (tmp_path / 'w' / 'cells').exists()

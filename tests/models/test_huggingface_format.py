@@ -222,3 +222,39 @@ def test_a_failed_save_leaves_no_half_folder_that_loads(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='disk full'):
     huggingface.save(tmp_path / 'new', GPT2, V, LENGTH, random_params(GPT2))
   assert not list((tmp_path / 'new').iterdir())
+
+
+def test_nothing_outside_the_folder_is_loaded_but_the_blobs_of_the_hub(tmp_path):
+  params = random_params(GPT2)
+  huggingface.save(tmp_path / 'blobs', GPT2, V, LENGTH, params)
+  secret = tmp_path / 'blobs' / 'model.safetensors'
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  (folder / 'config.json').write_text((tmp_path / 'blobs' / 'config.json').read_text())
+  for name in ('../blobs/model.safetensors', str(secret), '..', 3, [], 'a/../x'):
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'wte.weight': name}}))
+    with pytest.raises(ConfigError, match='expected names of files beside it|expected a text|leaves its folder'):
+      huggingface.load(folder)
+  (folder / 'model.safetensors').symlink_to(secret)
+  with pytest.raises(ConfigError, match='leaves its folder'):
+    huggingface.load(folder)
+  snapshot = tmp_path / 'snapshots' / 'f00'
+  snapshot.mkdir(parents=True)
+  for name in ('config.json', 'model.safetensors'):
+    (snapshot / name).symlink_to(f'../../blobs/{name}')
+  assert_equal(huggingface.load(snapshot)[-1], params)
+
+
+@pytest.mark.parametrize('model', [GPT2, LLAMA])
+def test_a_wrong_value_of_a_config_is_one_line(model, monkeypatch):
+  known, ask = {}, huggingface.our_parameters
+  monkeypatch.setattr(huggingface, 'our_parameters', lambda *model: known.get(repr(model)) or known.setdefault(
+      repr(model), ask(*model)))  # which traces the model
+  family = 'gpt2' if model is GPT2 else 'llama'
+  config, tensors = huggingface.TO[family](model, V, LENGTH, random_params(model))
+  for key in config:
+    for wrong in ('x', -1, float('inf'), [], {}, [[None]], 10**280, True, {'rope_type': []}):
+      try:
+        huggingface.FROM[family](config | {key: wrong}, tensors)
+      except ConfigError as error:
+        assert '\n' not in str(error)

@@ -38,8 +38,11 @@ def twice():
   assert ': 0 wrong' in out[-2] and out[-1] == 'made'
   again = export.load(tmp_path / 'made')
   assert again('abc') == list('aab') and again.cached('bca') == list('bbc')
-  with pytest.raises(ConfigError, match='which exists; expected a folder that does not'):
-    export.save(again, tmp_path / 'made')
+  (tmp_path / 'made' / 'program.json').unlink()  # as a kill may leave it
+  assert command('compile', '--program=mine.py', '--longest=6', '--out=made', cwd=tmp_path)[0] == 0
+  assert export.load(tmp_path / 'made')('abc') == list('aab')
+  with pytest.raises(ConfigError, match='which holds something else'):
+    export.save(again, tmp_path)
   (tmp_path / 'made' / 'params.npz').write_bytes(b'cut off')
   with pytest.raises(ConfigError, match='holds no compiled program .*expected a folder that'):
     export.load(tmp_path / 'made')
@@ -93,14 +96,18 @@ def test_compiled_attention_is_the_ideal_one():
 
 def test_drawings_are_files_that_are_written_once(tmp_path):
   program = PROGRAMS['reverse']
-  drawing = draw.figure(program.result, list('abc'), rasp.compile(program, longest=4))
+  drawing = lambda: draw.figure(program.result, list('abc'), rasp.compile(program, longest=4))
   for suffix in ('.svg', '.png'):
-    draw.save(drawing, tmp_path / f'reverse{suffix}')
-    assert (tmp_path / f'reverse{suffix}').stat().st_size > 1000
-    with pytest.raises(ConfigError, match='which exists'):
-      draw.save(drawing, tmp_path / f'reverse{suffix}')
+    draw.save(drawing(), tmp_path / f'reverse{suffix}')
+    written = (tmp_path / f'reverse{suffix}').read_bytes()
+    assert len(written) > 1000
+    draw.save(drawing(), tmp_path / f'reverse{suffix}')
+    assert (tmp_path / f'reverse{suffix}').read_bytes() == written  # the same picture again
+    with pytest.raises(ConfigError, match='which exists and is not this picture'):
+      draw.save(draw.figure(program.result, list('abd')), tmp_path / f'reverse{suffix}')
+    assert (tmp_path / f'reverse{suffix}').read_bytes() == written
   with pytest.raises(ConfigError, match="expected a name that ends in .svg or .png, nearest is '.*reverse.svg'"):
-    draw.save(drawing, tmp_path / 'reverse.gif')
+    draw.save(drawing(), tmp_path / 'reverse.gif')
 
 
 def test_the_compiled_adder_stays_right_in_training_and_a_random_start_does_not_get_there():
