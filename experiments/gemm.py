@@ -82,7 +82,7 @@ def main() -> int:
   print(sentence, flush=True)
   output.mkdir(parents=True, exist_ok=True)
   figures.roofline(rows, peak, bandwidth, output / 'roofline.svg')
-  files.write_json(output / 'section.json', {
+  files.write_sealed(output / 'section.json', {
       'title': 'GEMM', 'paragraphs': [sentence],
       'tables': [{'columns': ['tile of the 3 x 3 result', 'reads', 'writes', 'bytes', 'least reads'], 'rows': lecture},
                  {'columns': ['n', 'FLOPs a byte', 'GFLOP/s', 'microseconds', 'roofline GFLOP/s'], 'rows': table}],

@@ -71,7 +71,7 @@ def main() -> int:
   print(rungs.table(rows), flush=True)
 
   output.mkdir(parents=True, exist_ok=True)
-  files.write_json(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
+  files.write_sealed(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,
                                             'targets': split.tokens - 1, 'bytes': split.bytes,
                                             'documents': split.documents, 'rows': rows, 'quoted': rungs.QUOTED})
   files.write_atomically(output / 'ladder.svg', style.svg(figures.ladder(rows)))

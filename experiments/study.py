@@ -86,7 +86,7 @@ def main() -> int:
       logging.info('stopped by %s; the same command continues', stopped)
       return 128 + getattr(signal, str(stopped), signal.SIGTERM)
     done[job] = {'setting': setting, 'numbers': numbers, 'seconds': time.perf_counter() - begin}
-    files.write_json(paths[job], done[job])
+    files.write_sealed(paths[job], done[job])
   results: dict[str, dict[int, Any]] = {}
   for (part, seed), saved in done.items():
     results.setdefault(part, {})[seed] = saved['numbers']
@@ -94,7 +94,7 @@ def main() -> int:
   verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
              **outcome, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
              'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
-  files.write_json(workdir / 'verdict.json', verdict)
+  files.write_sealed(workdir / 'verdict.json', verdict)
   figures.study(study, results, verdict, workdir / 'figure.svg')
   print(json.dumps(outcome, indent=1))
   return 0

@@ -10,10 +10,10 @@ import pathlib
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from foundation import reading
+from foundation import reading, sealed
 from foundation.errors import ConfigError
 from foundation.printable import printable
 
@@ -51,7 +51,7 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def sync(path: pathlib.Path) -> None:
-  """Puts a file, or the names in a folder, on the disk itself. Raises OSError, but not where a system cannot do that."""
+  """Puts a file, or the names in a folder, on the disk itself. Raises OSError, not where a system cannot do that."""
   try:
     number = os.open(path, os.O_RDONLY)
     try:
@@ -113,6 +113,11 @@ def write_new(path: pathlib.Path, data: bytes) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """A JSON file of one value, atomically."""
   write_atomically(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_sealed(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+  """A JSON file of an object with its digest, see foundation.sealed, atomically."""
+  write_json(path, sealed.seal(value))
 
 
 def hold(file: IO[Any], wait: bool = True, waiting: Callable[[], None] = lambda: None) -> bool:
@@ -191,8 +196,13 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
 
 
 def append_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-  """Adds rows to a JSON-lines file, all or none of them, also when other processes add theirs at the same moment."""
-  left = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+  """Adds rows, sealed, to a JSON-lines file, see `append_lines`."""
+  append_lines(path, ''.join(json.dumps(sealed.seal(row)) + '\n' for row in rows))
+
+
+def append_lines(path: pathlib.Path, text: str) -> None:
+  """Adds lines to a file, all or none of them, also when other processes add theirs at the same moment."""
+  left = text.encode()
   with naming(path), own(path) as file:
     hold(file)
     file.seek(0)
@@ -211,7 +221,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a JSON-lines file of a run; a last line that a kill cut short is left out.
 
   Raises:
-    ConfigError: a line is something else than an object with an integer `step`, or it is no file to read.
+    ConfigError: a line is something else than an object with an integer `step`, or was changed after it was sealed; or
+      it is no file to read.
   """
   try:
     lines = reading.data(path, most=ROWS).split(b'\n')[:-1]
@@ -228,5 +239,5 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     if reading.misfit(row, {'step': int}):
       raise ConfigError(f"{printable(path)}:{number} is damaged; expected a JSON object with an integer 'step', "
                         'nearest is the file without that line')
-    rows.append(row)
+    rows.append(sealed.opened(row, f'{printable(path)}:{number}'))
   return rows

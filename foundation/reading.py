@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from numbers import Real
 from typing import Any, BinaryIO
 
+from foundation import sealed
 from foundation.errors import ConfigError
 from foundation.printable import printable
 
@@ -24,8 +25,8 @@ DIGITS = 300  # of a whole number: beyond some 308 it is no float
 HUGE = 1e36  # no count and no measurement is larger
 # Of os.open: a pipe is not waited for and a link not followed.
 UNTRUSTED = getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_CLOEXEC', 0)
-_SAID: dict[Any, str] = {str: 'a text', int: 'a whole number', float: 'a finite number', bool: 'true or false', list: 'a list',
-         dict: 'a JSON object', Real: 'a number', None: 'null'}
+_SAID: dict[Any, str] = {str: 'a text', int: 'a whole number', float: 'a finite number', bool: 'true or false',
+                         list: 'a list', dict: 'a JSON object', Real: 'a number', None: 'null'}
 
 
 def inside(path: pathlib.Path, below: pathlib.Path | None = None) -> pathlib.Path:
@@ -114,7 +115,7 @@ _DECODER = json.JSONDecoder(parse_int=_whole)
 
 
 def value(path: pathlib.Path, kind: Any = dict, below: pathlib.Path | None = None, most: int = LARGEST) -> Any:
-  """The JSON value of a file, see `text`, which is of the `kind`, see `misfit`.
+  """The JSON value of a file, see `text`, which is of the `kind`, see `misfit`; a sealed object without its digest.
 
   Raises:
     FileNotFoundError: there is no file.
@@ -126,6 +127,8 @@ def value(path: pathlib.Path, kind: Any = dict, below: pathlib.Path | None = Non
     raise
   except ValueError as error:
     raise ConfigError(f'{printable(path)} cannot be read: {printable(error, 200)}') from None
+  if isinstance(found, dict):
+    found = sealed.opened(found, printable(path))
   check(path, found, kind)
   return found
 

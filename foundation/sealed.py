@@ -7,10 +7,8 @@ than this and is taken as it is.
 from collections.abc import Mapping
 import hashlib
 import json
-import pathlib
 from typing import Any
 
-from foundation import files
 from foundation.errors import ConfigError
 
 KEY = 'digest'
@@ -35,8 +33,3 @@ def opened(value: dict[str, Any], name: object) -> dict[str, Any]:
     raise ConfigError(f'{name} was changed after it was written: its digest is {str(value[KEY])[:40]!r}; expected '
                       f'{digest(rest)!r}, nearest is the file as it was')
   return rest
-
-
-def write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  """A sealed JSON file, atomically."""
-  files.write_json(path, seal(value))

@@ -10,7 +10,7 @@ import pathlib
 import time
 from numbers import Real
 
-from foundation import reading
+from foundation import files, reading
 from foundation.errors import ConfigError, nearest
 
 # What a record of each kind holds, see reading.misfit.
@@ -28,7 +28,7 @@ def read(path: str | pathlib.Path) -> list[dict]:
   """All records; raises ConfigError at the first line that was changed or whose predecessor was."""
   path = pathlib.Path(path)
   try:
-    lines = reading.text(path).splitlines()
+    lines = reading.text(path).split('\n')[:-1]  # a last line without an end was cut short by a kill: no record yet
   except FileNotFoundError:
     return []
   records, before = [], ''
@@ -58,8 +58,7 @@ def _append(path: pathlib.Path, record: dict) -> dict:
           'before': records[-1]['digest'] if records else ''}
   body['digest'] = _digest(json.dumps(body, sort_keys=True))
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('a') as file:
-    file.write(json.dumps(body, sort_keys=True) + '\n')
+  files.append_lines(path, json.dumps(body, sort_keys=True) + '\n')
   return body
 
 

@@ -68,7 +68,7 @@ def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -
   truth = _known_truth(result, about.errors, data)
   page = report.page(folder / 'report', o, result, about, C, LOSS, LAWS, findings, f'Sweep {folder.resolve().name}',
                      [*compared(folder), *truth])
-  files.write_json(folder / 'report' / 'law.json', {
+  files.write_sealed(folder / 'report' / 'law.json', {
       'law': result.law.name, 'formula': result.law.formula, 'values': result.values, 'errors': result.errors,
       'runs': len(o), 'rms_percent': 100 * result.rms})
   return '\n'.join([report.summary(result, about, findings), *truth]), page

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from foundation import sealed
+from foundation import reading, sealed
 from foundation.files import expand, lock
 from framework.config import ConfigError, Data, check_section
 from framework.data import cache as cache_lib
@@ -373,7 +373,7 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
   if not folder.exists():
     return None
   try:
-    meta = sealed.opened(json.loads((folder / 'meta.json').read_text(encoding='utf-8')), 'meta.json')
+    meta = reading.value(folder / 'meta.json')
     for name, wanted in meta['sha256'].items():
       if _sha256(folder / name) != wanted:
         raise ValueError(f'{name} is not what was written')

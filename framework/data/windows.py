@@ -52,6 +52,9 @@ def count(n: int, stride: int, random_phase: bool = False) -> int:
   return max(0, -(-(n - 1) // stride)) + random_phase
 
 
+ORDER = 2  # of the batches of a run, raised when they change; 1 had the later epochs of a seed as the first of the next
+
+
 def indices(windows: int, batch: int, seed: int, step: int, rows: slice = slice(None)) -> np.ndarray:
   """int64 [rows]: the windows that these rows of global batch `step` read.
 

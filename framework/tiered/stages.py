@@ -142,7 +142,7 @@ def refuse_memorisation(c: config_lib.Config, corpus: corpus_lib.Corpus, top: se
               'held_out': accuracy(c, top, below.params, corpus, corpus.validation, other)}
   gap = measured['training']['accuracy'] - measured['held_out']['accuracy']
   error = float(np.hypot(measured['training']['error'], measured['held_out']['error']))
-  files.write_json(folder / 'memorisation.json', measured | {'gap': gap, 'gap_error': error})
+  files.write_sealed(folder / 'memorisation.json', measured | {'gap': gap, 'gap_error': error})
   logging.info('rollouts of tier %d: %.2f %% right on text it was trained on, %.2f %% on held-out text, +- %.2f points',
                c.tiered.tiers - 1, *(100 * measured[name]['accuracy'] for name in ('training', 'held_out')),
                100 * error)

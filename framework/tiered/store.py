@@ -2,8 +2,8 @@
 
 rollouts.bin holds a record a window, in order: its starts, int32 [G], and the rollouts of the U tiers below, uint16
 [U, G, K, R] (uint32 above 65536 tokens). rollouts.json says what decided them: the parameters' SHA-256, the settings,
-the text. A file of other rollouts is refused. Records are appended, so that a write that was cut off goes on where it
-was.
+the text; and in the end the SHA-256 of the records. A file of other rollouts, or one that was changed, is refused.
+Records are appended, so that a write that was cut off goes on where it was.
 
 Under cross-fitting (`tiered.folds`) a rollout is written by the parameters that were not trained on its document.
 """
@@ -20,7 +20,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from foundation import files
+from foundation import files, reading
+from foundation.errors import one_line
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
@@ -90,7 +91,7 @@ def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered, mod
     else:
       folder.mkdir(parents=True, exist_ok=True)
       path.unlink(missing_ok=True)
-      files.write_json(about, wanted)
+      files.write_sealed(about, wanted)
     size = path.stat().st_size if path.exists() else 0
     if size > count * kind.itemsize:
       raise config_lib.ConfigError(f'{path} has {size} bytes; expected {count * kind.itemsize}, nearest is the folder '
@@ -100,19 +101,27 @@ def prepare(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered, mod
         file.truncate(size // kind.itemsize * kind.itemsize)
         file.seek(0, 2)
         _write(file, size // kind.itemsize, count, kind, c, writer(c, corpus, module, models))
+    found, written = sha256(path), reading.value(about).get('sha256')
+    if written not in (None, found):
+      raise config_lib.ConfigError(f'{path} was changed after it was written; nearest is to delete its folder')
+    files.write_sealed(about, wanted | {'sha256': found})
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(str(about))
   return Rollouts(path, kind, count)
 
 
+def sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def refuse_others(about: pathlib.Path, wanted: dict[str, Any]) -> None:
-  """Raises ConfigError if the rollouts described in `told` are not the wanted ones."""
+  """Raises ConfigError if the rollouts described in the file `about` are not the wanted ones."""
   try:
-    held = dict(json.loads(about.read_text(encoding='utf-8')))
-  except (OSError, ValueError, TypeError) as error:
-    raise config_lib.ConfigError(f'{about} cannot be read ({" ".join(str(error).split())}); nearest is to delete its '
-                                 'folder') from None
-  for key in wanted | held:
+    held = reading.value(about)
+  except (OSError, config_lib.ConfigError) as error:
+    raise config_lib.ConfigError(f'{one_line(error)}; nearest is to delete its folder') from None
+  for key in wanted | {key: None for key in held if key != 'sha256'}:
     if held.get(key) != wanted.get(key):
       raise config_lib.ConfigError(f'{about} tells of rollouts whose {key} is {held.get(key)!r}; this run has '
                                    f'{wanted.get(key)!r}: give another --workdir, or delete that folder')

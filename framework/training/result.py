@@ -1,6 +1,5 @@
 """The content of result.json, the contract between training and scaling. Losses are nats per token."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from foundation import files, sealed
-from foundation.errors import one_line
+from foundation import files, reading, sealed
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
@@ -59,27 +57,23 @@ def check_rows(folder: pathlib.Path) -> None:
   """Raises ConfigError if a run that has ended has other rows of metrics or timing than at its end."""
   for name, wanted in (read(folder) or {}).get('manifest', {}).get('rows', {}).items():
     if writer.digests(folder / name) != wanted:
-      raise config_lib.ConfigError(f"{folder / name} was changed: its rows are not the {wanted['count']} that there were "
-                                   'at the end of the run')
+      raise config_lib.ConfigError(f"{folder / name} was changed: its rows are not the {wanted['count']} that there "
+                                   'were at the end of the run')
 
 
 def write(folder: pathlib.Path, outcome: dict[str, Any]) -> None:
   """Writes result.json, sealed."""
-  sealed.write(folder / RESULT, outcome)
+  files.write_sealed(folder / RESULT, outcome)
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
   """The content of result.json; None if there is none. Raises ConfigError if it is not as it was written."""
-  path = folder / RESULT
-  if not path.exists():
-    return None
   try:
-    held = dict(json.loads(path.read_text(encoding='utf-8')))
-    held['status'], held['steps']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise config_lib.ConfigError(f"{path} cannot be read as a run's result ({one_line(error)}); nearest is the folder "
-                                 'without it, and the same command again') from None
-  return sealed.opened(held, path)
+    return reading.value(folder / RESULT, {'status': str, 'steps': int})
+  except FileNotFoundError:
+    return None
+  except config_lib.ConfigError as error:
+    raise config_lib.ConfigError(f'{error}; nearest is the folder without it, and the same command again') from None
 
 
 def of_stages(one: dict[str, Any], results: list[dict[str, Any]], run: str, flops_before: float) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from typing import Any
 from absl import logging
 import jax
 
-from foundation import files, sealed
+from foundation import files, reading
 from foundation.errors import one_line
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import tokenizer as tokenizers
+from framework.data import windows
 from framework.training import hosts
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
@@ -102,8 +103,9 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       corpus.tokenizer.save(workdir / TOKENIZER)
-      sealed.write(path, {
-          'config': config_lib.flatten(config), 'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest,
+      files.write_sealed(path, {
+          'config': config_lib.flatten(config), 'order': windows.ORDER,
+          'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest,
           'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
           'xla_flags': os.environ.get('XLA_FLAGS', ''),
       })
@@ -130,7 +132,11 @@ def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
   """Raises ConfigError if the run in `workdir` has another config."""
   flat = config_lib.flatten(config)
   # Settings that are younger than the run have their defaults in it.
-  begun = config_lib.flatten(config_lib.Config()) | read_config_file(workdir / CONFIG)['config']
+  saved = read_config_file(workdir / CONFIG)
+  begun = config_lib.flatten(config_lib.Config()) | saved['config']
+  if saved.get('order', 1) != windows.ORDER:
+    logging.warning('%s began under another order of batches: from its second epoch on, what comes is not what would '
+                    'have come under the code that began it', workdir)
   for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
     if begun.get(key) != flat.get(key):
       raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
@@ -142,7 +148,8 @@ def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
   saved = read_config_file(workdir / CONFIG)
   if saved['corpus'] != corpus.digest:
     raise config_lib.ConfigError(f"workdir {workdir} holds a run on corpus {saved['corpus'][:12]}; the text at "
-                                 f'data.path is now {corpus.digest[:12]}: give that text back, or train in another --workdir')
+                                 f'data.path is now {corpus.digest[:12]}: give that text back, or train in another '
+                                 '--workdir')
   own = saved.get('tokenizer') or _tokenizer_digest(workdir)  # a run that is older than the entry
   if own and own != corpus.tokenizer.digest:
     raise config_lib.ConfigError(
@@ -179,12 +186,10 @@ def read_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
 def read_config_file(path: pathlib.Path) -> dict[str, Any]:
   """The content of a run's config.json. Raises ConfigError if it cannot be read, or is not as it was written."""
   try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(saved['config'], dict) or not isinstance(saved['corpus'], str):
-      raise ValueError('no config in it')
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    return reading.value(path, {'config': dict, 'corpus': str, 'tokenizer': (str, None),
+                                'versions': ({str: str}, None)})
+  except (FileNotFoundError, config_lib.ConfigError) as error:
     raise config_lib.ConfigError(f"{path} cannot be read as a run's config: {one_line(error)}") from error
-  return sealed.opened(saved, path)
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:

@@ -3,8 +3,8 @@
 Reads one JSON object a line from stdin: {'module', 'argv', 'env', 'full', 'timeout'}; answers with one line on stdout:
 {'code', 'out', 'err', 'seconds', 'touched'}. `env` is laid over the server's own; null unsets. `full` is
 ['module:Class.method', bytes, call] or ['', bytes, 0]: from that call of the function on (0 is the first), or from the
-start, no regular file can grow beyond so many bytes, in Python and in C++, as on a full disk. `fault` is ['kill', 'fail'
-or 'full', number, folder], see `break_writing`. `touched` says whether JAX made a backend and how often it compiled, so
+start, no regular file can grow beyond so many bytes, in Python and in C++, as on a full disk. `fault` is
+['kill', 'fail' or 'full', number, folder], see `break_writing`. `touched` says whether JAX made a backend and how often it compiled, so
 that a test can tell that a refusal came early.
 """
 

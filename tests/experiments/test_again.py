@@ -74,13 +74,13 @@ def test_evaluate_and_attention(server, root, tmp_path):
 @pytest.mark.parametrize('launcher, words, full, said', [
     ('evaluate', ('--workdir={root}/run', '--output={here}/out', '--windows=1'),
      'foundation.files:append_rows', 'nats/token'),
-    ('ladder', ('--config={root}/tiny.py', '--output={here}/out', '--orders=1'), 'foundation.files:write_json',
+    ('ladder', ('--config={root}/tiny.py', '--output={here}/out', '--orders=1'), 'foundation.files:write_sealed',
      'held-out tokens'),
     ('count', ('--config={root}/tiny.py', '--workdir={here}/out', '--order=2'),
      'framework.baselines.ladder:scored', 'nats/token'),
     ('compress', ('--workdir={root}/run', '--output={here}/packed', '{root}/text.txt'), 'foundation.files:write_new',
      'bits/byte; the cross-entropy'),
-    ('gemm', ('--output={here}/out', '--sizes=8', '--seconds=0.01'), 'foundation.files:write_json', 'GFLOP/s')])
+    ('gemm', ('--output={here}/out', '--sizes=8', '--seconds=0.01'), 'foundation.files:write_sealed', 'GFLOP/s')])
 def test_a_full_disk_costs_no_result(server, root, tmp_path, launcher, words, full, said):
   reply = server(launcher, *(word.format(root=root, here=tmp_path) for word in words), full=[full, 10, 0])
   assert reply['code'] == 1 and 'File too large' in reply['err'].splitlines()[-1], reply

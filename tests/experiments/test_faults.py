@@ -1,4 +1,4 @@
-"""The n-th change of a file fails, finds a full disk, or is the last thing the process does; the same command again ends
+"""The n-th change of a file fails, finds a full disk, or is the last thing a process does; the same command again ends
 with the bytes of an undisturbed one. For every command that writes, and every n."""
 
 import json

@@ -33,7 +33,10 @@ def test_a_torn_line_is_replaced(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text('{"step": 1}\n{"st')
   files.append_rows(path, [{'step': 2}, {'step': 3}])
-  assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+  assert path.read_text().count('\n') == 3 and files.read_rows(path) == [{'step': 1}, {'step': 2}, {'step': 3}]
+  path.write_text(path.read_text().replace('"step": 2', '"step": 4'))
+  with pytest.raises(files.ConfigError, match='rows.jsonl:2 was changed after it was written'):
+    files.read_rows(path)
 
 
 def test_a_full_disk_leaves_the_rows_that_were_there(tmp_path):
