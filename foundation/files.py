@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import json
 import logging
@@ -63,12 +64,26 @@ def sync(path: pathlib.Path) -> None:
       raise
 
 
+def _alive(number: str) -> bool:
+  """Whether this machine has a process of the number."""
+  try:
+    os.kill(int(number), 0)
+  except (ProcessLookupError, ValueError, OverflowError):
+    return False
+  except OSError:  # somebody else's
+    pass
+  return True
+
+
 @contextlib.contextmanager
 def _written(path: pathlib.Path, content: str | bytes) -> Iterator[pathlib.Path]:
   """A new file beside `path` that holds the content, on the disk itself; removed in the end if it is still there."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  mine = f'.{path.name}.{socket.gethostname()}.'
+  temporary = path.with_name(f'{mine}{os.getpid()}.tmp')
+  for left in path.parent.glob(f'{glob.escape(mine)}*.tmp'):
+    if left == temporary or not _alive(left.name.split('.')[-2]):  # what a dead process left, or somebody's link
+      left.unlink(missing_ok=True)
   try:
-    temporary.unlink(missing_ok=True)  # of a dead process of this number; or somebody's link
     with naming(path), open(temporary, 'xb') as file:
       file.write(content.encode() if isinstance(content, str) else content)
       file.flush()

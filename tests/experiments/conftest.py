@@ -19,7 +19,7 @@ class Server:
     self.process = subprocess.Popen([sys.executable, str(HERE / 'forkserver.py')], stdin=subprocess.PIPE, env=env,
                                     stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-  def __call__(self, launcher, *argv, env=None, full=None, fault=None, timeout=60):
+  def __call__(self, launcher, *argv, env=None, full=None, fault=None, timeout=240):
     self.process.stdin.write(json.dumps({
         'module': f'experiments.{launcher}', 'argv': list(map(str, argv)), 'env': env or {}, 'full': full,
         'fault': fault, 'timeout': timeout}) + '\n')

@@ -82,11 +82,12 @@ def returns(expression):
   return bad_config(f'def get_config():\n  return {expression}\n')
 
 
-def copied_run(change):
+def copied_run(*changes):
   """A function that puts a copy of the finished run at a path, changed."""
   def make(path, root):
     shutil.copytree(root / 'run', path)
-    change(path)
+    for change in changes:
+      change(path)
   return make
 
 
@@ -280,10 +281,10 @@ CASES = [
     Case('config_json_key', r"config has no key 'model.layer' \(did you mean", (OF_HERE,), 'generate',
          files={'run': copied_run(edit_config(model__layer=1))}),
     Case('resume_other_shape', r'(?<=error: )checkpoint 3 of \S+ holds \S+ of shape \[.*; the config expects \[',
-         RESUMED + ('--config.model.width=16',), files={'run': copied_run(edit_config(
-             model__width=16, model__feedforward=64))}),
+         RESUMED + ('--config.model.width=16',), files={'run': copied_run(
+             remove('result.json'), edit_config(model__width=16, model__feedforward=64))}),
     Case('resume_damaged', r'has no usable checkpoint; checkpoint 3 cannot be used', RESUMED,
-         files={'run': copied_run(damage_all)}),
+         files={'run': copied_run(remove('result.json'), damage_all)}),
     Case('metrics_binary', 'metrics.jsonl:1 .*expected a JSON object', RESUMED,
          files={'run': copied_run(overwrite('metrics.jsonl', b'\xff\xfe\n'))}),
     Case('metrics_text', 'metrics.jsonl:2 .*expected a JSON object', RESUMED,
@@ -369,7 +370,9 @@ def test_cache_truncated(server, root, tmp_path):
   """A cache that was cut short is made again, and said so."""
   shutil.copytree(root / 'cache', tmp_path / 'cache')
   whole = digest(tmp_path / 'cache')
-  path = next((tmp_path / 'cache/corpora').glob('*/train.bin'))
+  wanted = json.loads((root / 'run/config.json').read_text())['corpus']
+  path = next(p for p in (tmp_path / 'cache/corpora').glob('*/meta.json')
+              if json.loads(p.read_text())['corpus'] == wanted).with_name('train.bin')
   path.write_bytes(path.read_bytes()[:-10])
   reply = server('train', f'--config={root}/tiny.py', f'--workdir={tmp_path}/new',
                  f'--config.data.cache={tmp_path}/cache', '--config.data.window=5000')
