@@ -11,6 +11,7 @@ import sys
 from absl import flags
 
 from experiments.shared import launch
+from foundation.printable import printable
 from framework import config as config_lib
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run')
@@ -60,8 +61,7 @@ def main() -> int:
     for text, prompt in zip(PROMPT.value, prompts):
       rule = f'{"-" * 72}\n' if len(prompts) > 1 else ''
       for piece in itertools.chain([rule + text], _pieces(trained, prompt, settings)):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        _write(piece)
     return 0
   columns = generation.generate(trained.setup.module, trained.params, prompts, tokens=TOKENS.value,
                                 window=config.data.window, settings=settings, seed=SEED.value)
@@ -69,14 +69,19 @@ def main() -> int:
     stream = tokenizer.stream()
     sys.stdout.write(PROMPT.value[0])
     for new in columns:
-      sys.stdout.write(stream.push(new[0]))
-      sys.stdout.flush()
-    sys.stdout.write(stream.finish() + '\n')
+      _write(stream.push(new[0]))
+    _write(stream.finish() + '\n')
     return 0
   for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
     row = row[:list(row).index(stop)] if stop in row else row
-    print(f'{"-" * 72}\n{text}{tokenizer.decode(row)}')
+    _write(f'{"-" * 72}\n{text}{tokenizer.decode(row)}\n')
   return 0
+
+
+def _write(text: str) -> None:
+  """What a model has written; on a terminal, which obeys escapes, without any."""
+  sys.stdout.write(printable(text, keep='\n\t') if sys.stdout.isatty() else text)
+  sys.stdout.flush()
 
 
 def _pieces(trained, prompt, settings):

@@ -14,6 +14,7 @@ from absl import flags, logging
 
 from experiments.shared import launch
 from foundation import outputs
+from foundation.printable import printable
 from framework import config as config_lib
 
 CONFIG = launch.define_config()
@@ -68,7 +69,7 @@ def main() -> int:
     logging.info('%s: %.4f bits/token', rows[-1]['name'], rows[-1]['bits_per_token'])
   rows.sort(key=lambda row: (row['kind'] == 'two-sided', -row['bits_per_token']))
   print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
-  print(rungs.table(rows), flush=True)
+  print(printable(rungs.table(rows), keep='\n'), flush=True)
 
   output.mkdir(parents=True, exist_ok=True)
   files.write_sealed(output / 'ladder.json', {'corpus': text.digest, 'tokenizer': text.tokenizer.name,

@@ -184,7 +184,7 @@ def read(path: str | pathlib.Path, columns: Mapping[str, str] | None = None,
   else:
     close = [p.name for p in path.parent.glob('*')] if path.parent.is_dir() else []
     raise ConfigError(f'{path}: no such file or folder{nearest(path.name, close)}')
-  runs = _build(path.name, header, records, rows, columns or {}, units or {}, warnings)
+  runs = _build(printable(path.name, 120), header, records, rows, columns or {}, units or {}, warnings)
   return dataclasses.replace(runs, by_position=by_position)
 
 
