@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_a_new_file_with_hard_links_or_without(tmp_path, monkeypatch, number):
   if number:
     monkeypatch.setattr(os, 'link', link)
   path = tmp_path / 'new'
-  (tmp_path / f'.new.{os.getpid()}.tmp').write_bytes(b'half, of a dead process of our number')
+  (tmp_path / f'.new.{socket.gethostname()}.{os.getpid()}.tmp').write_bytes(b'half, of a dead process of our number')
   for _ in range(2):
     files.write_new(path, b'whole')  # again: it is there
   assert path.read_bytes() == b'whole' and [p.name for p in tmp_path.iterdir()] == ['new']
