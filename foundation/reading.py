@@ -24,8 +24,8 @@ DIGITS = 300  # of a whole number: beyond some 308 it is no float
 HUGE = 1e36  # no count and no measurement is larger
 # Of os.open: a pipe is not waited for and a link not followed.
 UNTRUSTED = getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_CLOEXEC', 0)
-_SAID: dict[Any, str] = {str: 'a text', int: 'a whole number', float: 'a finite number', bool: 'true or false', list: 'a list',
-         dict: 'a JSON object', Real: 'a number', None: 'null'}
+_SAID: dict[Any, str] = {str: 'a text', int: 'a whole number', float: 'a finite number', Real: 'a number',
+                         bool: 'true or false', list: 'a list', dict: 'a JSON object', None: 'null'}
 
 
 def inside(path: pathlib.Path, below: pathlib.Path | None = None) -> pathlib.Path:
