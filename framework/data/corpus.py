@@ -110,8 +110,9 @@ def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.St
 
 def _prepare(data: Data, progress: Progress) -> Corpus:
   check_section('data', data)
-  sources = sources_lib.find('data.path', data.path)
-  held_out = sources_lib.find('data.validation_path', data.validation_path) if data.validation_path else []
+  ours = cache_folder(data) / 'corpora'
+  sources = sources_lib.find('data.path', data.path, ours)
+  held_out = sources_lib.find('data.validation_path', data.validation_path, ours) if data.validation_path else []
   corpus = _cached(data, sources, held_out, progress)
   overlap.warn(corpus.train, corpus.validation, sources + held_out)
   return corpus

@@ -47,8 +47,11 @@ class Source:
 # Which files
 
 
-def find(key: str, path: str) -> list[Source]:
+def find(key: str, path: str, ours: str | os.PathLike = '') -> list[Source]:
   """The readable files that `path` names, each once, in the order of their names. The log says what is left out.
+
+  Args:
+    ours: a folder of our own files, which are nobody's texts though it may lie among them.
 
   Raises:
     ConfigError: there is none, one that should be read cannot be, or most of the bytes would be left out.
@@ -71,6 +74,8 @@ def find(key: str, path: str) -> list[Source]:
     paths = [match for match in _glob(path) if not os.path.isdir(match)]
   else:
     raise ConfigError(f"{key} is '{path}', which does not exist; {expected}{_sibling(path)}")
+  inside = os.path.join(os.path.abspath(ours), '') if ours else os.devnull
+  paths = [match for match in paths if not os.path.abspath(match).startswith(inside)]
   whys = {match: _why_not(match) for match in paths}
   sources = [_source(key, match, base) for match in paths if not whys[match]]
   if not sources:

@@ -32,7 +32,7 @@ def build(c: config_lib.Optimizer, steps: int, parameters: Mapping[str, contract
       '': all are.
   """
   rate = schedule(c, steps)
-  now: list[jax.Array] = []  # the step of the update under way
+  now: list[jax.Array] = []
   update = optimizers.find(c.name).build(c, lambda count: rate(now[-1] if now else count), parameters)
   if c.clip_norm:
     update = optax.chain(optax.clip_by_global_norm(c.clip_norm), update)

@@ -79,6 +79,14 @@ def test_a_folder_whose_bytes_are_mostly_left_out_is_refused(tmp_path):
   assert names(tmp_path, '/**/*.txt') == ['a.txt']
 
 
+def test_a_cache_among_the_texts_is_not_left_out_text(tmp_path, caplog):
+  fill(tmp_path, {'a.txt': 'some text'})
+  data = Data(path=str(tmp_path), cache=str(tmp_path / 'cache'))
+  first = corpora.prepare(data)
+  assert sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*.json')) > 9
+  assert corpora.prepare(data).digest == first.digest and not caplog.records
+
+
 def test_pipes_and_devices_are_refused_at_once(tmp_path):
   os.mkfifo(tmp_path / 'pipe.txt')
   refused(tmp_path / 'pipe.txt', 'pipe.txt', 'a pipe or a device')
