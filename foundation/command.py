@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from foundation.entries import blame
 from foundation.errors import ConfigError, nearest, one_line
 
 HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
@@ -85,8 +86,8 @@ def run(program: str, about: str, commands: Sequence[Command], words: Sequence[s
         refusals: tuple[type[Exception], ...] = ()) -> int:
   """Runs the subcommand that the words name, by default those of this process, and returns the exit code.
 
-  That is the subcommand's own (None: 0), or 2 after `error: ...`, one line on stderr, for ConfigError, OSError and the
-  `refusals`, errors of the program that also speak to its user.
+  That is the subcommand's own (None: 0), or 2 after `error: ...`, one line on stderr, for ConfigError, OSError, the
+  `refusals`, errors of the program that also speak to its user, and whatever a file outside the packages raises.
   """
   try:
     code = _run(program, about, commands, list(sys.argv[1:] if words is None else words))
@@ -97,6 +98,11 @@ def run(program: str, about: str, commands: Sequence[Command], words: Sequence[s
     return 0
   except (ConfigError, OSError, *refusals) as error:  # type: ignore[misc]  # mypy does not unpack here
     print(f'error: {one_line(error)}', file=sys.stderr)
+    return 2
+  except Exception as error:
+    if not (said := blame(error)):
+      raise
+    print(f'error: {said}', file=sys.stderr)
     return 2
 
 

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from experiments.shared import process
 from experiments.shared.process import start_jax
-from foundation import files
+from foundation import entries, files
 from foundation.errors import one_line
 from framework import config as config_lib
 
@@ -110,6 +110,12 @@ def _parse(most: int, argv: list[str]) -> list[str]:
   return rest
 
 
+def _fail_of_fork(error: Exception) -> None:
+  """Ends the process with one line if a file of the user's outside the packages raised the error."""
+  if said := entries.blame(error):
+    process.fail(said, 2)
+
+
 def run(main: Callable[..., int | None], words: int = 0) -> None:
   """Parses the flags and runs `main`; mistakes of the user end in one line on stderr.
 
@@ -139,9 +145,13 @@ def run(main: Callable[..., int | None], words: int = 0) -> None:
         hosts.verdict()  # which ends the process, if it can say who is gone
         process.fail(f'the other processes cannot be reached ({one_line(error)[:200]}); {hosts.RESUME}', 1)
       if 'RESOURCE_EXHAUSTED' not in str(error):
+        _fail_of_fork(error)
         raise
       process.fail(f'out of memory: {one_line(error)[:300]}; a smaller training.batch, more training.accumulation or '
             'model.remat=full needs less', 1)
+    except Exception as error:
+      _fail_of_fork(error)
+      raise
     sys.exit(code or 0)
 
   app.run(guarded, flags_parser=functools.partial(_parse, words))

@@ -67,14 +67,54 @@ def task_of(text: str) -> Any:
   """The task that `data.task` describes: 'zipf_pairs', 'zipf_pairs:noise=0.1,symbols=32' or 'my_task.py:size=3'.
 
   Raises:
-    ConfigError: there is no such task or setting, or the task refuses its value.
+    ConfigError: there is no such task or setting, the task refuses its value, or is no task.
   """
+  with entries.blaming():
+    return checked(made(text), f"data.task is '{text}'")
+
+
+def checked(task: Any, subject: str) -> Any:
+  """The task itself. Raises ConfigError, which begins with the subject, if its alphabet or two of its blocks are not
+  what the docstring of framework.data.tasks says."""
+  alphabet, length = task.alphabet, task.length
+  if not isinstance(alphabet, str) or not alphabet:
+    raise ConfigError(f'{subject}, whose alphabet is {alphabet!r}; expected a string of distinct characters')
+  if len(set(alphabet)) < len(alphabet):
+    twice = next(symbol for symbol in alphabet if alphabet.count(symbol) > 1)
+    raise ConfigError(f'{subject}, whose alphabet has {twice!r} twice; expected distinct characters')
+  if not isinstance(length, (int, np.integer)) or length < 1:
+    raise ConfigError(f'{subject}, whose length is {length!r}; expected the number of tokens of a block, at least 1')
+  entries.check_takes(task.block, 'block(rng)', subject, tasks.__name__)
+  blocks = []
+  for number in (0, 1, 1):
+    block = task.block(np.random.Generator(np.random.Philox(key=np.array([0, number], np.uint64))))
+    tokens = np.asarray(block)
+    entries.gives(tokens if tokens.dtype.kind in 'iubf' else block, tokens.shape == (length,) and
+                  tokens.dtype.kind in 'iub', f'{length} whole numbers, as its length says', subject, 'block(rng)')
+    outside = tokens[(tokens < 0) | (tokens > len(alphabet))]
+    if len(outside):
+      raise ConfigError(f'{subject}, whose block(rng) has the token {outside[0]}; expected 0 to {len(alphabet)}, of '
+                        f'which {len(alphabet)} is the end of a document')
+    blocks.append(tokens)
+  if not np.array_equal(*blocks[1:]):
+    raise ConfigError(f'{subject}, whose block(rng) gives two blocks for one state of rng; expected one that rng alone '
+                      'decides, else no run can be repeated')
+  return task
+
+
+def made(text: str) -> Any:
+  """As `task_of`, unchecked."""
   name, _, settings = text.partition(':')
   cls = entries.find(tasks, name, 'data.task', ('Task',)).Task
+  if not isinstance(cls, type):
+    raise ConfigError(f"data.task is '{text}', whose Task is {cls!r}; expected a class, as the docstring of "
+                      f'{tasks.__name__} says')
   for need in ('alphabet', 'length', 'block'):
     if not hasattr(cls, need):
       raise ConfigError(f"data.task is '{text}', whose Task has no '{need}'; expected what the docstring of "
                         f'{tasks.__name__} says')
+  if not dataclasses.is_dataclass(cls):
+    raise ConfigError(f"data.task is '{text}', whose Task is no dataclass; expected @dataclasses.dataclass(frozen=True)")
   hints = get_type_hints(cls)  # types, also where annotations are strings
   fields: dict[str, Any] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
   given = {}

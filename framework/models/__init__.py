@@ -23,7 +23,8 @@ from foundation import entries
 
 def find(name: str) -> types.ModuleType:
   """The file of the model of that name or path. Raises ConfigError if there is none, or half of one."""
-  return entries.find(sys.modules[__name__], name, 'model.name', ('build',))
+  return entries.find(sys.modules[__name__], name, 'model.name', ('build(config, vocabulary)',),
+                      ('resolve(config)', 'stages(config)', 'result(results, stages)'))
 
 
 def entry(config: Any) -> types.ModuleType:

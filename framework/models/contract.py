@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from foundation import entries
 from foundation.errors import ConfigError
 
 Batch = dict[str, jax.Array]  # of framework.data.windows
@@ -143,12 +144,28 @@ class Model(Protocol):
 REQUIRED = ('parameters', 'hidden', 'head', 'logits', 'flops', 'stochastic', 'config', 'vocabulary')
 
 
+METHODS = ('parameters(key)', 'hidden(params, batch, keys_B=None)', 'head(params)', 'logits(params, x_BxLxD)', 'flops()')
+
+
 def check(model: Any, name: str) -> Any:
   """The model itself. Raises ConfigError if it lacks what every model must answer, naming that."""
+  subject = f"model.name is '{name}'"
+  if model is None:
+    raise ConfigError(f"{subject}, whose build(config, vocabulary) gives None; expected a model: see {__name__}")
   missing = [answer for answer in REQUIRED if not hasattr(model, answer)]
   if missing:
-    raise ConfigError(f"model.name is '{name}', whose model has no '{missing[0]}'; expected {', '.join(REQUIRED)}: see "
-                      'framework.models.contract')
+    raise ConfigError(f"{subject}, whose model has no '{missing[0]}'; expected {', '.join(REQUIRED)}: see {__name__}")
+  for method in METHODS:
+    entries.check_takes(getattr(model, method.partition('(')[0]), method, subject, __name__)
+  try:
+    hash(model)
+  except TypeError as error:
+    raise ConfigError(f'{subject}, whose model cannot be hashed ({error}); expected one that can, such as a frozen '
+                      f'dataclass: see {__name__}') from None
+  flops = model.flops()
+  entries.gives(flops, isinstance(flops, Flops) and all(
+      isinstance(x, (int, float)) and 0 <= x < math.inf for x in (flops.forward, flops.train)),
+      f'Flops(forward, train) of {__name__}', subject, 'flops()')
   return model
 
 
@@ -186,6 +203,8 @@ def describe(model: Model) -> dict[str, Parameter]:
   """
   tree = jax.eval_shape(lambda: model.parameters(jax.random.key(0)))
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Parameter))
+  entries.gives(tree, bool(leaves), 'a dictionary of dictionaries of Parameter', f"model.name is '{model.config.name}'",
+                'parameters(key)')
   for place, leaf in leaves:
     path = jax.tree_util.keystr(place)
     if not isinstance(leaf, Parameter):

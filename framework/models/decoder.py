@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foundation import entries
+from foundation.errors import ConfigError
 from framework import config as config_lib
 from framework.models import attention, backends, contract, flops
 from framework.models.attention import Cache, Context, CrossAttention, Memory, head_width
@@ -130,16 +132,25 @@ class Decoder(TokenModel):
     x_BxLxD = dropout(x_BxLxD, keys_B, c.dropout, 2)
     context, cache = attention.context_of(c, positions_BxL, segments_BxL, cache, mask_BxLxT, memory, attend)
 
-    block, stack = self.block(c, parent=None), stack_of(c)
+    block, stack, subject = self.block(c, parent=None), stack_of(c), f"model.name is '{c.name}'"
+    entries.check_takes(block, 'block(x_BxLxD, context, layer=0, cache=None, keys_B=None)', subject, __name__)
+    def checked(out, shape):
+      right = isinstance(out, tuple) and len(out) == 2 and getattr(out[0], 'shape', ()) == shape
+      entries.gives(out, right, f'(x_BxLxD, cache) with x of shape {shape}', subject, 'block')
     def init_block(key):
       example = Context.of_one_token(memory, context.rule is not None)
-      return block.init(key, jnp.zeros((1, 1, c.width), c.dtype), example)['params']
+      out, variables = block.init_with_output(key, jnp.zeros((1, 1, c.width), c.dtype), example)
+      checked(out, (1, 1, c.width))
+      if 'params' not in variables:
+        raise ConfigError(f'{subject}, whose block has no parameters; expected some, else layers are no layers')
+      return variables['params']
     blocks = self.param('blocks', lambda key: stack.init(init_block, key))
     watched = self.is_mutable_collection('intermediates') and attend is None
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs
       out = block.apply({'params': params}, x_BxLxD, context, number, cache, fold_keys(keys_B, number),
                         mutable=['intermediates'] if watched else False)
+      checked(out[0] if watched else out, x_BxLxD.shape)
       return out if watched else (out, None)
     (x_BxLxD, cache), outputs = stack(layer, blocks, (x_BxLxD, cache))
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 
-from foundation import files
+from foundation import entries, files
 from framework import config as config_lib
 from framework import models
 from framework.training import run, schedules, writer
@@ -27,8 +27,13 @@ def shares_trunk(shorter: config_lib.Config, longer: config_lib.Config) -> bool:
 
 def branch_step(config: config_lib.Config) -> int:
   """The step at which the decay of a run begins; 0 for a schedule without a stable phase."""
-  schedule = schedules.find(config.optimizer.schedule)
-  return schedule.decay_start(config.optimizer, config.training.steps) if hasattr(schedule, 'decay_start') else 0
+  o, steps = config.optimizer, config.training.steps
+  schedule = schedules.find(o.schedule)
+  if not hasattr(schedule, 'decay_start'):
+    return 0
+  start = schedule.decay_start(o, steps)
+  return entries.gives(start, isinstance(start, int) and 0 <= start <= steps, f'a whole number of steps, 0 to {steps}',
+                       f"optimizer.schedule is '{o.schedule}'", 'decay_start(c, steps)')
 
 
 def begin(workdir: pathlib.Path, config: config_lib.Config, source: pathlib.Path) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 from absl import logging
 import jax
 
+from foundation import entries
 from framework import config as config_lib
 from framework import models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, hosts, partition, result, run, step, writer
+from framework.training import branch, checkpoint, evaluation, hosts, partition, result, run, step, trial, writer
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -30,8 +31,9 @@ class Interrupted(Exception):
 
 def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   """Raises ConfigError for what only the corpus or the devices show to be wrong, in any of the stages."""
-  for stage in models.stages(config):
-    check_stage(stage.config, corpus)
+  with entries.blaming():
+    for stage in models.stages(config):
+      check_stage(stage.config, corpus)
 
 
 def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
@@ -47,7 +49,7 @@ def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   if high - low == windows.count(corpus.train.tokens, c.data.stride):
     raise config_lib.ConfigError(f'data.folds is {c.data.folds}; every window touches the fold left out: expected '
                                  'more text or a shorter data.window')
-  set_up(c, corpus.tokenizer.size)  # refuses a model that cannot be built
+  trial.check(set_up(c, corpus.tokenizer.size))  # refuses a model that cannot be built, and what does not fit it
 
 
 def left_out(c: config_lib.Config, corpus: corpus_lib.Corpus) -> tuple[int, int]:

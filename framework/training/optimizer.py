@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import optax
 
+from foundation import entries
 from framework import config as config_lib
 from framework.models import contract
 from framework.training import optimizers, schedules
@@ -12,11 +13,30 @@ from framework.training import optimizers, schedules
 
 def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
   """Learning rate of each step: linear warm-up from lr / warmup, then that of `c.schedule` over the rest."""
-  after = schedules.find(c.schedule).after_warmup(c, steps)
+  after = after_warmup(c, steps)
   if not c.warmup_steps:
     return after
   warmup = optax.linear_schedule(c.learning_rate / c.warmup_steps, c.learning_rate, max(1, c.warmup_steps - 1))
   return optax.join_schedules([warmup, after], [c.warmup_steps])
+
+
+def after_warmup(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
+  """Learning rate of each step after the warm-up. Raises ConfigError where the file of the schedule gives no such."""
+  after, subject = schedules.find(c.schedule).after_warmup(c, steps), f"optimizer.schedule is '{c.schedule}'"
+  entries.gives(after, callable(after), 'a function of the step', subject, 'after_warmup(c, steps)')
+  entries.check_takes(after, 'rate(step)', subject, schedules.__name__)
+  return after
+
+
+def named(c: config_lib.Optimizer, rate: optax.Schedule, parameters: Mapping[str, contract.Parameter]
+          ) -> optax.GradientTransformation:
+  """The optimizer of that name, alone. Raises ConfigError where its file does not give one."""
+  update, subject = optimizers.find(c.name).build(c, rate, parameters), f"optimizer.name is '{c.name}'"
+  entries.gives(update, isinstance(update, optax.GradientTransformation), 'an optax.GradientTransformation', subject,
+                'build(c, rate, parameters)')
+  entries.check_takes(update.init, 'init(params)', subject, optimizers.__name__)
+  entries.check_takes(update.update, 'update(updates, state, params)', subject, optimizers.__name__)
+  return update
 
 
 def build(c: config_lib.Optimizer, steps: int, parameters: Mapping[str, contract.Parameter], trained: str = ''
@@ -32,8 +52,8 @@ def build(c: config_lib.Optimizer, steps: int, parameters: Mapping[str, contract
       '': all are.
   """
   rate = schedule(c, steps)
-  now: list[jax.Array] = []
-  update = optimizers.find(c.name).build(c, lambda count: rate(now[-1] if now else count), parameters)
+  now: list[jax.Array] = []  # the step of the update under way
+  update = named(c, lambda count: rate(now[-1] if now else count), parameters)
   if c.clip_norm:
     update = optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
   inner = optax.with_extra_args_support(only(update, trained) if trained else update)

@@ -17,4 +17,4 @@ from foundation import entries
 
 def find(name: str) -> types.ModuleType:
   """The loss of that name or path. Raises ConfigError if there is none, or half of one."""
-  return entries.find(sys.modules[__name__], name, 'training.loss', ('sum_loss',))
+  return entries.find(sys.modules[__name__], name, 'training.loss', ('sum_loss(model, params, batch, keys_B)',))

@@ -18,4 +18,4 @@ from foundation import entries
 
 def find(name: str) -> types.ModuleType:
   """The optimizer of that name or path. Raises ConfigError if there is none, or half of one."""
-  return entries.find(sys.modules[__name__], name, 'optimizer.name', ('build',))
+  return entries.find(sys.modules[__name__], name, 'optimizer.name', ('build(c, rate, parameters)',))

@@ -19,4 +19,5 @@ from foundation import entries
 
 def find(name: str) -> types.ModuleType:
   """The schedule of that name or path. Raises ConfigError if there is none, or half of one."""
-  return entries.find(sys.modules[__name__], name, 'optimizer.schedule', ('after_warmup',))
+  return entries.find(sys.modules[__name__], name, 'optimizer.schedule', ('after_warmup(c, steps)',),
+                      ('decay_start(c, steps)',))
