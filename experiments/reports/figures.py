@@ -92,7 +92,7 @@ def losses(runs: dict[str, list[dict[str, Any]]]):
   figure, axes = style.axes('', 'tokens', 'nats per token')
   for i, (name, rows) in enumerate(runs.items()):
     color = f'C{i % 10}'
-    axes.plot([r['tokens'] for r in rows], [r['loss'] for r in rows], linewidth=0.8, alpha=0.6, color=color)
+    axes.plot([r['tokens'] for r in rows], [r.get('loss') for r in rows], linewidth=0.8, alpha=0.6, color=color)
     held_out = [r for r in rows if 'validation_loss' in r]
     axes.plot([r['tokens'] for r in held_out], [r['validation_loss'] for r in held_out], 'o-', markersize=3,
               color=color, label=style.literal(name))

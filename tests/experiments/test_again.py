@@ -1,4 +1,4 @@
-"""Every command that writes, twice, and after a kill that left half of it; what it finds is printed before it writes."""
+"""Every command that writes, twice, and where a kill left half of it; results are printed before they are written."""
 
 import json
 

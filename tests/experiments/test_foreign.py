@@ -32,6 +32,15 @@ def changed(value, change=()):
       yield path, other
 
 
+def without(value, place):
+  """The value, in which nothing lies at the place any more."""
+  inner = value
+  for key in place[:-1]:
+    inner = inner[key]
+  del inner[place[-1]]
+  return value
+
+
 def mutants(path):
   """Writes each wrong value to each place of a file of JSON, or of the last line of one of rows; yields what it is."""
   whole = path.read_text()
@@ -40,6 +49,9 @@ def mutants(path):
     for wrong in WRONG:
       path.write_text(''.join(before) + json.dumps(value).replace('"\\u0000"', wrong) + '\n')
       yield f'{path.name} {place}: {wrong[:20]}'
+    if place:
+      path.write_text(''.join(before) + json.dumps(without(json.loads(last), place)) + '\n')
+      yield f'{path.name} without {place}'
   path.write_text(whole)
 
 
@@ -171,7 +183,7 @@ def test_a_wrong_value_of_a_chapter_is_a_page_or_a_line(walk, name):
 def test_a_wrong_value_of_a_list_of_steps_or_a_part_of_a_study_is_a_line(walk):
   assert pipeline.read_done(walk / 'steps.json') == {'train': 3.0}
   assert not any(holds(what, lambda: pipeline.read_done(walk / 'steps.json')) for what in mutants(walk / 'steps.json')
-                 if '{}' not in what and not what.endswith('-1'))
+                 if '{}' not in what and not what.endswith('-1') and 'without' not in what)
   part = walk / 'part.json'
   write(part, {'setting': {'scale': 'cpu'}, 'numbers': {'accuracy': 1.0}, 'seconds': 2.0})
   assert study_lib.read_part(part, {'scale': 'cpu'})['seconds'] == 2.0
