@@ -9,8 +9,10 @@ verdict.json (claim, source, rule, setting, numbers, verdict, seeds, cost), figu
 runs/.
 """
 
+import collections
 import json
 import pathlib
+import re
 import signal
 import time
 from typing import Any
@@ -20,10 +22,11 @@ from absl import flags, logging
 from experiments import studies
 from experiments.shared import launch, process
 from foundation import entries, reading
+from foundation.errors import one_line
 from framework import config as config_lib
 
-PROTOCOL = ('CLAIM', 'SOURCE', 'RULE', 'SCALES', 'parts', 'run', 'verdict', 'figure')  # see experiments.studies
-
+PROTOCOL = ('CLAIM', 'SOURCE', 'RULE', 'SCALES', 'parts(settings)', 'run(part, seed, settings, show, folder)',
+            'verdict(results)', 'figure(results, axes)')  # see experiments.studies
 NAME = flags.DEFINE_string('name', None, 'a study of experiments/studies, or the path of a file')
 SEEDS = flags.DEFINE_integer('seeds', 3, 'how many', lower_bound=1)
 SCALE = flags.DEFINE_enum('scale', 'cpu', ['quick', 'cpu', 'gpu', 'paper'],
@@ -51,22 +54,71 @@ def read_part(path: pathlib.Path, setting: dict[str, Any]) -> dict[str, Any] | N
     return None
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'{error}; nearest is the folder without it') from None
-  if saved['setting'] != setting:
+  made = saved['setting']
+  if made | {'study': entries.absolute(str(made.get('study')))} != setting:  # kept as it was typed, once
     raise config_lib.ConfigError(f"{path} was made in the setting {saved['setting']}; this study has {setting}: give "
                                  'another --workdir')
   return saved
 
 
-def main() -> int:
-  study = study_of(launch.required(NAME))
-  workdir = launch.workdir_path(launch.required(WORKDIR))
+def plain(value: Any, subject: str, what: str, expected: str = 'numbers') -> Any:
+  """The value of a study as JSON keeps it. Raises ConfigError if it cannot, or if there is nothing to keep."""
+  try:
+    kept = json.loads(json.dumps(value))
+  except (TypeError, ValueError) as error:  # a type that JSON has not, or a circle
+    raise config_lib.ConfigError(f'{subject}, whose {what} gives what JSON does not know ({one_line(error)}); expected '
+                                 'dict, list, str, float, int and bool: float(x) of an array') from None
+  return entries.gives(kept, kept is not None, expected, subject, what)
+
+
+def parts_of(study: Any, scale: dict[str, Any], subject: str) -> dict[str, str]:
+  """{part: name of its files, but for the seed} of a study. Raises ConfigError unless all are texts of their own.
+
+  A space is an underscore, and what no file's name may hold is percent-quoted; where two parts would share a name,
+  spaces, underscores and percent signs are too.
+  """
+  parts = study.parts(scale)
+  entries.gives(parts, isinstance(parts, (list, tuple)) and bool(parts) and all(
+      isinstance(part, str) and part for part in parts), 'a list of names', subject, 'parts(settings)')
+  def quoted(part: str, more: str = '') -> str:
+    return re.sub(rf'[/\x00-\x1f{more}]', lambda found: f'%{ord(found[0]):02X}', part).replace(' ', '_')
+  shared = collections.Counter(map(quoted, parts))
+  names_of = {part: quoted(part) if shared[quoted(part)] == 1 else quoted(part, ' _%') for part in parts}
+  for part, count in collections.Counter(parts).items():
+    fellows = [other for other in names_of if names_of[other] == names_of[part] and other != part]
+    if count > 1 or fellows:
+      raise config_lib.ConfigError(f"{subject}, whose parts(settings) gives '{part}' and '{[*fellows, part][0]}', which "
+                                   'are kept under one name; expected a name of its own for each')
+  return names_of
+
+
+def settings_of(study: Any, name: str) -> tuple[Any, dict[str, Any]]:
+  """(the study's settings of the scale, what its parts are kept under: the study, by its whole path, and these)."""
+  if not isinstance(study.SCALES, dict) or not all(isinstance(scale, dict) for scale in study.SCALES.values()):
+    raise config_lib.ConfigError(f"--name is '{name}', whose SCALES is {study.SCALES!r}; expected "
+                                 '{scale: {setting: value}}')
   if SCALE.value not in study.SCALES:
-    raise config_lib.ConfigError(f'--scale is {SCALE.value}; {NAME.value} has {", ".join(study.SCALES)}')
+    raise config_lib.ConfigError(f'--scale is {SCALE.value}; {name} has {", ".join(study.SCALES)}')
   scale = study.SCALES[SCALE.value]
-  setting = json.loads(json.dumps({'study': NAME.value, 'scale': SCALE.value} | scale))
-  folder = workdir / 'parts'
-  work = [(part, seed) for seed in range(SEEDS.value) for part in study.parts(scale)]
-  paths = {job: folder / f'{job[0].replace(" ", "_")}_{job[1]}.json' for job in work}
+  return scale, plain({'study': name, 'scale': SCALE.value} | scale, f"--name is '{name}'", f'SCALES[{SCALE.value!r}]')
+
+
+def judged(study: Any, results: dict[str, dict[int, Any]], subject: str) -> dict[str, Any]:
+  """What the study says of the numbers. Raises ConfigError if it is no verdict."""
+  what, expected = 'verdict(results)', "{'numbers': ..., 'verdict': str}"
+  outcome = plain(study.verdict(results), subject, what, expected)
+  return entries.gives(outcome, isinstance(outcome, dict) and isinstance(outcome.get('verdict'), str) and
+                       'numbers' in outcome, expected, subject, what)
+
+
+def main() -> int:
+  name = entries.absolute(launch.required(NAME))
+  study, subject = study_of(name), f"--name is '{name}'"
+  workdir = launch.workdir_path(launch.required(WORKDIR))
+  scale, setting = settings_of(study, name)
+  folder, names_of = workdir / 'parts', parts_of(study, scale, subject)
+  work = [(part, seed) for seed in range(SEEDS.value) for part in names_of]
+  paths = {(part, seed): folder / f'{names_of[part]}_{seed}.json' for part, seed in work}
   done: dict[Any, Any] = {job: read_part(path, setting) for job, path in paths.items()}
   launch.start_jax(config_lib.Config(), devices=getattr(study, 'DEVICES', 1))
   from experiments.reports import figures
@@ -85,14 +137,15 @@ def main() -> int:
     except text.Stopped as stopped:
       logging.info('stopped by %s; the same command continues', stopped)
       return 128 + getattr(signal, str(stopped), signal.SIGTERM)
+    numbers = plain(numbers, subject, 'run(part, seed, settings, show, folder)')
     done[job] = {'setting': setting, 'numbers': numbers, 'seconds': time.perf_counter() - begin}
     files.write_sealed(paths[job], done[job])
   results: dict[str, dict[int, Any]] = {}
   for (part, seed), saved in done.items():
     results.setdefault(part, {})[seed] = saved['numbers']
-  outcome = study.verdict(results)
-  verdict = {'name': NAME.value, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
-             **outcome, 'figure': study.figure.__doc__, 'seeds': SEEDS.value,
+  outcome = judged(study, results, subject)
+  verdict = {'name': name, 'claim': study.CLAIM, 'source': study.SOURCE, 'setting': setting, 'rule': study.RULE,
+             **outcome, 'figure': study.figure.__doc__ or '', 'seeds': SEEDS.value,
              'cost': f"{sum(saved['seconds'] for saved in done.values()):.0f} seconds"}
   files.write_sealed(workdir / 'verdict.json', verdict)
   figures.study(study, results, verdict, workdir / 'figure.svg')

@@ -10,7 +10,6 @@ was measured, report/ the figures, logs/ what the workers said. The same command
 finished cell is never run again, and a cell that was cut short resumes from its own checkpoints.
 """
 
-import dataclasses
 import os
 import pathlib
 import threading
@@ -118,7 +117,7 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
     words = ['-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}']
     runner = lambda trunks: workers.run(trunks, launcher, words, logs, bar, workdir / 'cells', start)
     sizes = {cell.name: _size(cell.config, corpora[cell.config.data].tokenizer.size) for cell in cells}
-    _check_design(sweep, cells, sizes, largest)
+    forecast.check_design(cells, sizes, largest, sweep.law, sweep.allow)
     logging.info('%s', bar.line([], start))
     try:
       failures = runner([[c for c in trunk if c is not largest] for trunk in cells_lib.trunks(cells)])
@@ -144,18 +143,6 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
     print(line)
   print(f'report {page}')
   return 0
-
-
-def _check_design(sweep, cells, sizes: dict[str, tuple[float, float]], largest) -> None:
-  """Refuses now what the table of the cells but the largest would be refused for, when they have run."""
-  import numpy as np
-  from scaling import lints
-  from scaling.observations import Observations
-  fitted = [cell for cell in cells if cell is not largest]
-  if fitted:
-    N, D = np.array([sizes[cell.name] for cell in fitted]).T
-    o = Observations.of(N, D, np.ones(len(N)), [cell.whole_cost for cell in fitted])
-    lints.check_design(dataclasses.replace(o, source='the cells but the largest'), sweep.allow)
 
 
 def _size(config: config_lib.Config, vocabulary: int) -> tuple[float, float]:

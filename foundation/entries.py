@@ -105,7 +105,8 @@ def gives(result: Any, right: bool, expected: str, subject: str, what: str) -> A
   """The result of a fork's function, whose call is told as `what`. Raises ConfigError if it is not right."""
   if not right:
     shape, kind = getattr(result, 'shape', None), type(result).__name__
-    given = repr(result) if result is None or isinstance(result, (str, int, float)) else \
+    given = repr(result) if result is None or isinstance(
+        result, (str, int, float, list, tuple, dict)) else \
         kind if shape is None else f'an array of shape {tuple(shape)}, {getattr(result, "dtype", kind)}'
     raise ConfigError(f'{subject}, whose {what} gives {printable(given, 80)}; expected {expected}')
   return result

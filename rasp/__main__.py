@@ -14,7 +14,7 @@ from foundation import entries
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError, nearest
 import rasp
-from rasp import draw, export, interpreter, lint, verify
+from rasp import draw, export, interpreter, library, lint, verify
 from rasp.library import PROGRAMS
 from rasp.program import programs as programs_of
 
@@ -29,10 +29,13 @@ def find(text: str) -> rasp.Program:
       raise ConfigError(f"--program is '{text}'; expected a file path.py or a name of `python -m rasp list`"
                         f'{nearest(text, PROGRAMS)}')
     return PROGRAMS[text]
-  programs = programs_of(entries.from_file(path, '--program'))
+  programs = programs_of(entries.from_file(path, '--program', library.__name__))
+  if not programs:
+    raise ConfigError(f"--program is '{text}', whose file has no function under @rasp.program; expected one or more, as "
+                      f'the docstring of {library.__name__} says')
   if name and name not in programs or len(programs) != 1 and not name:
     raise ConfigError(f"--program is '{text}'; expected path.py:NAME, where NAME is one of "
-                      f"{', '.join(programs) or 'none'}{nearest(name, programs)}")
+                      f"{', '.join(programs)}{nearest(name, programs)}")
   return programs[name] if name else next(iter(programs.values()))
 
 
@@ -44,8 +47,9 @@ def tokens(flags) -> tuple[rasp.Program, list, tuple]:
   sequence = read(flags.input) if flags.input else list(program.example)
   vocabulary = tuple(read(flags.vocabulary)) or program.vocabulary or tuple(sorted(set(sequence)))
   if not sequence:
-    raise ConfigError("--input is ''; expected at least one token")
-  interpreter.check_tokens(sequence, vocabulary)
+    raise ConfigError(f"--input is '' and the program '{program.name}' has no example; expected at least one token, or "
+                      "@rasp.program(vocabulary='...', example='...')")
+  interpreter.check_tokens(sequence, vocabulary, f"'{program.name}': ")
   return program, sequence, vocabulary
 
 

@@ -111,9 +111,18 @@ def run(node: SOp, sequence: list[Value], vocabulary: tuple[Value, ...] = ()) ->
   return Trace(sequence)(node)
 
 
-def check_tokens(sequence: Iterable[Value], vocabulary: Collection[Value]) -> None:
-  """Raises RaspError on a token outside the vocabulary; an empty vocabulary allows every token."""
+def check_tokens(sequence: Iterable[Value], vocabulary: Collection[Value], subject: str = '',
+                 source: language.Source | None = None) -> None:
+  """Raises RaspError on a token outside the vocabulary, or one twice in it; an empty vocabulary allows every token.
+
+  subject, source: whose tokens they are, for the message.
+  """
+  seen = set()
+  for value in vocabulary:
+    if value in seen:
+      raise RaspError(source, f'{subject}the vocabulary has {value!r} twice; expected each token once')
+    seen.add(value)
   for token in sequence if vocabulary else ():
-    if token not in vocabulary:
-      raise RaspError(None, f'token {token!r} is not in the vocabulary; expected one of '
-                            f"{' '.join(map(str, vocabulary))}")
+    if token not in seen:
+      raise RaspError(source, f'{subject}token {token!r} is not in the vocabulary; expected one of '
+                              f"{' '.join(map(str, vocabulary))}")

@@ -20,6 +20,8 @@ import operator
 import sys
 from typing import Any
 
+from foundation.errors import ConfigError
+
 Value = Any  # int, bool, str, Fraction, or None: undefined
 
 
@@ -37,7 +39,7 @@ class Source:
     return f"{self.path.rsplit('/', 1)[-1]}:{self.line} `{self.text}`"
 
 
-class RaspError(ValueError):
+class RaspError(ConfigError):
   """A program that cannot be honoured: one line that quotes the user's, and says what to do."""
 
   def __init__(self, source: Source | None, message: str):
@@ -45,7 +47,7 @@ class RaspError(ValueError):
     self.source = source
 
 
-def _here() -> Source:
+def here() -> Source:
   """The user's line that is being run: not one of this file, nor of the decorator's."""
   frame: Any = sys._getframe(1)
   while frame.f_globals.get('__name__') in (__name__, 'rasp.program'):
@@ -93,11 +95,11 @@ class SOp:
                          repr(self.value) if self.kind == 'constant' else self.kind)
 
   def __bool__(self):
-    raise RaspError(_here(), f"'{self!r}' has one value a position, not one in all; "
+    raise RaspError(here(), f"'{self!r}' has one value a position, not one in all; "
                              'write & | ~ and rasp.where in place of and, or, not and if')
 
   def __iter__(self):
-    raise RaspError(_here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
+    raise RaspError(here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
 
   __hash__ = object.__hash__
   __add__ = lambda a, b: _map('+', a, b)
@@ -153,7 +155,7 @@ class Selector:
     return _combine('not', self)
 
   def __bool__(self):
-    raise RaspError(_here(), 'a selector is no truth value; write & | ~ in place of and, or and not')
+    raise RaspError(here(), 'a selector is no truth value; write & | ~ in place of and, or and not')
 
   def __repr__(self) -> str:
     if self.name or self.kind != 'leaf':
@@ -172,15 +174,15 @@ class Selector:
 def _combine(kind: str, *parts: Selector) -> Selector:
   for part in parts:
     if not isinstance(part, Selector):
-      raise RaspError(_here(), f'{part!r} is no selector; expected rasp.select(keys, queries, predicate)')
+      raise RaspError(here(), f'{part!r} is no selector; expected rasp.select(keys, queries, predicate)')
     if part.kind in ('first', 'last'):
-      raise RaspError(_here(), f'.{part.kind}() must be the last step of a selector; combine first, then call it')
-  return Selector(kind, parts, source=_here())
+      raise RaspError(here(), f'.{part.kind}() must be the last step of a selector; combine first, then call it')
+  return Selector(kind, parts, source=here())
 
 
 def constant(value: Value) -> SOp:
   """The same value at every position."""
-  return SOp('constant', value=value, source=_here())
+  return SOp('constant', value=value, source=here())
 
 
 def lift(x: Any) -> SOp:
@@ -188,16 +190,16 @@ def lift(x: Any) -> SOp:
   if isinstance(x, SOp):
     return x
   if isinstance(x, Selector):
-    raise RaspError(_here(), f'{x!r} is a selector; expected an s-op (aggregate or selector_width makes one)')
+    raise RaspError(here(), f'{x!r} is a selector; expected an s-op (aggregate or selector_width makes one)')
   if isinstance(x, float):
     x = Fraction(x).limit_denominator(10**6)
   if x is not None and not isinstance(x, (int, str, Fraction)):
-    raise RaspError(_here(), f'{x!r} is {type(x).__name__}; expected an s-op, a number, a string, a bool or None')
+    raise RaspError(here(), f'{x!r} is {type(x).__name__}; expected an s-op, a number, a string, a bool or None')
   return constant(x)
 
 
 def _map(op: str, *args: Any) -> SOp:
-  return SOp('map', tuple(map(lift, args)), op, OPERATORS[op], source=_here())
+  return SOp('map', tuple(map(lift, args)), op, OPERATORS[op], source=here())
 
 
 def _called(fn: Callable) -> str:
@@ -207,7 +209,7 @@ def _called(fn: Callable) -> str:
 
 def apply(fn: Callable[..., Value], *args: Any, name: str = '') -> SOp:
   """Any Python function of the values at one position. It is tabulated, so it must depend on nothing else."""
-  return SOp('map', tuple(map(lift, args)), f'apply {_called(fn)}', fn, name=name, source=_here())
+  return SOp('map', tuple(map(lift, args)), f'apply {_called(fn)}', fn, name=name, source=here())
 
 
 def where(condition: Any, yes: Any, no: Any) -> SOp:
@@ -217,22 +219,22 @@ def where(condition: Any, yes: Any, no: Any) -> SOp:
 
 def default(x: Any, value: Value) -> SOp:
   """x, with `value` in place of undefined."""
-  return SOp('map', (lift(x), lift(value)), 'default', lambda a, b: b if a is None else a, source=_here())
+  return SOp('map', (lift(x), lift(value)), 'default', lambda a, b: b if a is None else a, source=here())
 
 
 def divide(a: Any, b: Any, otherwise: Value = 0) -> SOp:
   """a / b, and `otherwise` where b is 0."""
   return SOp('map', (lift(a), lift(b), lift(otherwise)), 'divide', lambda x, y, z: _divide(x, y) if y else z,
-             source=_here())
+             source=here())
 
 
 def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bool]) -> Selector:
   """Query position i reads key position j where predicate(keys[j], queries[i]); '<' means key < query."""
   if isinstance(predicate, str):
     if predicate not in PREDICATES:
-      raise RaspError(_here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
-    return Selector('leaf', (), lift(keys), lift(queries), predicate, OPERATORS[predicate], _here())
-  return Selector('leaf', (), lift(keys), lift(queries), f'apply {_called(predicate)}', predicate, _here())
+      raise RaspError(here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
+    return Selector('leaf', (), lift(keys), lift(queries), predicate, OPERATORS[predicate], here())
+  return Selector('leaf', (), lift(keys), lift(queries), f'apply {_called(predicate)}', predicate, here())
 
 
 def aggregate(selector: Selector, values: Any, default: Value = None, one: bool = False) -> SOp:
@@ -242,15 +244,15 @@ def aggregate(selector: Selector, values: Any, default: Value = None, one: bool 
   numbers and truth values.
   """
   if not isinstance(selector, Selector):
-    raise RaspError(_here(), f'{selector!r} is no selector; expected aggregate(selector, values)')
-  return SOp('aggregate', (lift(values),), selector=selector, value=default, one=one, source=_here())
+    raise RaspError(here(), f'{selector!r} is no selector; expected aggregate(selector, values)')
+  return SOp('aggregate', (lift(values),), selector=selector, value=default, one=one, source=here())
 
 
 def selector_width(selector: Selector) -> SOp:
   """How many keys each query selects."""
   if not isinstance(selector, Selector):
-    raise RaspError(_here(), f'{selector!r} is no selector; expected selector_width(selector)')
-  return SOp('width', selector=selector, source=_here())
+    raise RaspError(here(), f'{selector!r} is no selector; expected selector_width(selector)')
+  return SOp('width', selector=selector, source=here())
 
 
 tokens = SOp('tokens', name='tokens')

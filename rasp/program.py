@@ -6,7 +6,7 @@ import types
 from typing import Any
 
 from rasp import interpreter
-from rasp.language import SOp, Value, lift
+from rasp.language import RaspError, SOp, Value, here, lift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,11 @@ def program(function: Callable | None = None, *, vocabulary: Iterable[Value] = (
             name: str = '') -> Any:
   """Turns a function without arguments that returns an s-op into a Program."""
   def wrap(function):
-    return Program(name or function.__name__, lift(function()), tuple(vocabulary), tuple(example),
-                   (function.__doc__ or '').strip())
+    called, result, values, shown = name or function.__name__, function(), tuple(vocabulary), tuple(example)
+    if result is None:
+      raise RaspError(here(), f"'{called}' returns None; expected an s-op (does it lack a `return`?)")
+    interpreter.check_tokens(shown, values, f"of '{called}' and its example: ", here())
+    return Program(called, lift(result), values, shown, (function.__doc__ or '').strip())
   return wrap(function) if function else wrap
 
 

@@ -288,7 +288,7 @@ Prints a row a parameter (value, bootstrap standard error, profile interval and 
 the correlations, and doubts in words. Ends with 1 if the fit is not accepted, with 2 if the table is refused.
 
 Examples:
-  python -m scaling fit --runs=../shared/data/scaling/chinchilla_epoch_245.csv --exclude=outlier5 --delta=1e-3
+  python -m scaling fit --runs=chinchilla.csv --exclude=outlier --delta=1e-3
   python -m scaling fit --runs=runs --law=coupled --loss=student_t --report=report
   python -m scaling fit --runs=ladder.csv --columns=N=params,loss=c4 --where='role=train,N<2e9' --allow=few_sizes
   python -m scaling fit --runs=repeat.csv --law=repeated_tied --fix=E=1.869,A=520.8,B=1487.7,alpha=0.3527

@@ -165,6 +165,17 @@ def _refine(problem: Problem, starts, loss: Loss):
   return phi, step.total(problem.residual(phi)), gradient, step
 
 
+def check_rows(o: Observations, law: Law, fixed: int = 0) -> None:
+  """Raises ConfigError if these N and D do not suffice for a law with so many of its parameters fixed."""
+  free = len(law.parameters) - fixed
+  if len(o) <= free:
+    raise ConfigError(f'{len(o)} rows cannot determine {free} parameters of the law {law.name}; expected at least '
+                      f'{free + 1}')
+  for name, column in (('N', o.N), ('D', o.D)):
+    if np.ptp(np.log(column)) == 0:
+      raise ConfigError(f'all rows have the same {name}; a law needs several')
+
+
 @np.errstate(all='ignore')  # far starts overflow, and are refused by their value
 def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
         fixed: Mapping[str, float] | None = None, starts=None) -> Fit:
@@ -176,11 +187,10 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
   law, fixed = law or additive(), dict(fixed or {})
   x, y = observations.x, observations.y
   problem = Problem.of(law, x, y, fixed)
-  if len(y) <= len(problem.free):
-    raise ConfigError(f'{len(y)} rows cannot determine {len(problem.free)} parameters of the law {law.name}; expected '
-                     f'at least {len(problem.free) + 1}')
-  if np.ptp(x['n']) == 0 or np.ptp(x['d']) == 0:
-    raise ConfigError(f'all rows have the same {"N" if np.ptp(x["n"]) == 0 else "D"}; a law needs several')
+  if not len(problem.free):
+    raise ConfigError(f'every parameter of the law {law.name} is kept as given ({", ".join(fixed)}); expected one or more '
+                      f"to fit, nearest is all but '{law.parameters[-1]}'")
+  check_rows(observations, law, len(fixed))
   given = starts is not None
   if not given:
     rough = loss if loss.name in ('huber', 'asymmetric') and loss.delta else Loss('huber', 1e-2)

@@ -30,23 +30,39 @@ class Holdout:
     return float(np.sqrt(np.mean(self.error ** 2)))
 
 
+LEAST = 8  # rows below a cut
+
+
+def splits(o: Observations, least_test: int = 2, cuts=None, reach: float = 0.0) -> list[tuple[float, np.ndarray]]:
+  """(cut, which rows are at or below it) of every cut, as `holdout` takes them.
+
+  A cut needs two rows more than the law with most parameters has, so that all laws meet the same cuts.
+
+  Raises:
+    ConfigError: there is none; that depends on N, D and C alone.
+  """
+  out = []
+  for cut in np.unique(o.C) if cuts is None else np.asarray(cuts, float):
+    below = o.C <= cut * (1 + 1e-9)
+    if below.sum() < LEAST or (~below).sum() < least_test or (reach and cut > o.C.max() / reach * (1 + 1e-9)):
+      continue
+    if len(np.unique(o.N[below])) >= 3 and len(np.unique(o.D[below])) >= 3:
+      out.append((cut, below))
+  if not out:
+    raise ConfigError(f'{len(o)} runs leave no compute below which {LEAST} are fitted and above which {least_test} are '
+                      'predicted')
+  return out
+
+
 def holdout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2, cuts=None,
             reach: float = 0.0) -> Holdout:
   """Errors of a law at every cut (or at `cuts`, FLOPs). reach: only cuts at most C_max/reach.
 
-  A cut needs two rows more than the law with most parameters has (8), so that all laws meet the same cuts; a refit that
-  is not accepted still counts, as its prediction would have.
+  A refit that is not accepted still counts, as its prediction would have.
   """
-  least = 8
-  values = np.unique(o.C) if cuts is None else np.asarray(cuts, float)
   kept, errors, biases, counts = [], [], [], []
-  for cut in values:
-    below = o.C <= cut * (1 + 1e-9)
-    if below.sum() < least or (~below).sum() < least_test or (reach and cut > o.C.max() / reach * (1 + 1e-9)):
-      continue
+  for cut, below in splits(o, least_test, cuts, reach):
     train, test = o.take(below), o.take(~below)
-    if len(np.unique(train.N)) < 3 or len(np.unique(train.D)) < 3:
-      continue
     result = fit(train, law, loss)
     columns = {key: value for key, value in (('U', test.U), ('K', test.K)) if value is not None}
     off = np.log(result.predict(test.N, test.D, **columns)) - test.y
@@ -54,9 +70,6 @@ def holdout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2,
     errors.append(np.sqrt(np.mean(off ** 2)))
     biases.append(off.mean())
     counts.append((below.sum(), (~below).sum()))
-  if not kept:
-    raise ConfigError(f'{len(o)} runs leave no compute below which {least} are fitted and above which {least_test} are '
-                     'predicted')
   return Holdout(law.name, np.array(kept), np.array(errors), np.array(biases), np.array(counts))
 
 

@@ -142,10 +142,10 @@ def _units(o: Observations, uninformed: float | None) -> list[Finding]:
   return out
 
 
-def _compute(o: Observations, runs: Runs) -> list[Finding]:
-  if 'C' not in runs.numbers and 'flops_train_exact' not in runs.numbers:
+def _compute(o: Observations, c: np.ndarray | None) -> list[Finding]:
+  """What is wrong with FLOPs as they were given beside 6 N D."""
+  if c is None:
     return []
-  c = runs.numbers.get('C', runs.numbers.get('flops_train_exact'))
   ratio = c / (6.0 * o.N * o.D)
   ratio = ratio[np.isfinite(ratio)]
   if not ratio.size:
@@ -222,7 +222,7 @@ def lint(runs: Runs, counting: Counting = Counting(), uninformed: float | None =
   """Everything doubtful about a table, refusals first. uninformed: ln(vocabulary) in nats, if known."""
   o = runs.observe(counting)
   units = _units(o, uninformed)
-  compute = _compute(o, runs)
+  compute = _compute(o, runs.numbers.get('C', runs.numbers.get('flops_train_exact')))
   named = [f for f in compute if 'expected about 1' not in f.message]  # a known slip explains more than a wrong unit
   out = named + units + [f for f in compute if f not in named] + _cells(o, runs) + _settings(o, runs)
   if not any(f.refuses for f in units):  # a range means little in a wrong unit
@@ -242,9 +242,11 @@ def check_codes(allow: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_design(o: Observations, allow: Iterable[str]) -> None:
-  """Raises ConfigError if runs of these N, D and C would be refused for too few of them, whatever their losses."""
-  for finding in _shape(dataclasses.replace(o, loss=(o.N * o.D) ** -0.01)):
-    if finding.code in ('few_sizes', 'few_tokens', 'short_range') and finding.code not in allow:
+  """Raises ConfigError if runs of these N, D and C would be refused for them, whatever their losses."""
+  o = dataclasses.replace(o, loss=(o.N * o.D) ** -0.01)
+  shape = [f for f in _shape(o) if f.code in ('few_sizes', 'few_tokens', 'short_range')]
+  for finding in [*_units(o, None), *_compute(o, o.C), *shape]:
+    if finding.refuses and finding.code not in allow:
       raise ConfigError(f'{o.source}: {finding} (or {finding.code!r} among what is allowed)')
 
 

@@ -272,8 +272,11 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
   if not np.linalg.cond(information) < 1e12:
     raise ConfigError(f'the {len(o)} runs do not determine the law {law.name}; no next run can be valued by it')
   gradient = quantity.gradient(result.theta[None])[0][free] @ centre
-  if not np.isfinite(gradient).all():
+  if not np.isfinite([*gradient, *quantity.value(result.theta[None])]).all():
     raise ConfigError(f'the law {law.name} has no optimum at {C:.3g} FLOPs; no next run can be valued by it')
+  if not gradient.any():
+    raise ConfigError(f'no free parameter of the law {law.name} moves its {quantity.name}; no next run can be valued by '
+                      'it')
   return _buy(cells, affordable, budget, information, rows(cells) @ centre, gradient, noise, floor(cells))
 
 

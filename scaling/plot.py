@@ -85,8 +85,9 @@ def contours(o: Observations, result: Fit) -> Chart:
   grid_c, grid_n = np.meshgrid(C, N)
   loss = result.predict(grid_n, grid_c / (6.0 * grid_n))
   low, high = np.quantile(loss, [0.0, 0.8])
-  lines = axes.contour(C, N, loss, levels=np.round(np.linspace(low, high, 14), 3), colors=GREY, linewidths=0.7)
-  axes.clabel(lines, fontsize=6)
+  levels = np.unique(np.round(np.linspace(low, high, 14), 3))
+  if len(levels) > 1:  # else the law gives one loss to everything
+    axes.clabel(axes.contour(C, N, loss, levels=levels, colors=GREY, linewidths=0.7), fontsize=6)
   axes.scatter(6.0 * o.N * o.D, o.N, c=o.loss, s=14, cmap='viridis')
   best = result.optimum(C)[0]
   axes.plot(C, best, color=ORANGE, label='efficient frontier')

@@ -206,7 +206,8 @@ def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt,
   charts['envelope'], charts['isoflop'] = plot.envelope(o, result), plot.isoflops(o, result)
   if result.law.plain:
     charts['contours'] = plot.contours(o, result)
-    charts['optimum'] = plot.optimum_band(o, result, about.draws, others=optima[:3])
+    if np.isfinite(result.optimum(C)[0]):
+      charts['optimum'] = plot.optimum_band(o, result, about.draws, others=optima[:3])
   try:
     holdouts = [holdout(o, law_of(name), loss, cuts=thin(o)) for name in laws]
     texts.append(('Choice of law', comparison(holdouts, [fit(o, law_of(name), loss).rms for name in laws])))

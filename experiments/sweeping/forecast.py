@@ -1,15 +1,20 @@
 """A sweep's laws: the largest cell is predicted, in the ledger, before it starts, and compared when it has ended."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from experiments.sweeping.cells import Cell
 from foundation import files, reading
+from foundation.errors import ConfigError
 from foundation.printable import printable
 from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, report, table, uncertainty
-from scaling.fit import Fit, fit
-from scaling.holdout import holdout, thin
+from scaling.fit import Fit, check_rows, fit
+from scaling.holdout import holdout, splits, thin
 from scaling.laws import law as law_of
 from scaling.objective import Loss
 
@@ -35,6 +40,33 @@ def choose(o: table.Observations, law: str) -> Fit:
     result = fit(o, law_of(name), LOSS)
     scores[name] = (not result.accepted, holdout(o, law_of(name), LOSS, cuts=thin(o)).score)
   return fit(o, law_of(min(scores, key=scores.__getitem__)), LOSS)
+
+
+def check_design(cells: Sequence[Cell], sizes: Mapping[str, tuple[float, float]], largest: Cell, law: str,
+                 allow: Sequence[str]) -> None:
+  """Raises ConfigError now for what the tables of the cells would be refused for when they have run.
+
+  Their N, D, FLOPs and number are known: only the losses are not. Of equal N and D the table keeps one learning rate.
+  """
+  for source, chosen in (('the cells but the largest', [c for c in cells if c is not largest]), ('the cells', cells)):
+    rates: dict[tuple[float, float], list[float]] = {}
+    for cell in chosen:
+      rates.setdefault(sizes[cell.name], []).append(cell.config.optimizer.learning_rate)
+    kept = [cell for cell in chosen if cell.config.optimizer.learning_rate == max(
+        rates[sizes[cell.name]], key=rates[sizes[cell.name]].count)]
+    if not kept:
+      raise ConfigError('the sweep has one cell; expected more, from which the largest is predicted')
+    N, D = np.array([sizes[cell.name] for cell in kept]).T
+    o = dataclasses.replace(table.Observations.of(N, D, np.ones(len(N)), [cell.whole_cost for cell in kept]),
+                            source=source)
+    try:
+      for name in [law] if law else LAWS:
+        check_rows(o, law_of(name))
+      if not law:
+        splits(o, cuts=thin(o))
+    except ConfigError as error:
+      raise ConfigError(f'{source}: {error}') from None
+    lints.check_design(dataclasses.replace(o, rows=tuple(cell.name for cell in kept)), allow)
 
 
 def predict(folder: pathlib.Path, name: str, N: float, D: float, law: str, allow: Sequence[str]) -> dict:

@@ -40,6 +40,7 @@ def compile(  # pylint: disable=redefined-builtin
   if not vocabulary or longest < 1 or dtype not in bound.BITS:
     raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least "
                                  'one token, a length of at least 1 and float32 or bfloat16')
+  interpreter.check_tokens((), vocabulary, f"'{name}': ", root.source)
   if longest > MOST:
     raise RaspError(root.source, f'longest is {longest}; expected at most {MOST}, no proof reaches further')
   analysis = Analysis(vocabulary, longest)

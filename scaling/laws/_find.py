@@ -30,6 +30,8 @@ def law(name: str, uninformed: float | None = None, key: str = 'law') -> Law:
   make = entries.find(sys.modules[__package__], name, key, ['law']).law
   subject = f"{key} is '{name}', whose"
   takes = inspect.signature(make).parameters if callable(make) else {}
+  if len(takes) > 1:
+    raise ConfigError(f'{subject} law() takes {", ".join(takes)}; expected no argument, or one for ln(vocabulary)')
   if takes and uninformed is None:
     raise ConfigError(f'law {name} needs the uninformed loss ln(vocabulary) in nats, such as 5.545 for 256 bytes')
   result = _call(f'{subject} law()', make, *[uninformed] * len(takes))
@@ -46,12 +48,24 @@ def _call(what: str, function: Callable, *arguments):
   except ConfigError:
     raise
   except Exception as error:  # whatever a user's file does
-    raise ConfigError(f'{what} fails ({type(error).__name__}: {one_line(error)}); see scaling.laws') from None
+    where = entries.place(error)[1]
+    raise ConfigError(f'{what} fails{where} ({type(error).__name__}: {one_line(error)}); see scaling.laws') from None
+
+
+def _check_array(array, what: str, shape: tuple[int, ...], theta) -> None:
+  """Refuses a result of a law's function that is no array of finite numbers of that shape."""
+  given = np.asarray(array)
+  if given.shape != shape or given.dtype.kind not in 'iuf' or not np.isfinite(given).all():
+    said = f'shape {given.shape}' if given.dtype.kind in 'iufc' else type(array).__name__
+    raise ConfigError(f'{what} gives {said}, or no finite numbers; expected {shape} for theta {theta.shape} and columns '
+                      f'of {shape[1]} rows')
 
 
 @np.errstate(all='ignore')
 def _check(law: Law, subject: str) -> None:
   """Refuses a law whose functions give the wrong shape, or a derivative or an optimum that is not the loss's."""
+  if not law.parameters:
+    raise ConfigError(f'{subject} parameters is (); expected at least one, else nothing is fitted')
   n, rows, size = np.linspace(14.0, 21.0, 5), 5, len(law.parameters)
   x = {'n': n, 'd': 0.5 * n + 14.0, 'u': 0.5 * n + 13.0, 'k': np.linspace(0.0, 2.0, rows)}
   x = {key: x[key] for key in law.columns}
@@ -59,12 +73,9 @@ def _check(law: Law, subject: str) -> None:
   if theta.ndim != 2 or theta.shape[-1] != size:
     raise ConfigError(f'{subject} start gives shape {theta.shape}; expected (lanes, {size}), a column a parameter')
   value = _call(f'{subject} log_loss', law.log_loss, theta, x, np)
+  _check_array(value, f'{subject} log_loss', (len(theta), rows), theta)
   jacobian = _call(f'{subject} jacobian', law.jacobian, theta, x)
-  lanes = len(theta)
-  for field, array, shape in (('log_loss', value, (lanes, rows)), ('jacobian', jacobian, (lanes, rows, size))):
-    if np.shape(array) != shape or np.iscomplexobj(array) or not np.isfinite(array).all():
-      raise ConfigError(f'{subject} {field} gives shape {np.shape(array)}, or no finite numbers; expected {shape} for '
-                        f'theta {theta.shape} and columns of {rows} rows')
+  _check_array(jacobian, f'{subject} jacobian', (len(theta), rows, size), theta)
   alone = law.log_loss(theta, {key: column[:1] for key, column in x.items()}, np)
   if np.abs(alone - value[:, :1]).max() > 1e-9:
     raise ConfigError(f'{subject} log_loss gives a row another loss alone than among other rows; expected one a row')

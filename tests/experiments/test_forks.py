@@ -93,7 +93,11 @@ def test_an_optimizer_a_schedule_a_loss_and_a_task_are_one_file(quick, config, t
 def test_a_study_is_one_file(quick, tmp_path):
   words = [f'--name={FORKS}/fair_coin.py', f'--workdir={tmp_path}/coin', '--seeds=2']
   assert json.loads(well(quick('study', *words)))['verdict'] == 'supported'
-  assert well(quick('study', *words))  # again: nothing is done twice
+  # Again, and named from another folder: nothing is done twice.
+  kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'coin' / 'parts').iterdir()}
+  assert well(quick('study', '--name=tests/forks/fair_coin.py', *words[1:]))
+  assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / 'coin' / 'parts').iterdir()}
+  assert json.loads((tmp_path / 'coin' / 'verdict.json').read_text())['setting']['study'] == f'{FORKS}/fair_coin.py'
   assert 'fair_coin' in (tmp_path / 'coin' / 'figure.svg').read_text()
   well(quick('report', f'--runs={tmp_path}/coin'))
 
@@ -128,3 +132,10 @@ def test_a_shared_file_beside_the_studies_is_no_study(quick, tmp_path):
   half = (FORKS / 'fair_coin.py').read_text().replace('def verdict', 'def judgement')
   (tmp_path / 'half.py').write_text(half)
   refused(quick('study', f'--name={tmp_path}/half.py', f'--workdir={tmp_path}/s'), "has no 'verdict'")
+
+
+def test_what_a_study_raises_while_it_runs_is_one_line(quick, tmp_path):
+  bug = (FORKS / 'fair_coin.py').read_text().replace("  return {'heads'", "  raise KeyError('tails')\n  return {'heads'")
+  (tmp_path / 'bug.py').write_text(bug)
+  refused(quick('study', f'--name={tmp_path}/bug.py', f'--workdir={tmp_path}/s'), f"--name is '{tmp_path}/bug.py'",
+          "fails in run at line 16 (KeyError: 'tails')")

@@ -2,6 +2,9 @@
 
 import html
 import json
+import os
+import pathlib
+import types
 
 import jax
 import numpy as np
@@ -259,3 +262,61 @@ def test_small_training_takes_as_many_steps_as_it_is_asked_for(steps):
             show=lambda done, total, what: shown.append((done, total)))
   jax.effects_barrier()
   assert sorted(drawn) == list(range(steps)) and shown[-1] == (steps, steps)
+
+
+def named(*parts):
+  return study.parts_of(types.SimpleNamespace(parts=lambda settings: list(parts)), {}, 'S')
+
+
+def test_parts_have_files_of_their_own():
+  """Plain names keep the names that they had; where two would share a file, both are quoted."""
+  assert named('walks', 'cube right_to_left_scan', 'v1.5 50%') == {
+      'walks': 'walks', 'cube right_to_left_scan': 'cube_right_to_left_scan', 'v1.5 50%': 'v1.5_50%'}
+  assert named('a b', 'a_b', 'c_d') == {'a b': 'a%20b', 'a_b': 'a%5Fb', 'c_d': 'c_d'}
+  assert named('a/b', '..', 'a\nb') == {'a/b': 'a%2Fb', '..': '..', 'a\nb': 'a%0Ab'}
+  assert named('a/b', 'a%2Fb') == {'a/b': 'a%2Fb', 'a%2Fb': 'a%252Fb'}
+
+
+@pytest.mark.parametrize('parts,words', [
+    (('a', 'a'), ["'a' and 'a'", 'one name']), (('a b', 'a_b', 'a%20b'), ['a%20b', 'one name']), ((), ['gives []']),
+    (('',), ['a list of names']), ((1, 2), ['gives [1, 2]'])])
+def test_parts_that_are_none_or_not_apart_are_refused(parts, words):
+  with pytest.raises(config_lib.ConfigError) as caught:
+    named(*parts)
+  assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize('value,words', [
+    (None, ['run() gives None', 'numbers']), ({'x': np.float32(1)}, ['float32', 'float(x)']),
+    ({'x': np.zeros(2)}, ['ndarray', 'float(x)']), ({('a', 'b'): 1}, ['tuple'])])
+def test_numbers_that_are_none_or_no_json_are_refused(value, words):
+  with pytest.raises(config_lib.ConfigError) as caught:
+    study.plain(value, 'S', 'run()')
+  assert all(word in str(caught.value) for word in words), caught.value
+  assert study.plain({'x': [1.5, (2, None)]}, 'S', 'run()') == {'x': [1.5, [2, None]]}
+
+
+@pytest.mark.parametrize('outcome', [None, 'supported', {'verdict': 'supported'}, {'numbers': 1, 'verdict': True}])
+def test_a_verdict_is_numbers_and_a_word(outcome):
+  with pytest.raises(config_lib.ConfigError, match=r"verdict\(results\) gives .*; expected {'numbers'"):
+    study.judged(types.SimpleNamespace(verdict=lambda results: outcome), {}, 'S')
+
+
+def test_a_study_whose_functions_take_other_arguments_is_refused(tmp_path):
+  coin = (pathlib.Path(__file__).parents[1] / 'forks' / 'fair_coin.py').read_text()
+  for old, new, said in (('run(part, seed, settings, show, folder)', 'run(part, seed)', r'run\(part, seed\) at line 15 is'),
+                         ('verdict(results)', 'verdict()', r'verdict\(\) at line 19 is called as verdict\(results\)'),
+                         ('figure(results, axes)', 'figure(results)', r'is called as figure\(results, axes\)')):
+    (tmp_path / 'coin.py').write_text(coin.replace(old, new))
+    os.utime(tmp_path / 'coin.py', (len(old), len(old)))
+    with pytest.raises(config_lib.ConfigError, match=said):
+      study.study_of(f'{tmp_path}/coin.py')
+
+
+def test_a_part_that_was_kept_under_a_relative_path_is_still_the_studys(tmp_path):
+  path, there = tmp_path / 'tosses_0.json', {'study': 'forks/coin.py', 'scale': 'cpu', 'tosses': 2}
+  path.write_text(json.dumps({'setting': there, 'numbers': {'heads': 0.5}, 'seconds': 1.0}))
+  full = there | {'study': str(pathlib.Path('forks/coin.py').resolve())}
+  assert study.read_part(path, full)['numbers'] == {'heads': 0.5}
+  with pytest.raises(config_lib.ConfigError, match='was made in the setting'):
+    study.read_part(path, full | {'tosses': 3})

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from foundation.command import run
 from framework.config import ConfigError
 import rasp
+from rasp import __main__ as program
 from rasp import draw, export, figures
 from rasp.library import PROGRAMS, sequences
 
@@ -66,7 +68,34 @@ def test_one_line_for_what_the_user_can_mend(argv, message):
 def test_a_file_that_python_cannot_run_is_named(tmp_path):
   (tmp_path / 'broken.py').write_text('import rasp\nrasp.tokenz\n')
   code, _, err = command('run', '--program=broken.py', cwd=tmp_path)
-  assert code == 2 and len(err) == 1 and "which fails (AttributeError: module 'rasp' has no attribute" in err[0]
+  assert code == 2 and len(err) == 1 and "which fails at line 2 (AttributeError: module 'rasp' has no attribute" in err[0]
+
+
+HALF = "import rasp\n@rasp.program(vocabulary='ab', example='ab')\ndef f():\n  return rasp.tokens\n"
+
+
+@pytest.mark.parametrize('old,new,words,said', [
+    ("vocabulary='ab'", "vocabulary='aab'", [], "half.py:2 `@rasp.program(vocabulary='aab', example='ab')`: of 'f' and its "
+     "example: the vocabulary has 'a' twice"),
+    ("example='ab'", "example='abc'", [], "of 'f' and its example: token 'c' is not in the vocabulary; expected one of a b"),
+    ('return rasp.tokens', 'rasp.tokens', [], "'f' returns None; expected an s-op (does it lack a `return`?)"),
+    ('return rasp.tokens', 'return {}', [], "half.py:2 `@rasp.program(vocabulary='ab', example='ab')`: {} is dict"),
+    ('return rasp.tokens', 'raise KeyError(1)', [], 'which fails in f at line 4 (KeyError: 1)'),
+    ("(vocabulary='ab', example='ab')", '', [], "and the program 'f' has no example; expected at least one token, or @rasp"),
+    ("@rasp.program(vocabulary='ab', example='ab')", '', [], 'whose file has no function under @rasp.program'),
+    ('', '', ['--input=abx'], "'f': token 'x' is not in the vocabulary; expected one of a b"),
+    ('', '', ['--vocabulary=aba'], "'f': the vocabulary has 'a' twice; expected each token once")])
+def test_half_a_program_is_one_line_that_names_it(tmp_path, capsys, old, new, words, said):
+  (tmp_path / 'half.py').write_text(HALF.replace(old, new, 1))
+  words = ['run', f'--program={tmp_path}/half.py', '--interpret', *words]
+  assert old in HALF and run(program.__name__, '', program.COMMANDS, words, (rasp.RaspError,)) == 2
+  err = capsys.readouterr().err
+  assert err.startswith('error: ') and err.count('\n') == 1 and said in err
+
+
+def test_a_vocabulary_that_names_a_token_twice_compiles_to_nothing():
+  with pytest.raises(rasp.RaspError, match="'reverse': the vocabulary has 'a' twice"):
+    rasp.compile(PROGRAMS['reverse'], 'aa', 4)
 
 
 def test_list_and_interpret():

@@ -97,7 +97,11 @@ def test_the_example_of_the_protocol_is_a_law(tmp_path):
     (', log_loss)', ", log_loss, columns=('n', 'd', 'z'))", "columns has 'z'; expected one of n, d, u, k"),
     (', log_loss)', ", log_loss, logs=('E', 'a'))", "logs has 'a'; expected one of E, A, B, alpha"),
     (', log_loss)', ', log_loss, start=lambda additive: additive)', 'start gives shape (2, 5); expected (lanes, 4)'),
-    ('range(4)', 'range(3)', 'log_loss fails (ValueError: not enough values to unpack'),
+    ('range(4)', 'range(3)', 'log_loss fails in log_loss at line 5 (ValueError: not enough values to unpack'),
+    ('return xp.log(', 'xp.log(', 'log_loss gives NoneType, or no finite numbers; expected (2, 5)'),
+    ('theta, x, xp', 'theta, x', 'log_loss fails (TypeError: '),
+    ('def law()', 'def law(one, two)', 'law() takes one, two; expected no argument'),
+    ("('E', 'A', 'B', 'alpha'), log_loss", '(), log_loss', 'parameters is (); expected at least one'),
     ("x['n']) +", "x['n'].sum()) +", 'gives a row another loss alone than among other rows'),
     ('xp.exp(a -', 'xp.exp(abs(a) -', 'another derivative by A than the differences of log_loss'),
     (', log_loss)', ', log_loss, jacobian=lambda theta, x: theta)', 'jacobian gives shape (2, 4)'),
@@ -119,3 +123,33 @@ def test_an_unknown_law_is_refused_with_the_nearest(tmp_path, mine, runs, capsys
   assert f"which does not exist (did you mean '{mine}'?)" in capsys.readouterr().err
   with pytest.raises(ConfigError, match='expected one of additive, .*repeated_coupled'):
     laws.law('')
+
+
+ONE = LAW.replace('e, a, b, alpha = (theta[..., i, None] for i in range(4))', "e = theta[..., 0, None]").replace(
+    "return xp.log(xp.exp(e) + xp.exp(a - alpha * x['n']) + xp.exp(b - alpha * x['d']))", "return e + 0 * x['n']").replace(
+    "('E', 'A', 'B', 'alpha')", "('E',)")
+BLIND = LAW.replace('e, a, b, alpha = (theta[..., i, None] for i in range(4))', 'a, alpha = (theta[..., i, None] for i in (0, 1))'
+                    ).replace("xp.log(xp.exp(e) + xp.exp(a - alpha * x['n']) + xp.exp(b - alpha * x['d']))",
+                              "a - alpha * x['n']").replace("('E', 'A', 'B', 'alpha')", "('A', 'alpha')")
+
+
+@pytest.mark.parametrize('text', [ONE, BLIND], ids=['one parameter', 'blind to D'])
+def test_a_law_without_an_optimum_has_a_report_and_no_next_runs(tmp_path, runs, capsys, text):
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  call('fit', *runs, '--simulations=2', '--bootstrap=10', f'--law={path}', f'--report={tmp_path / "report"}')
+  out = capsys.readouterr()
+  assert not out.err and f'report {tmp_path}/report/index.html' in out.out
+  assert 'law mine' in (tmp_path / 'report' / 'index.html').read_text()
+  assert (tmp_path / 'report' / 'contours.svg').exists() and not (tmp_path / 'report' / 'optimum.svg').exists()
+  assert call('design', *runs, f'--law={path}', '--budget=1e13') == 2
+  assert re.search(r'^error: the law mine has no optimum at \S+ FLOPs; no next run can be valued by it\n$',
+                   capsys.readouterr().err)
+
+
+def test_fixed_parameters_leave_something_to_fit_and_to_know(runs, capsys):
+  every = 'E=0.85,A=56,B=83,alpha=0.35,beta=0.37'
+  assert call('fit', *runs, f'--fix={every}') == 2
+  assert 'every parameter of the law additive is kept as given (E, A, B, alpha, beta)' in capsys.readouterr().err
+  assert call('design', *runs, f'--fix={every[7:]}', '--budget=1e13') == 2  # E alone, which moves no optimum
+  assert 'no free parameter of the law additive moves its N_opt at ' in capsys.readouterr().err

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.sweeping import forecast
-from framework.config import Data
+from experiments.sweeping.cells import Cell
+from framework import config as config_lib
+from framework.config import ConfigError, Data
 from scaling import laws, ledger
 from scaling.table import TableError
 
@@ -80,3 +82,57 @@ def test_an_unfit_table_is_refused(sweep):
   with pytest.raises(TableError, match='few_sizes'):
     forecast.predict(folder, 'largest', 467000, 2000000, '', ())
   assert forecast.predict(folder, 'largest', 467000, 2000000, '', ('few_sizes',))['runs'] == 16
+
+
+def cell(name, C=1.0, rate=0.01):
+  config = config_lib.Config(optimizer=config_lib.Optimizer(learning_rate=rate))
+  return Cell(name, config, whole_cost=C)
+
+
+def grid(sizes, tokens, ratio=6.0):
+  """Cells of every size and number of tokens, and {name: (N, D)}."""
+  pairs = {f'{n:g}-{d:g}': (float(n), float(d)) for n in sizes for d in tokens}
+  return [cell(name, ratio * n * d) for name, (n, d) in pairs.items()], pairs
+
+
+SIZES, TOKENS = (10007, 33011, 95003, 164051, 467009), (250000, 500000, 1000000, 2000000)
+
+
+@pytest.mark.parametrize('sizes,tokens,law,words', [
+    (SIZES, TOKENS, '', ''), (SIZES, TOKENS, 'additive', ''),
+    (SIZES[:1] + (40009,), TOKENS[:3], 'additive', 'the cells but the largest: 5 rows cannot determine 5 parameters of'),
+    (SIZES[:2], TOKENS[:3], '', 'the cells but the largest: 5 rows cannot determine 5 parameters of the law additive'),
+    (SIZES[:3], TOKENS[:3], '', 'the cells but the largest: 8 runs leave no compute below which 8 are fitted'),
+    (SIZES[:1], TOKENS, 'tied', 'the cells but the largest: 3 rows cannot determine 4 parameters of the law tied'),
+    (SIZES, TOKENS[:1], 'kaplan', 'the cells but the largest: 4 rows cannot determine'),
+    (SIZES, (2000, 4000, 8000, 16000), 'additive', 'the cells but the largest: swapped: 18 of 19 rows have fewer tokens'),
+    (SIZES[:3], TOKENS, 'tied', 'the cells but the largest: few_sizes: 3 distinct N'),
+    (SIZES[:1], TOKENS[:1], 'tied', 'the sweep has one cell'),
+])
+def test_what_the_table_of_a_sweep_would_be_refused_for_is_known_before_it_runs(sizes, tokens, law, words):
+  cells, pairs = grid(sizes, tokens)
+  def check():
+    forecast.check_design(cells, pairs, cells[-1], law, ())
+  if not words:
+    return check()
+  with pytest.raises(ConfigError) as caught:
+    check()
+  assert words in str(caught.value)
+
+
+def test_learning_rates_of_one_cell_are_one_row():
+  cells, pairs = grid(SIZES, TOKENS)
+  more = [cell(f'{name}-{rate}', 6.0 * n * d, rate) for name, (n, d) in pairs.items() for rate in (0.02, 0.03)]
+  pairs |= {c.name: pairs[c.name.rpartition('-')[0]] for c in more}
+  forecast.check_design(cells[-1:] + cells[:-1] + more, pairs, cells[-1], '', ())
+  few = [c for c in cells[:3] + more if pairs[c.name] in [pairs[o.name] for o in cells[:3]]]
+  assert len(few) == 9
+  with pytest.raises(ConfigError, match='the cells but the largest: 3 rows cannot determine 4 parameters'):
+    forecast.check_design([*few, cells[-1]], pairs, cells[-1], 'tied', ())
+
+
+def test_flops_that_no_run_of_this_size_costs_are_known_before_it_runs():
+  cells, pairs = grid(SIZES, TOKENS, ratio=36.0)
+  with pytest.raises(ConfigError, match=r'compute: C/\(6ND\) is 6'):
+    forecast.check_design(cells, pairs, cells[-1], 'tied', ())
+  forecast.check_design(cells, pairs, cells[-1], 'tied', ('compute',))
