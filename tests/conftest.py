@@ -5,6 +5,11 @@ LLVM's optimisations are half of the time of the tests. Commands that tests star
 
 import os
 import pathlib
+import signal
+
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored by what a shell starts in the background, and by its children
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

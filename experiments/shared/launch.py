@@ -152,7 +152,7 @@ def run(main: Callable[..., int | None], words: int = 0) -> None:
     except Exception as error:
       _fail_of_fork(error)
       raise
-    sys.exit(code or 0)
+    process.leave(code or 0)
 
   app.run(guarded, flags_parser=functools.partial(_parse, words))
 

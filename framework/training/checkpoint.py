@@ -31,6 +31,9 @@ RACES = 5  # times that a reader looks again when the run removed what it was ab
 FORMAT = 2  # 1 had weaker fingerprints and no digest of the record; it is still read
 
 
+given_up: list[Any] = []  # managers whose save failed: a thread of theirs can hold the end of the process
+
+
 class NotSaved(OSError):
   """A checkpoint could not be written; those before it are as they were."""
 
@@ -179,7 +182,8 @@ class Checkpoints:
       code = re.search(r"os_error_code='(\d+)'", str(error))
       number = int(code[1]) if code else getattr(error, 'errno', None) or errno.EIO
       reason = os.strerror(number) if code or isinstance(error, OSError) else ' '.join(str(error).split())[:200]
-      # The manager is of no use after that: it would say so again at every call.
+      # The manager is of no use after that: it would say so again at every call, and its threads may wait for minutes.
+      given_up.append(self._manager)
       with contextlib.suppress(Exception):
         self._manager.close()
       self._manager = self._opened()

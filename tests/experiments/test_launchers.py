@@ -14,7 +14,7 @@ from tests.commands import ROOT, environment, launch, write_documents
 RESULT_KEYS = (
     'run model params_total params_embedding params_head flops_train_exact flops_6nd tokens tokens_unique epochs '
     'batch_tokens steps window stride lr schedule seed loss_nats_per_token bits_per_byte loss_smoothed '
-    'loss_by_position seconds devices status').split()
+    'loss_by_position manifest seconds devices status digest').split()
 
 
 @pytest.fixture(scope='module')

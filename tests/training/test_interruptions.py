@@ -1,4 +1,4 @@
-"""A run that is stopped at its worst moments: while it compiles, while it evaluates, after its last save, twice at once."""
+"""A run that is stopped at its worst moments: in a compilation, an evaluation, after its last save, twice at once."""
 
 import json
 import shutil
