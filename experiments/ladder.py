@@ -2,7 +2,7 @@
 
 Example:
   python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder
-  python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder \
+  python -m experiments.ladder --config=experiments/configs/bytes_small.py --output=runs/ladder \\
     --runs=runs/first,runs/lstm --tokens=200000
 
 Uniform, unigram, bigram (Shannon's Markov model), n-grams with two smoothings, gzip, bz2 and xz that have read the

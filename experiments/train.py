@@ -2,7 +2,7 @@
 
 Example:
   python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/first --resume
-  python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/novel \
+  python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/novel \\
     --config.data.path=novels/ --config.model.layers=6 --config.training.steps=3000
 """
 

@@ -1,7 +1,7 @@
 """Tiny Shakespeare by characters, as well as 2 cores learn it in the time of nanoGPT's CPU setting in PyTorch: smaller
 than that, Muon, windows twice as long, rope, two heads, the square of a ReLU, six times the weight decay.
 
-  python -m experiments.train --config=experiments/configs/shakespeare_cpu.py --workdir=runs/shakespeare_cpu \
+  python -m experiments.train --config=experiments/configs/shakespeare_cpu.py --workdir=runs/shakespeare_cpu \\
     --config.data.path=tinyshakespeare.txt
   python -m experiments.evaluate --workdir=runs/shakespeare_cpu --stride=32
 

@@ -1,6 +1,6 @@
 """nanoGPT's published CPU setting for Tiny Shakespeare: characters, window 64, batch 12, 4 layers, width 128.
 
-  python -m experiments.train --config=experiments/configs/shakespeare_nanogpt.py --workdir=runs/shakespeare \
+  python -m experiments.train --config=experiments/configs/shakespeare_nanogpt.py --workdir=runs/shakespeare \\
     --config.data.path=tinyshakespeare.txt
 
 Run on 2 cores of a shared Intel Xeon (jax 0.10.2, Python 3.11): 2000 steps in 45 s, 0.6 GB of memory, 1.777 nats a

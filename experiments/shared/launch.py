@@ -95,7 +95,7 @@ def _parse(most: int, argv: list[str]) -> list[str]:
     path = _config_path(argv)
     message = _from_config(error, path) if path else ''
     if isinstance(error, SystemExit) and not message:
-      raise
+      sys.exit(0)  # help was asked for and shown, for which absl exits with 1
     process.fail(message or one_line(error), 2)
   finally:
     py_logging.disable(py_logging.NOTSET)

@@ -115,4 +115,5 @@ def test_refusals(place, name, arguments, pattern):
 @pytest.mark.parametrize('name', ['compress', 'count', 'ladder', 'analogy'])
 def test_help_holds_an_example(name):
   shown = launch(name, '--help')
+  assert shown.returncode == 0 and not re.search(r'\S {3}', shown.stdout)
   assert 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout

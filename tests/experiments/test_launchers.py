@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -71,7 +72,8 @@ def test_train_evaluate_generate(text, tmp_path, tokenizer, settings):
 @pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'attention', 'report', 'watch'])
 def test_help_holds_an_example(name):
   shown = launch(name, '--help')
-  assert 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout
+  assert shown.returncode == 0 and 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout
+  assert not re.search(r'\S {3}', shown.stdout)  # lines that were joined with the next one's indent
   assert '--workdir' in shown.stdout or '--runs' in shown.stdout
 
 
