@@ -96,7 +96,7 @@ def checked(task: Any, subject: str) -> Any:
       raise ConfigError(f'{subject}, whose block(rng) has the token {outside[0]}; expected 0 to {len(alphabet)}, of '
                         f'which {len(alphabet)} is the end of a document')
     blocks.append(tokens)
-  if not np.array_equal(*blocks[1:]):
+  if not np.array_equal(blocks[1], blocks[2]):
     raise ConfigError(f'{subject}, whose block(rng) gives two blocks for one state of rng; expected one that rng alone '
                       'decides, else no run can be repeated')
   return task

@@ -51,7 +51,8 @@ def build(c: config_lib.Optimizer, steps: int, parameters: Mapping[str, contract
     trained: the one entry of the parameters that is trained, all others stay as they are and have no optimizer state;
       '': all are.
   """
-  rate, now = schedule(c, steps), []
+  rate = schedule(c, steps)
+  now: list[jax.Array] = []
   update = named(c, lambda count: rate(now[-1] if now else count), parameters)
   if c.clip_norm:
     update = optax.chain(optax.clip_by_global_norm(c.clip_norm), update)
