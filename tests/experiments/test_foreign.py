@@ -185,10 +185,10 @@ def test_a_wrong_value_of_a_list_of_steps_or_a_part_of_a_study_is_a_line(walk):
   assert not any(holds(what, lambda: pipeline.read_done(walk / 'steps.json')) for what in mutants(walk / 'steps.json')
                  if '{}' not in what and not what.endswith('-1') and 'without' not in what)
   part = walk / 'part.json'
-  write(part, {'setting': {'scale': 'cpu'}, 'numbers': {'accuracy': 1.0}, 'seconds': 2.0})
-  assert study_lib.read_part(part, {'scale': 'cpu'})['seconds'] == 2.0
+  write(part, {'setting': {'study': 'one', 'scale': 'cpu'}, 'numbers': {'accuracy': 1.0}, 'seconds': 2.0})
+  assert study_lib.read_part(part, {'study': 'one', 'scale': 'cpu'})['seconds'] == 2.0
   for what in mutants(part):
-    holds(what, lambda: study_lib.read_part(part, {'scale': 'cpu'}))
+    holds(what, lambda: study_lib.read_part(part, {'study': 'one', 'scale': 'cpu'}))
 
 
 def test_a_wrong_value_of_a_ledger_with_the_right_digest_is_a_line(tmp_path):
