@@ -37,13 +37,16 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-  """Ends the process as usual, but without waiting for threads of a save that was given up."""
+  """Ends the process as usual, but not waiting for threads of a save that was given up, nor for the runtime of several
+  hosts, whose own end aborts whoever comes last."""
   checkpoint = sys.modules.get('framework.training.checkpoint')
-  if checkpoint is None or not checkpoint.given_up:
+  if not COORDINATOR.value and (checkpoint is None or not checkpoint.given_up):
     sys.exit(code)
   logging.flush()
   for stream in (sys.stdout, sys.stderr):
     stream.flush()
+  if 'framework.training.hosts' in sys.modules:
+    sys.modules['framework.training.hosts'].leave()
   os._exit(code)
 
 

@@ -172,6 +172,20 @@ def verdict() -> None:
     time.sleep(LOST + 5.0)
 
 
+def leave() -> None:
+  """Called by a process that has nothing more to do and ends at once: process 0, which keeps the store, ends last."""
+  if not _watch:
+    return
+  store = _watch._store
+  store.key_value_set(f'lemma/left/{jax.process_index()}', '')
+  deadline = time.monotonic() + LOST
+  while jax.process_index() == 0 and time.monotonic() < deadline and (
+      len(store.key_value_dir_get('lemma/left/')) < jax.process_count()):
+    time.sleep(0.1)
+  if jax.process_index() == 0:
+    time.sleep(1.0)  # what the last of them has still to say
+
+
 def finish() -> None:
   """Called by all processes at the end of their work: from here on nobody is missed."""
   if _watch:

@@ -152,8 +152,7 @@ def test_fewer_processes_with_as_many_devices_go_on_with_the_same_bits(root, tmp
   alone = subprocess.run(
       [sys.executable, '-m', 'experiments.train', f'--config={root}/config.py', f'--workdir={tmp_path}/run', '--resume'],
       cwd=ROOT, env=environment() | {'JAX_PLATFORMS': 'cpu',
-                                     'XLA_FLAGS': '--xla_force_host_platform_device_count=2 '
-                                                  '--xla_cpu_multi_thread_eigen=false'},
+                                     'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
       capture_output=True, text=True, check=False)
   assert alone.returncode == 0 and '2 cpu devices on 1 hosts' in alone.stderr, alone.stderr
   assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
