@@ -191,16 +191,12 @@ def claimed(path: pathlib.Path) -> Iterator[None]:
   """
   path.mkdir(parents=True, exist_ok=True)
   with own(path / '.lock') as file:
-    try:
-      if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    def refuse() -> None:
       file.seek(0)
       holder = printable(file.read(1000).decode(errors='replace').strip(), 400) or 'another process'
       raise ConfigError(f'{printable(path)} is in use by {holder}; expected one process at a time, nearest is to wait '
                         'for that one or to stop it') from None
-    except OSError as error:
-      log.info('no lock on %s (%s)', file.name, error)  # a file system without them
+    hold(file, waiting=refuse)
     words = ' '.join([*map(os.path.basename, sys.argv[:1]), *sys.argv[1:]])
     with contextlib.suppress(OSError):  # who holds it is only a help: a full disk is no reason to stop
       file.truncate(0)

@@ -12,8 +12,6 @@ import signal
 import sys
 from typing import NoReturn
 
-from framework.training.signals import SIGNALS
-
 _FROM_C = re.compile(rb'^[IWEF]\d{4} [\d:.]+ +\d+ \S+\.(cc|h):\d+\]|^\[Gloo\]|^Fatal Python error: Aborted')
 _OURS = re.compile(rb'^\d\d:\d\d:\d\d |^error: |^Traceback ')
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of sys/prctl.h
@@ -21,6 +19,7 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of sys/prctl.h
 
 def guard(address: str, processes: int, process: int, timeout: int) -> None:
   """Forks. The child returns, to do the work; the parent passes its words and signals on, and ends as it ends."""
+  from framework.training.signals import SIGNALS  # which imports JAX: not where only help is asked for
   read, write = os.pipe()
   sys.stderr.flush()
   pid = os.fork()
@@ -55,6 +54,7 @@ def _pass_on(read: int) -> str:
 
 
 def _end(code: int, dropped: str, address: str, processes: int, process: int, timeout: int) -> NoReturn:
+  from framework.training.hosts import RESUME
   if code == -signal.SIGABRT:
     if 'RegisterTask' in dropped or 'Barrier' in dropped and 'timed out' in dropped:
       what = (f'not all of the {processes} processes came to {address} within {timeout} s, or two were given one '
@@ -63,10 +63,10 @@ def _end(code: int, dropped: str, address: str, processes: int, process: int, ti
       what = f'another process {process} has come to {address}: each --process is given once'
     else:
       what = f'process 0 at {address} is gone'
-    sys.stderr.write(f'error: process {process}: {what}; --resume goes on from the newest checkpoint\n')
+    sys.stderr.write(f'error: process {process}: {what}; {RESUME}\n')
     sys.stderr.flush()
     os._exit(1)
   if code == -signal.SIGKILL:
-    sys.stderr.write(f'error: process {process} was killed by SIGKILL; --resume goes on from the newest checkpoint\n')
+    sys.stderr.write(f'error: process {process} was killed by SIGKILL; {RESUME}\n')
     sys.stderr.flush()
   os._exit(128 - code if code < 0 else code)

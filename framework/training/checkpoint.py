@@ -29,9 +29,7 @@ from framework.training.state import State
 
 RACES = 5  # times that a reader looks again when the run removed what it was about to read
 FORMAT = 2  # 1 had weaker fingerprints and no digest of the record; it is still read
-
-
-given_up: list[Any] = []  # managers whose save failed: a thread of theirs can hold the end of the process
+given_up: list[pathlib.Path] = []  # folders of saves that failed: a thread of theirs can hold the end of the process
 
 
 class NotSaved(OSError):
@@ -183,7 +181,7 @@ class Checkpoints:
       number = int(code[1]) if code else getattr(error, 'errno', None) or errno.EIO
       reason = os.strerror(number) if code or isinstance(error, OSError) else ' '.join(str(error).split())[:200]
       # The manager is of no use after that: it would say so again at every call, and its threads may wait for minutes.
-      given_up.append(self._manager)
+      given_up.append(self.folder)
       with contextlib.suppress(Exception):
         self._manager.close()
       self._manager = self._opened()

@@ -147,14 +147,6 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   return outcome
 
 
-def begun(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, workdir: pathlib.Path,
-          reader: checkpoint.Checkpoints | None, step: int) -> tuple[State, dict[str, Any]]:
-  """The state after `step` steps, from its checkpoint, or that before the first, and its record."""
-  if reader:
-    return reader.read(step, setup.like())
-  return fresh(setup, stage.begin(corpus, workdir)[0])
-
-
 def fresh(setup: Setup, params: Any) -> tuple[State, dict[str, Any]]:
   """The state before the first step, and the record that a checkpoint of it would have.
 

@@ -61,34 +61,27 @@ def prove(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Pat
   other = [name for name, value in (begun['versions'] | {'code': begun.get('code')}).items() if here.get(name) != value]
   yield Finding('code', None if other else True, f"other than when it began: {', '.join(other)}" if other else
                 'that of the run')
-  yield from _results(folder)
+  outcome, findings = _results(folder)
+  yield from findings
   setup = set_up(stage.config, corpus.tokenizer.size)
   sound = []
   for step, finding in _checkpoints(setup, folder):
     yield finding
     sound += [step] if finding.sound else []
-  yield from _numbers(stage, setup, corpus, workdir, folder, sound, bool(other))
+  yield from _numbers(stage, setup, corpus, workdir, folder, sound, outcome, bool(other))
 
 
-def _results(folder: pathlib.Path) -> Iterator[Finding]:
-  """result.json, and the rows that it and the checkpoints tell of."""
+def _results(folder: pathlib.Path) -> tuple[dict[str, Any] | None, list[Finding]]:
+  """The content of result.json if it can be trusted, and what is found of it and of the rows that it tells of."""
   try:
     outcome = result.read(folder)
   except ConfigError as error:
-    yield Finding(result.RESULT, False, one_line(error))
-    return
+    return None, [Finding(result.RESULT, False, one_line(error))]
   if not outcome:
-    yield Finding(result.RESULT, None, 'not there yet')
-    return
-  yield Finding(result.RESULT, True, f"as it was written: {outcome['status']} at step {outcome['steps']}")
-  yield _tried(' and '.join(writer.ROWS), lambda: result.check_rows(folder), 'as they were at the end')
-
-
-def _result(folder: pathlib.Path) -> dict[str, Any] | None:
-  try:
-    return result.read(folder)
-  except ConfigError:
-    return None
+    return None, [Finding(result.RESULT, None, 'not there yet')]
+  return outcome, [
+      Finding(result.RESULT, True, f"as it was written: {outcome['status']} at step {outcome['steps']}"),
+      _tried(' and '.join(writer.ROWS), lambda: result.check_rows(folder), 'as they were at the end')]
 
 
 def _checkpoints(setup: Setup, folder: pathlib.Path) -> Iterator[tuple[int, Finding]]:
@@ -104,11 +97,12 @@ def _checkpoints(setup: Setup, folder: pathlib.Path) -> Iterator[tuple[int, Find
 
 
 def _numbers(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, workdir: pathlib.Path,
-             folder: pathlib.Path, sound: list[int], other: bool) -> Iterator[Finding]:
+             folder: pathlib.Path, sound: list[int], outcome: dict[str, Any] | None, other: bool
+             ) -> Iterator[Finding]:
   """A logged row and the last evaluation, computed again.
 
   Args:
-    sound: the steps of the checkpoints that can be trusted.
+    sound: the steps of the checkpoints that can be trusted. outcome: the content of result.json if it can.
     other: whether code or versions are others than the run's, so that the last bits may differ.
   """
   try:
@@ -120,11 +114,11 @@ def _numbers(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, wor
   begin = next((step for step in sound if any(number > step for number in rows)), 0)
   wanted = min((number for number in rows if number > begin), default=None)
   if wanted is not None:
-    state, record = loop.begun(stage, setup, corpus, workdir, reader if begin else None, begin)
-    found = _replayed(stage, setup, corpus, workdir, state, record, wanted)
+    params, extra = stage.begin(corpus, workdir)
+    state, record = reader.read(begin, setup.like()) if begin else loop.fresh(setup, params)
+    found = _replayed(setup, corpus, extra, state, record, wanted)
     yield _compared(f'row {wanted}', {key: rows[wanted].get(key) for key in found}, found, other,
                     f'steps {begin + 1} to {wanted} done again')
-  outcome = _result(folder)
   if outcome and outcome['steps'] in sound and outcome['status'] == 'complete':
     params = reader.read(outcome['steps'], setup.like().replace(optimizer=None))[0].params
     losses = loop.compile_evaluation(setup, corpus, StopSignal())(params, 0)
@@ -135,14 +129,17 @@ def _numbers(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, wor
   reader.close()
 
 
-def _replayed(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, workdir: pathlib.Path, state: Any,
-              record: dict[str, Any], wanted: int) -> dict[str, Any]:
-  """The row of step `wanted`, from the state of an earlier one."""
-  c, out = stage.config, _Row()
+def _replayed(setup: Setup, corpus: corpus_lib.Corpus, extra: Any, state: Any, record: dict[str, Any], wanted: int
+              ) -> dict[str, Any]:
+  """The row of step `wanted`, from the state of an earlier one.
+
+  extra: further arrays of a stage's windows, see contract.Stage.begin.
+  """
+  c, out = setup.config, _Row()
   text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
   count = meter.Meter(c, text, record | {'pending': None}, 0.0, out)  # type: ignore[arg-type]  # has a writer's methods
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
-                        rows=partition.host_rows(c.training.batch), extra=stage.begin(corpus, workdir)[1])
+                        rows=partition.host_rows(c.training.batch), extra=extra)
   train_step = loop.compile_step(setup)
   for number in range(record['step'] + 1, wanted + 1):
     state, metrics = train_step(state, partition.split_rows(next(arrays), setup.mesh))

@@ -23,14 +23,19 @@ ROWS = METRICS, TIMING = 'metrics.jsonl', 'timing.jsonl'
 
 def digest(path: pathlib.Path, count: int) -> str:
   """The SHA-256 of the first `count` lines of a file; '' if it has fewer."""
-  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
-  return hashlib.sha256(b''.join(line + b'\n' for line in lines[:count])).hexdigest() if len(lines) >= count else ''
+  lines = _lines(path)
+  return hashlib.sha256(b''.join(lines[:count])).hexdigest() if len(lines) >= count else ''
 
 
 def digests(path: pathlib.Path) -> dict[str, Any]:
   """The `count` of the lines of a file, and the `sha256` of all of them."""
-  count = path.read_bytes().count(b'\n') if path.exists() else 0
-  return {'count': count, 'sha256': digest(path, count)}
+  lines = _lines(path)
+  return {'count': len(lines), 'sha256': hashlib.sha256(b''.join(lines)).hexdigest()}
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+  """The lines of a file that have an end."""
+  return [line + b'\n' for line in path.read_bytes().split(b'\n')[:-1]] if path.exists() else []
 
 
 def check_rows(workdir: pathlib.Path, record: dict[str, Any]) -> None:

@@ -7,19 +7,8 @@ import shutil
 
 import pytest
 
-from tests.commands import write_documents
+from tests.commands import write_config, write_documents
 
-CONFIG = """
-from framework import config
-def get_config():
-  return config.Config(
-    model=config.Model(layers=1, width=16, heads=2),
-    data=config.Data(path={text!r}, cache={cache!r}, window=16),
-    optimizer=config.Optimizer(warmup_steps=2),
-    training=config.Training(steps=6, batch=4, log_every=1, devices=1),
-    evaluation=config.Evaluation(every_steps=3, windows=8),
-    checkpoint=config.Checkpoint(every_steps=2, patience=0.0))
-"""
 UNLIKE = ('seconds', 'manifest', 'digest', 'tokens_per_second', 'eta_seconds')  # depend on the clock
 
 
@@ -28,7 +17,8 @@ def root(tmp_path_factory, server):
   folder = tmp_path_factory.mktemp('faults')
   (folder / 'text').mkdir()
   write_documents(folder / 'text', documents=20, length=60)
-  (folder / 'config.py').write_text(CONFIG.format(text=str(folder / 'text'), cache=str(folder / 'cache')))
+  write_config(folder, training='steps=6, batch=4, log_every=1, devices=1', evaluation='every_steps=3, windows=8',
+               checkpoint='every_steps=2, patience=0.0')
   reply = server('train', f'--config={folder}/config.py', f'--workdir={folder}/run', env=FLAGS)
   assert reply['code'] == 0, reply
   return folder

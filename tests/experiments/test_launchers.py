@@ -77,6 +77,13 @@ def test_help_holds_an_example(name):
   assert '--workdir' in shown.stdout or '--runs' in shown.stdout
 
 
+def test_help_waits_for_no_library():
+  """What every launcher imports before its flags are known."""
+  code = 'import sys, experiments.shared.launch; print({"jax", "optax", "orbax", "matplotlib"} & set(sys.modules))'
+  reply = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert reply.stdout == 'set()\n'
+
+
 def test_a_terminal_shows_one_live_line(text, tmp_path):
   main, other = pty.openpty()
   termios.tcsetwinsize(other, (24, 160))

@@ -11,16 +11,8 @@ import time
 import pytest
 
 from framework.training import hosts
-from tests.commands import ROOT, environment, write_documents
+from tests.commands import ROOT, environment, write_config, write_documents
 
-CONFIG = """
-from framework import config
-def get_config():
-  return config.Config(
-    model=config.Model(layers=1, width=16, heads=2), data=config.Data(path={text!r}, cache={cache!r}, window=16),
-    optimizer=config.Optimizer(warmup_steps=2), training=config.Training(steps=20, batch=4, log_every=5, devices=1),
-    evaluation=config.Evaluation(windows=8), checkpoint=config.Checkpoint(every_steps=10, patience=0.0))
-"""
 STATED = 45.0  # seconds after which no process of a broken run may be left: hosts.LOST, and twice as much for a slow CI
 
 
@@ -29,7 +21,8 @@ def root(tmp_path_factory):
   folder = tmp_path_factory.mktemp('hosts')
   (folder / 'text').mkdir()
   write_documents(folder / 'text', documents=8, length=100)
-  (folder / 'config.py').write_text(CONFIG.format(text=str(folder / 'text'), cache=str(folder / 'cache')))
+  write_config(folder, training='steps=20, batch=4, log_every=5, devices=1', evaluation='windows=8',
+               checkpoint='every_steps=10, patience=0.0')
   return folder
 
 

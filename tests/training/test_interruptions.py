@@ -10,19 +10,8 @@ import time
 import pytest
 
 from foundation import files
-from tests.commands import ROOT, environment, write_documents
+from tests.commands import ROOT, environment, write_config, write_documents
 
-CONFIG = """
-from framework import config
-def get_config():
-  return config.Config(
-    model=config.Model(layers=1, width=16, heads=2),
-    data=config.Data(path={text!r}, cache={cache!r}, window=16),
-    optimizer=config.Optimizer(warmup_steps=2),
-    training=config.Training(steps=40, batch=4, log_every=3, devices=1),
-    evaluation=config.Evaluation(every_steps=10, batch=1),
-    checkpoint=config.Checkpoint(every_steps=0, patience=0.0))
-"""
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +20,8 @@ def root(tmp_path_factory):
   text = folder / 'text'
   text.mkdir()
   write_documents(text)
-  (folder / 'config.py').write_text(CONFIG.format(text=str(text), cache=str(folder / 'cache')))
+  write_config(folder, training='steps=40, batch=4, log_every=3, devices=1', evaluation='every_steps=10, batch=1',
+               checkpoint='every_steps=0, patience=0.0')
   output, code = finish(start(folder, folder / 'whole'))
   assert code == 0, output
   return folder
