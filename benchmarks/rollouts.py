@@ -144,7 +144,7 @@ def training() -> None:
       update = optimizer.only(optax.adam(1e-3), list(params)[-1])
       zero = jnp.zeros((), jnp.int32)
       first = state.State(zero, zero, params, update.init(params))
-      one = jax.jit(step.make(module, update, lambda _: 1e-3, c.training, False))
+      one = jax.jit(step.make(step.make_gradient(module, c.training), update, lambda _: 1e-3, c.training))
       ways[name] = functools.partial(one, first, batch)
     times = timed(ways)
     measured = statistics.median(a / b for a, b in zip(times['tiered'], times['plain']))

@@ -54,16 +54,14 @@ def lemma(config):
   import jax
   from framework.data import corpus as corpus_lib
   from framework.data import windows
-  from framework.training import evaluation, partition, setup, step
+  from framework.training import evaluation, layout, setup
   corpus = corpus_lib.prepare(config.data)
   s = setup.set_up(config, corpus.tokenizer.size)
-  train_step = partition.spread(step.make(s.module, s.optimizer, s.learning_rate, config.training, False,
-                                          partition.sum_over_data), s.mesh, config.training.partition)
-  data, state, pending = batches(corpus, config), s.init(), None
+  train_step, data, state, pending = s.compile_step(), batches(corpus, config), s.init(), None
 
   def one():
     nonlocal state, pending
-    state, metrics = train_step(state, partition.split_rows(next(data), s.mesh))
+    state, metrics = train_step(state, layout.split_rows(next(data), s.mesh))
     if pending is not None:
       pending = jax.device_get(pending)['loss']
     pending = metrics

@@ -68,6 +68,8 @@ class Model(Section):
   dtype: str = setting('float32', 'of the arithmetic', choices=('float32', 'bfloat16'))
   param_dtype: str = setting('float32', 'of the parameters; float32 in training', choices=('float32', 'bfloat16'))
   attention: str = setting('auto', 'a backend of pallas_kernels.attention, or auto')
+  sequence: str = setting('gathered', 'how attention reads a window that training.mesh splits over devices: all keys at '
+                          'once, or those of one device after the other', choices=('gathered', 'ring'))
   scan: bool = setting(False, 'one compiled layer run N times: compiles faster, steps slower on a CPU')
   remat: str = setting('none', 'what the backward pass computes again; dots: all but matrix products',
                        choices=('none', 'dots', 'full'))
@@ -169,8 +171,10 @@ class Training(Section):
   batch: int = setting(16, 'windows per step, over all devices and hosts', low=1, high=10**7)
   loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
-  partition: str = setting('pmap', 'how a step is spread: a replica a device, or one program over a mesh',
+  partition: str = setting('pmap', 'how a step is spread: a replica a device, or over training.mesh',
                            choices=('pmap', 'mesh'))
+  mesh: str = setting('data=-1', 'devices along data (replicas), fsdp (parameters split too), tensor (heads and channels '
+                      "split) and sequence (windows split), as 'data=-1,fsdp=8'; -1: those that are left")
   devices: int = setting(0, 'simulated devices on a CPU; 0: one per core', low=0, high=4096)
   seed: int = setting(0, 'of parameters, batches and dropout', low=0, high=2**32 - 1)
   log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9)
@@ -317,6 +321,9 @@ def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
   """Raises ConfigError for an optimizer, schedule or loss that there is not, and for steps that do not fit."""
   optimizers.find(o.name)
   losses.find(t.loss)
+  if t.partition == 'pmap' and t.mesh.replace(' ', '') not in ('', 'data=-1'):
+    raise ConfigError(f"training.mesh is '{t.mesh}' with training.partition 'pmap', which has data alone; expected "
+                      "training.partition=mesh, nearest is training.mesh='data=-1'")
   schedule = schedules.find(o.schedule)
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
@@ -357,12 +364,3 @@ def resolve(config: Config) -> Config:
   return c
 
 
-def check_devices(config: Config, devices: int) -> None:
-  """Raises ConfigError if the batch does not divide over `devices` and microbatches."""
-  t = config.training
-  parts = devices * t.accumulation
-  if t.batch % parts:
-    below = t.batch // parts * parts
-    nearest_batch = f'{below} or {below + parts}' if below else f'{parts}'
-    raise ConfigError(f'training.batch is {t.batch}; expected a multiple of {devices} devices x {t.accumulation} '
-                      f'microbatches = {parts}, nearest is {nearest_batch}')

@@ -7,13 +7,16 @@ chunk by chunk during the forward pass, when the logits are at hand: no product 
 import jax
 import jax.numpy as jnp
 
+from framework import sharding
+
 CHUNK_LOGITS = 2**24  # 64 MB of float32
 
 
 def _chunks(vocabulary: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
   """Reshapes arrays of [n, ...] to [chunks, size, ...], padded with zeros."""
   n = arrays[0].shape[0]
-  size = min(n, max(1, CHUNK_LOGITS // vocabulary))
+  parts = sharding.size('tensor')  # over which the vocabulary is split, if it divides
+  size = min(n, max(1, CHUNK_LOGITS * (parts if vocabulary % parts == 0 else 1) // vocabulary))
   count = -(-n // size)
   pad = count * size - n
   return tuple(jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:]) for a in arrays)
@@ -29,6 +32,7 @@ def _nats(x_nxD, head_VxD, targets_n):
 def token_nats(x_BxLxD: jax.Array, head_VxD: jax.Array, targets_BxL: jax.Array) -> jax.Array:
   """-ln p(target) of every position, float32 [B, L]. Not for gradients: see `sum_nats`."""
   D, V = x_BxLxD.shape[-1], head_VxD.shape[0]
+  x_BxLxD = sharding.constrain(x_BxLxD, {1: None, 2: None})
   chunks = _chunks(V, x_BxLxD.reshape(-1, D), targets_BxL.reshape(-1))
   nats = jax.lax.map(lambda chunk: _nats(chunk[0], head_VxD, chunk[1])[0], chunks)
   return nats.reshape(-1)[:targets_BxL.size].reshape(targets_BxL.shape)
@@ -42,6 +46,7 @@ def sum_nats(x_BxLxD: jax.Array, head_VxD: jax.Array, targets_BxL: jax.Array, we
 
 def _forward(x_BxLxD, head_VxD, targets_BxL, weights_BxL):
   D, V = x_BxLxD.shape[-1], head_VxD.shape[0]
+  x_BxLxD = sharding.constrain(x_BxLxD, {1: None, 2: None})
   chunks = _chunks(V, x_BxLxD.reshape(-1, D), targets_BxL.reshape(-1), weights_BxL.reshape(-1))
 
   def one_chunk(carry, chunk):

@@ -50,7 +50,7 @@ def train(module: Any, draw: Callable[[jax.Array, jax.Array], dict[str, jax.Arra
   """
   update = optimizer.build(settings, steps, contract.describe(module), only)
   c = config_lib.Training(steps=steps, seed=seed, skip_nonfinite=1)
-  train_step = step.make(module, update, optimizer.schedule(settings, steps), c, module.stochastic)
+  train_step = step.make(step.make_gradient(module, c), update, optimizer.schedule(settings, steps), c)
   if params is None:
     params = contract.init(module, jax.random.key(seed))
   zero = jnp.zeros((), jnp.int32)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
-from framework import timestamps
+from framework import sharding, timestamps
 from framework.models import backends, contract
 from framework.models.layers import Linear, fused, rotate, stack_of, updated
 from pallas_kernels import attention
@@ -100,6 +100,7 @@ class CrossAttention(nn.Module):
       q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
       k_BxMxGxK = rotate(k_BxMxGxK, memory.positions_BxM, c.rope_base)
     a_BxLxHxK = sharded_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=memory.mask_BxLxM[:, None],
+                                  batch=sharding.ROWS, heads='tensor',
                                   implementation=backends.implementation(c.attention))
     gate = self.param('scale', contract.parameter(nn.initializers.constant(memory.gate), (), 'scale'), (),
                       c.param_dtype)
@@ -131,8 +132,9 @@ def context_of(c: config_lib.Model, positions_BxL: jax.Array, segments_BxL: jax.
     index = cache.index
     segments_BxT = jax.lax.dynamic_update_slice(cache.segments, segments_BxL, (0, index))
     cache = cache.replace(segments=segments_BxT)
-  tau_L = timestamps.decoder_stamps(length, index)
-  tau_T = timestamps.decoder_stamps(segments_BxT.shape[1])
+  split = sharding.size('sequence') > 1
+  tau_L = sharding.places(length) if split else timestamps.decoder_stamps(length, index)
+  tau_T = tau_L if split else timestamps.decoder_stamps(segments_BxT.shape[1])
   distance_LxT = tau_L[:, None] - tau_T
   if c.mask == 'bidirectional':
     tau_L = tau_T = timestamps.encoder_stamps(length)
@@ -140,6 +142,6 @@ def context_of(c: config_lib.Model, positions_BxL: jax.Array, segments_BxL: jax.
   if mask_BxLxT is None:
     nodes = tau_L - (c.mask == 'strict'), tau_T, segments_BxL, segments_BxT
     mask_BxLxT = timestamps.may_read(*nodes)
-    if not attention.reads_dense_mask(backends.implementation(c.attention)):
+    if split or not attention.reads_dense_mask(backends.implementation(c.attention)):
       rule = timestamps.as_arguments(*nodes)
   return Context(positions_BxL, mask_BxLxT[:, None], distance_LxT, rule, memory, attend), cache

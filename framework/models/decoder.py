@@ -17,12 +17,13 @@ import numpy as np
 from foundation import entries
 from foundation.errors import ConfigError
 from framework import config as config_lib
+from framework import sharding
 from framework.models import attention, backends, contract, flops
 from framework.models.attention import Cache, Context, CrossAttention, Memory, head_width
 from framework.models.layers import (
     ACTIVATIONS, Linear, Norm, dropout, fan_in_normal, fold_keys, fused, rotate, sinusoids, stack_of)
 from framework.models.token_model import TokenModel
-from pallas_kernels.attention import sharded_attention
+from pallas_kernels.attention import attention_over_sequence, sharded_attention
 
 
 class Block(nn.Module):
@@ -82,10 +83,12 @@ class Block(nn.Module):
                              (c.heads, 2 * R + 1), c.param_dtype)
       bias_1xHxLxT = table_HxR.astype(jnp.float32)[None, :, jnp.clip(context.distance_LxT, -R, R) + R]
     def weigh(value_BxTxGxK):
-      return sharded_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias=bias_1xHxLxT,
-                               **(context.rule or {'mask': context.mask_Bx1xLxT}),
-                               scale=1.0 if c.attention_scale == 'one' else None,
-                               implementation=backends.implementation(c.attention))
+      how: dict[str, Any] = {
+          'scale': 1.0 if c.attention_scale == 'one' else None, 'heads': 'tensor',
+          'implementation': backends.implementation(c.attention), **(context.rule or {'mask': context.mask_Bx1xLxT})}
+      if sharding.size('sequence') > 1:
+        return attention_over_sequence(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, 'sequence', c.sequence, **how)
+      return sharded_attention(q_BxLxHxK, k_BxTxGxK, value_BxTxGxK, bias=bias_1xHxLxT, batch=sharding.ROWS, **how)
     if self.is_mutable_collection('intermediates'):
       self.sow('intermediates', 'attention', attention.weights_of(weigh, k_BxTxGxK))
     return weigh(v_BxTxGxK)
@@ -106,6 +109,7 @@ class Block(nn.Module):
 class Decoder(TokenModel):
   """See the module's docstring. `length` is the longest position of a learned table; `block` makes a layer."""
   block: type[Block] = Block
+  gathers = ('blocks',)  # its stack gathers them, a layer at a time
 
   @nn.compact
   def __call__(
@@ -144,7 +148,11 @@ class Decoder(TokenModel):
       if 'params' not in variables:
         raise ConfigError(f'{subject}, whose block has no parameters; expected some, else layers are no layers')
       return variables['params']
-    blocks = self.param('blocks', lambda key: stack.init(init_block, key))
+    blocks: Any
+    if self.has_variable('params', 'blocks'):  # flax would trace a layer again, to compare its shapes with a shard's
+      blocks = self.get_variable('params', 'blocks')
+    else:
+      blocks = self.param('blocks', lambda key: stack.init(init_block, key))
     watched = self.is_mutable_collection('intermediates') and attend is None
     def layer(carry, inputs):
       (x_BxLxD, cache), (params, number) = carry, inputs

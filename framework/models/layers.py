@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from framework import config as config_lib
+from framework import sharding
 from framework.models import contract, norm
 
 ACTIVATIONS = {'gelu': nn.gelu, 'relu': nn.relu,
@@ -29,8 +30,10 @@ def dropout(x_BxLxD: jax.Array, keys_B: jax.Array | None, rate: float, site: int
   """Inverted dropout with one key a row, so that a row's mask depends neither on its batch nor on its device."""
   if keys_B is None or rate == 0.0:
     return x_BxLxD
+  L, parts = x_BxLxD.shape[1], sharding.size('sequence')
   def keep_row(key):
-    return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x_BxLxD.shape[1:])
+    keep = jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, (parts * L, *x_BxLxD.shape[2:]))
+    return keep if parts == 1 else keep[sharding.places(L)]
   return jnp.where(jax.vmap(keep_row)(keys_B), x_BxLxD / (1.0 - rate), 0)
 
 
@@ -106,12 +109,38 @@ class Linear(nn.Module):
 def fused(x: jax.Array, *linears: Linear) -> list[jax.Array]:
   """Several linear maps of one input, as query, key and value are, computed as one matrix product."""
   weights, biases = zip(*(linear.matrix() for linear in linears))
-  lead = x.shape[:x.ndim - len(linears[0].inputs)]
+  lead, T = x.shape[:x.ndim - len(linears[0].inputs)], sharding.size('tensor')
+  if T > 1 and x.ndim - len(linears[0].inputs) == 2:
+    return _fused_over_tensor(x.reshape(*lead, -1), linears, weights, biases, T)
   y = x.reshape(-1, weights[0].shape[0]) @ (jnp.concatenate(weights, axis=1) if len(weights) > 1 else weights[0])
   if biases[0] is not None:
     y = y + jnp.concatenate(biases)
   parts = jnp.split(y, np.cumsum([w.shape[1] for w in weights])[:-1], axis=1)
   return [part.reshape(*lead, *linear.outputs.values()) for part, linear in zip(parts, linears)]
+
+
+def _fused_over_tensor(x_BxLxI: jax.Array, linears, weights, biases, T: int) -> list[jax.Array]:
+  """`fused`, with heads or channels split over T devices, and the stream between blocks along the window.
+
+  What the devices compute side by side is joined a device at a time, [I, T, O / T]: joined otherwise, it would move.
+  """
+  outputs = [next(iter(linear.outputs)) for linear in linears]
+  columns = all(sharding.TABLE.get(axis) == 'tensor' and linear.outputs[axis] % T == 0
+                for axis, linear in zip(outputs, linears))
+  rows = sharding.TABLE.get(next(iter(linears[0].inputs))) == 'tensor'
+  if columns or rows:  # a row of x meets all columns; or each device has some of the columns of x
+    x_BxLxI = sharding.constrain(x_BxLxI, {1: None, 2: 'tensor' if rows else None})
+  groups = T if columns else 1
+  grouped = [w.reshape(w.shape[0], groups, -1) for w in weights]
+  y_BxLxGxO = jnp.einsum('bli,igo->blgo', x_BxLxI, jnp.concatenate(grouped, axis=2))
+  if biases[0] is not None:
+    y_BxLxGxO = y_BxLxGxO + jnp.concatenate([b.reshape(groups, -1) for b in biases], axis=1)
+  if columns:
+    y_BxLxGxO = sharding.constrain(y_BxLxGxO, {1: None, 2: 'tensor', 3: None})
+  elif rows:
+    y_BxLxGxO = sharding.constrain(y_BxLxGxO, {1: 'tensor'})
+  parts = jnp.split(y_BxLxGxO, np.cumsum([w.shape[2] for w in grouped])[:-1], axis=3)
+  return [part.reshape(*x_BxLxI.shape[:2], *linear.outputs.values()) for part, linear in zip(parts, linears)]
 
 
 @jax.custom_vjp
@@ -130,12 +159,14 @@ class Stack:
   """How N layers of one kind run one after the other: their parameters lie stacked on a leading axis `layers`, whether
   they run as one scanned layer or unrolled, so that a checkpoint does not depend on how the model is compiled.
 
-  loops: times that all of them run. remat: none | dots | full, see the setting model.remat.
+  loops: times that all of them run. remat: none | dots | full, see the setting model.remat. dtype: of the arithmetic,
+  in which weights that are split over devices (sharding.Shard) are gathered, a layer at a time.
   """
   layers: int
   loops: int = 1
   scan: bool = False
   remat: str = 'none'
+  dtype: str = 'float32'
 
   def init(self, one: Callable[[jax.Array], Any], key: jax.Array) -> Any:
     """Stacked parameters, of `one(key)` for each layer."""
@@ -143,6 +174,9 @@ class Stack:
 
   def __call__(self, layer: Callable, params: Any, carry: Any) -> tuple[Any, Any]:
     """(carry after the last layer, what the layers gave besides, stacked) of `layer(carry, (params, number))`."""
+    if sharding.size('fsdp') > 1:  # inside the checkpoint: whole weights are not kept for the backward pass
+      one = layer
+      layer = lambda carry, inputs: one(carry, (sharding.whole(inputs[0], self.dtype), inputs[1]))
     if self.remat != 'none':
       layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_saveable if self.remat == 'dots' else None)
     if self.scan:
@@ -171,7 +205,7 @@ class Stack:
 
 def stack_of(c: config_lib.Model) -> Stack:
   """The stack of a model's layers as its settings have it."""
-  return Stack(c.layers, c.loops, c.scan, c.remat)
+  return Stack(c.layers, c.loops, c.scan, c.remat, c.dtype)
 
 
 def updated(x: list[jax.Array] | jax.Array, new: jax.Array, layer: Any, at: tuple) -> list[jax.Array] | jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
+from framework import sharding
 from framework.models import contract
 from framework.models.layers import fan_in_normal
 
@@ -30,7 +31,7 @@ class TokenModel(nn.Module):
     if not c.tied_head:
       self.param('head', contract.parameter(fan_in_normal(c.width), ('vocabulary', 'width'), 'head', ('width',)),
                  (self.vocabulary, c.width), c.param_dtype)
-    return embedding_VxD.astype(c.dtype)[tokens_BxL]
+    return sharding.lookup(embedding_VxD.astype(c.dtype), tokens_BxL)
 
   def parameters(self, key: jax.Array) -> Any:
     one = jnp.ones((1, 1), jnp.int32)

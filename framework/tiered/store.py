@@ -27,7 +27,7 @@ from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.tiered.generation import most_starts
 from framework.tiered.model import Tiered
-from framework.training import partition
+from framework.training import layout
 
 FORMAT = 1
 DECIDE = ('period', 'rollout', 'samples', 'starts', 'most_starts', 'random_phase', 'trigger', 'entropy', 'delay',
@@ -148,7 +148,7 @@ def _write(file, first: int, count: int, kind: np.dtype, c: config_lib.Config, w
 def writer(c: config_lib.Config, corpus: corpus_lib.Corpus, module: Tiered,
            models: Sequence[Any]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """A function of windows that gives their starts [B, G] and rollouts [B, U, G, K, R]."""
-  mesh = partition.make_mesh(jax.local_devices())
+  mesh = layout.make_mesh(jax.local_devices())
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   def all_tiers(params, batch):

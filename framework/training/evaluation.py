@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
-from framework import cross_entropy
+from framework import cross_entropy, sharding
 from framework.data import windows
-from framework.training import partition
+from framework.training import layout, partition
 
 
 def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
@@ -23,7 +23,6 @@ def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str,
   draws: of a model with seeds (contract.Model.with_seed), p is the mean over so many, its own first. A mean of code
   lengths' probabilities is a code length too, and by Jensen's inequality no longer than they are in the mean.
   """
-  whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
   def nats(params, batch, module=module):
     x_BxLxD = module.hidden(params, batch)
     return cross_entropy.token_nats(x_BxLxD, module.head(params), batch['targets'])
@@ -31,7 +30,8 @@ def compile_nats(module, mesh: Mesh, draws: int = 1) -> Callable[[Any, dict[str,
     nats_DxBxL = jax.lax.map(lambda seed: nats(params, batch, module.with_seed(seed)),
                              module.seed + jnp.arange(draws, dtype=jnp.uint32))
     return jnp.log(draws) - jax.nn.logsumexp(-nats_DxBxL, axis=0)
-  return jax.jit(nats if draws == 1 else mean, in_shardings=(whole, rows), out_shardings=whole)
+  return jax.jit(partition.spread_nats(nats if draws == 1 else mean, module, mesh),
+                 out_shardings=NamedSharding(mesh, P()))
 
 
 def evaluate(
@@ -50,13 +50,14 @@ def evaluate(
     nats_per_token, bits_per_token, perplexity, bits_per_byte, targets, bytes, window, stride, and
     loss_by_position: nats of targets by the index of their input in the window (null where there is none).
   """
-  batch = -(-batch // mesh.size) * mesh.size
+  batch = -(-batch // layout.rows(mesh)) * layout.rows(mesh)
   token_bytes = np.asarray(tokenizer.token_bytes)
   nats_L, targets_L, total_bytes = np.zeros(text.window), np.zeros(text.window), 0.0
-  rows = partition.host_rows(batch)
+  rows = layout.host_rows(mesh, batch)
+  order = np.argsort(sharding.zigzag(text.window, mesh.shape['sequence']))
   for whole in progress(text.each(batch, limit)):
     local = {name: x[rows] for name, x in whole.items()}
-    nats_BxL = np.asarray(nats(params, partition.split_rows(local, mesh)), np.float64)
+    nats_BxL = np.asarray(nats(params, layout.split_rows(local, mesh)), np.float64)[:, order]
     weights_BxL = whole['weights'].astype(np.float64)
     nats_L += (nats_BxL * weights_BxL).sum(0)
     targets_L += weights_BxL.sum(0)

@@ -14,7 +14,7 @@ from framework import models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, hosts, partition, result, run, step, trial, writer
+from framework.training import branch, checkpoint, evaluation, hosts, layout, result, run, trial, writer
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -44,7 +44,6 @@ def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   if corpus.train.tokens <= c.data.window:
     raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {corpus.train.tokens} training '
                                  f'tokens: expected at most {corpus.train.tokens - 1}')
-  config_lib.check_devices(c, jax.device_count())
   low, high = left_out(c, corpus)
   if high - low == windows.count(corpus.train.tokens, c.data.stride):
     raise config_lib.ConfigError(f'data.folds is {c.data.folds}; every window touches the fold left out: expected '
@@ -119,8 +118,8 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   check_stage(c, corpus)
   params, extra = stage.begin(corpus, workdir)
   setup = set_up(c, corpus.tokenizer.size)
-  logging.info('%d %s devices on %d hosts, partition %s', jax.device_count(), jax.devices()[0].device_kind,
-               jax.process_count(), c.training.partition)
+  for line in layout.describe(setup.module, setup.mesh):
+    logging.info('%s', line)
   kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
   checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
@@ -133,7 +132,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   meter = Meter(c, text, record, step_flops, out)
   # Batch n is a function of n, so there is nothing to restore.
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
-                        rows=partition.host_rows(c.training.batch), extra=extra)
+                        rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)
   saver = Saver(c.checkpoint.patience, checkpoints, meter, out, stop)
   try:
     state, final, whole = run_steps(setup, corpus, state, record['step'], arrays, meter, saver, stop)
@@ -155,7 +154,7 @@ def fresh(setup: Setup, params: Any) -> tuple[State, dict[str, Any]]:
   """
   state = setup.init()
   if params is not None:
-    state = state.replace(params=partition.replicate(params, setup.mesh))
+    state = state.replace(params=layout.place_params(params, setup.module, setup.mesh))
   return state, {'step': 0, 'targets': 0, 'seconds': 0.0}
 
 
@@ -172,14 +171,6 @@ def first_state(setup: Setup, checkpoints: checkpoint.Checkpoints, params: Any,
     checkpoints.set_aside_after(restored[1]['step'])
     return restored
   return fresh(setup, params)
-
-
-def compile_step(setup: Setup) -> Callable[[State, contract.Batch], tuple[State, dict[str, jax.Array]]]:
-  """step(state, batch) -> (state, metrics), spread over the devices as the config says."""
-  t = setup.config.training
-  reduce = partition.sum_over_data if t.partition == 'pmap' else lambda tree: tree
-  one = step.make(setup.module, setup.optimizer, setup.learning_rate, t, setup.module.stochastic, reduce)
-  return partition.spread(one, setup.mesh, t.partition)
 
 
 def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus, stop: StopSignal) -> Callable[[Any, int],
@@ -206,7 +197,7 @@ def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int,
               meter: Meter, saver: Saver, stop: StopSignal) -> tuple[State, dict[str, Any], bool]:
   """Steps `start` + 1 to the last, or to a signal: (state, the last evaluation, whether that was the run's end)."""
   c, final, whole = setup.config, {}, False
-  train_step, evaluate = compile_step(setup), compile_evaluation(setup, corpus, stop)
+  train_step, evaluate = setup.compile_step(), compile_evaluation(setup, corpus, stop)
   def due(number: int, every: int) -> bool:
     return number == c.training.steps or bool(every and number % every == 0)
   if meter.row or start == c.training.steps:  # saved, but not evaluated yet
@@ -217,7 +208,7 @@ def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int,
     whole = start == c.training.steps
   for number in range(start + 1, c.training.steps + 1):
     hosts.entered(number)
-    state, metrics = train_step(state, partition.split_rows(next(arrays), setup.mesh))
+    state, metrics = train_step(state, layout.split_rows(next(arrays), setup.mesh))
     stop.idle = False
     meter.take(number, metrics, saver.checkpoints.steps)
     stopping, evaluating = stop.agreed(), due(number, c.evaluation.every_steps)

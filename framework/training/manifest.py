@@ -13,7 +13,7 @@ from foundation.errors import ConfigError, one_line
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import checkpoint, loop, meter, partition, result, run, writer
+from framework.training import checkpoint, layout, loop, meter, result, run, writer
 from framework.training.setup import Setup, set_up
 from framework.training.signals import StopSignal
 
@@ -139,10 +139,10 @@ def _replayed(setup: Setup, corpus: corpus_lib.Corpus, extra: Any, state: Any, r
   text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
   count = meter.Meter(c, text, record | {'pending': None}, 0.0, out)  # type: ignore[arg-type]  # has a writer's methods
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
-                        rows=partition.host_rows(c.training.batch), extra=extra)
-  train_step = loop.compile_step(setup)
+                        rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)
+  train_step = setup.compile_step()
   for number in range(record['step'] + 1, wanted + 1):
-    state, metrics = train_step(state, partition.split_rows(next(arrays), setup.mesh))
+    state, metrics = train_step(state, layout.split_rows(next(arrays), setup.mesh))
     count.take(number, metrics, lambda: [])
   count.end(lambda: [])
   row = count.row

@@ -1,17 +1,19 @@
 """What a config and a vocabulary become: shared by training, evaluation and generation."""
 
+from collections.abc import Callable
 import dataclasses
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import optax
 
 from framework import config as config_lib
-from framework import models
+from framework import models, sharding
 from framework.data import tokenizer as tokenizer_lib
 from framework.models import contract
-from framework.training import checkpoint, optimizer, partition, run, state
+from framework.training import checkpoint, layout, optimizer, partition, run, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,27 +26,47 @@ class Setup:
   learning_rate: optax.Schedule
 
   def init(self) -> state.State:
-    """The state before the first step, on every device."""
-    whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-    return jax.jit(self._init, out_shardings=whole)()
+    """The state before the first step, each array where it lies on the mesh."""
+    return jax.jit(self._init, out_shardings=self.where())()
+
+  def where(self) -> state.State:
+    """The sharding of each array of the state."""
+    return layout.shardings(jax.eval_shape(self._init), self.module, self.mesh)
 
   def like(self) -> state.State:
     """Shapes, dtypes and shardings of the state, without making it."""
-    whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(self._init))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(self._init),
+                        self.where())
+
+  def compile_step(self, reduce: Callable = partition.summed) -> Callable[
+      [state.State, contract.Batch], tuple[state.State, dict[str, jax.Array]]]:
+    """step(state, batch) -> (state, metrics) over the mesh. `reduce`: see partition.spread_gradient."""
+    c = self.config.training
+    gradient = partition.spread_gradient(self.module, c, self.mesh, reduce)
+    return partition.spread(step.make(gradient, self.optimizer, self.learning_rate, c), self.mesh, self.where())
 
   def _init(self) -> state.State:
     return state.init(self.module, self.optimizer, self.config.training.seed)
 
 
-def set_up(config: config_lib.Config, vocabulary: int) -> Setup:
-  """Builds everything but the data. Raises ConfigError on a model that is unknown, half written or sees its targets."""
+def set_up(config: config_lib.Config, vocabulary: int, mesh: jax.sharding.Mesh | None = None) -> Setup:
+  """Builds everything but the data.
+
+  Args:
+    mesh: None: of all devices, as the config has it.
+
+  Raises:
+    ConfigError: a model that is unknown, half written or sees its targets, or that does not fit on the mesh.
+  """
   if config.model.mask == 'bidirectional':
     raise config_lib.ConfigError("model.mask is 'bidirectional', which sees the token that it is scored on; expected "
                                  "'causal' or 'strict'")
   module, o, steps = models.build(config, vocabulary), config.optimizer, config.training.steps
   update = optimizer.build(o, steps, contract.describe(module), getattr(module, 'trained', ''))
-  return Setup(config, module, partition.make_mesh(), update, optimizer.schedule(o, steps))
+  if mesh is None:
+    mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
+  layout.check(config, module, mesh)
+  return Setup(config, module, mesh, update, optimizer.schedule(o, steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +76,17 @@ class Trained:
   params: Any
   tokenizer: tokenizer_lib.Tokenizer
   step: int
+
+
+def readers_mesh(config: config_lib.Config, vocabulary: int) -> jax.sharding.Mesh:
+  """The mesh of a run if its devices are here, else a replica a device: a checkpoint knows no mesh."""
+  try:
+    mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
+    layout.check(config, models.build(config, vocabulary), mesh)
+    return mesh
+  except config_lib.ConfigError as error:
+    logging.info('%s; read with a replica on each device', error)
+    return layout.make_mesh()
 
 
 def load(workdir: pathlib.Path) -> Trained:
@@ -67,7 +100,7 @@ def load(workdir: pathlib.Path) -> Trained:
   if last.name and not (workdir / 'checkpoints').exists():
     return load(workdir / last.name)
   tokenizer = run.read_tokenizer(workdir)
-  setup = set_up(config, tokenizer.size)
+  setup = set_up(config, tokenizer.size, readers_mesh(config, tokenizer.size))
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:
     restored = checkpoints.restore(setup.like().replace(optimizer=None))

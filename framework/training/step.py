@@ -8,48 +8,56 @@ import jax.numpy as jnp
 import optax
 
 from framework.config import Training
+from framework.models import contract
 from framework.training import losses
 from framework.training.state import State
 
 Batch = dict[str, jax.Array]
+Gradient = Callable[[Any, jax.Array, Batch], dict[str, Any]]
 DROPOUT = 1  # folded into the seed's key, so that no two uses of the seed share a stream
 
 
-def make(
-    module, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule, c: Training, dropout: bool,
-    reduce: Callable[[Any], Any] = lambda tree: tree,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+def make_gradient(module: contract.Model, c: Training, enter: Callable[[Any], Any] = lambda params: params) -> Gradient:
+  """gradient(params, step, batch) -> {nats, targets, grads}: sums over the targets of a batch, of all its microbatches.
+
+  Args:
+    enter: what the model is given in place of the parameters that the gradient is of, such as all of what is split.
+  """
+  sum_loss = losses.find(c.loss).sum_loss
+
+  def one(params, step, batch):
+    keys_B = None
+    if module.stochastic:  # dropout keys, from (seed, step, global row)
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), DROPOUT), step)
+      keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['rows'])
+    nats, grads = jax.value_and_grad(lambda params: sum_loss(module, enter(params), batch, keys_B))(params)
+    return {'nats': nats, 'targets': batch['weights'].sum(), 'grads': grads}
+
+  def gradient(params, step, batch):
+    if c.accumulation == 1:
+      return one(params, step, batch)
+    # Row i goes to microbatch i mod A: every microbatch then keeps rows on every device.
+    micro = jax.tree.map(lambda x: x.reshape(-1, c.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+    def accumulate(total, part):
+      return jax.tree.map(jnp.add, total, one(params, step, part)), None
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
+        one, params, step, jax.tree.map(lambda x: x[0], micro)))
+    return jax.lax.scan(accumulate, zero, micro)[0]
+
+  return gradient
+
+
+def make(gradient: Gradient, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule, c: Training
+         ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """train_step(state, batch) -> (state, metrics).
 
   The loss is a sum over all targets of all microbatches and devices, divided once by their number.
 
   Args:
-    reduce: sums a tree over devices that each see a part of the batch; the identity where one program sees it all.
-    dropout: whether to derive dropout keys, from (seed, step, global row).
+    gradient: of `make_gradient`, spread over devices or not.
   """
-
-  sum_loss = losses.find(c.loss).sum_loss
-
-  def gradient(params, step, batch):
-    keys_B = None
-    if dropout:
-      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), DROPOUT), step)
-      keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch['rows'])
-    nats, grads = jax.value_and_grad(sum_loss, argnums=1)(module, params, batch, keys_B)
-    return {'nats': nats, 'targets': batch['weights'].sum(), 'grads': grads}
-
   def train_step(state: State, batch: Batch):
-    if c.accumulation == 1:
-      total = gradient(state.params, state.step, batch)
-    else:
-      # Row i goes to microbatch i mod A: under a mesh every microbatch then keeps rows on every device.
-      micro = jax.tree.map(lambda x: x.reshape(-1, c.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-      def accumulate(total, part):
-        return jax.tree.map(jnp.add, total, gradient(state.params, state.step, part)), None
-      zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
-          gradient, state.params, state.step, jax.tree.map(lambda x: x[0], micro)))
-      total, _ = jax.lax.scan(accumulate, zero, micro)
-    total = reduce(total)
+    total = gradient(state.params, state.step, batch)
     targets = jnp.maximum(total['targets'], 1.0)
     grads = jax.tree.map(lambda g: g / targets.astype(g.dtype), total['grads'])
     loss, norm = total['nats'] / targets, optax.tree.norm(grads)

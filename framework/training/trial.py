@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from foundation import entries
 from framework import models
 from framework.models import contract
-from framework.training import losses, optimizer
+from framework.training import layout, losses, optimizer
 from framework.training.setup import Setup
 
 
@@ -41,7 +41,7 @@ def _shaped(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
 def _batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
   """What framework.data.windows.Windows.batches gives, as shapes."""
   c = setup.config
-  B, L = max(1, c.training.batch // setup.mesh.size // c.training.accumulation), c.data.window
+  B, L = max(1, c.training.batch // layout.rows(setup.mesh) // c.training.accumulation), c.data.window
   return {'tokens': _shaped(B, L), 'targets': _shaped(B, L), 'weights': _shaped(B, L, dtype=jnp.float32),
           'segments': _shaped(B, L), 'positions': _shaped(B, L), 'start': _shaped(B, dtype=jnp.uint32),
           'rows': _shaped(B)}

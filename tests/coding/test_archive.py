@@ -17,7 +17,7 @@ from framework.coding import predictors
 from framework.data import corpus, tokenizer as tokenizers
 from framework.data import windows
 from framework.models import contract
-from framework.training import evaluation, partition
+from framework.training import evaluation, layout
 from tests.networks import build
 
 WINDOW = 16
@@ -93,7 +93,7 @@ def test_the_size_is_the_cross_entropy_that_evaluation_finds(tmp_path):
   prepared = corpus.prepare(config_lib.Data(path=str(tmp_path / 'train.txt'), cache=str(tmp_path / 'cache'),
                                             validation_path=str(tmp_path / 'held.txt')))
   module, params = network('decoder')
-  mesh = partition.make_mesh(jax.devices()[:1])
+  mesh = layout.make_mesh(jax.devices()[:1])
   result = evaluation.evaluate(evaluation.compile_nats(module, mesh), params,
                                windows.Windows(prepared.validation, BYTES.end, WINDOW, WINDOW // 2), BYTES, mesh,
                                batch=64)

@@ -7,7 +7,7 @@ import pytest
 
 from framework import config as config_lib
 from framework.models import contract, decoder
-from framework.training import partition
+from framework.training import layout
 from framework.training.losses import cross_entropy
 from pallas_kernels.attention import dot_product_attention
 from tests.networks import build
@@ -66,23 +66,24 @@ def test_losses_are_those_of_xla_with_mosaic_gpu():
   np.testing.assert_allclose(ours, truth, rtol=2e-2)
 
 
-@pytest.mark.parametrize('kind', ['pmap', 'mesh', 'a bare kernel'])
+@pytest.mark.parametrize('kind', ['a mesh', 'a bare kernel'])
 def test_a_step_over_a_mesh_gathers_no_activations(kind, monkeypatch):
   """XLA gathers what goes into a loop that it cannot split, as it does with a kernel, unless shard_map splits it."""
   if kind == 'a bare kernel':
     monkeypatch.setattr(decoder, 'sharded_attention', dot_product_attention)
   config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=1, width=32, heads=2, attention='mosaic_tpu')))
-  module, mesh = build(config.model, 17, WINDOW), partition.make_mesh(jax.devices()[:2])
+  module, mesh = build(config.model, 17, WINDOW), layout.make_mesh(jax.devices()[:2])
   params = contract.shapes(module)
   rows = jax.ShapeDtypeStruct((4, WINDOW), jnp.int32)
   batch = {name: rows for name in ('tokens', 'targets', 'segments', 'positions')}
   batch['weights'] = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
   def sgd(params, batch):
-    loss, gradients = jax.value_and_grad(lambda p: cross_entropy.sum_loss(module, p, batch, None))(params)
-    total = partition.sum_over_data((loss, gradients)) if kind == 'pmap' else (loss, gradients)
-    return jax.tree.map(lambda p, g: p - g, params, total[1]), total[0]
-  hlo = partition.spread(sgd, mesh, 'pmap' if kind == 'pmap' else 'mesh').lower(params, batch).compile().as_text()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      gradients = jax.grad(lambda p: cross_entropy.sum_loss(module, p, batch, None))(params)
+    return jax.tree.map(lambda p, g: p - g, params, gradients)
+  whole, rows = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ('data',)))
+  hlo = jax.jit(sgd, in_shardings=(whole, rows), out_shardings=whole).lower(params, batch).compile().as_text()
   assert 'all-reduce' in hlo and ('all-gather' in hlo) == (kind == 'a bare kernel')
 
 

@@ -183,7 +183,8 @@ def test_a_few_steps_learn_what_the_model_can_know(name):
            'rows': np.arange(32, dtype=np.int32)}
   settings = config_lib.Optimizer(name='muon', learning_rate=1e-2, warmup_steps=1, schedule='constant')
   tx = optimizer.build(settings, 120, contract.describe(module))
-  train_step = jax.jit(step.make(module, tx, optimizer.schedule(settings, 120), config_lib.Training(), False))
+  c = config_lib.Training()
+  train_step = jax.jit(step.make(step.make_gradient(module, c), tx, optimizer.schedule(settings, 120), c))
   now = state.init(module, tx, 0)
   for _ in range(120):
     now, metrics = train_step(now, batch)

@@ -15,7 +15,7 @@ from framework.tiered import content as contents
 from framework.tiered import nodes, rollouts
 from framework.tiered import model as tiered
 from framework.tiered.model import Written
-from framework.training import evaluation, optimizer, partition, state, step
+from framework.training import evaluation, layout, optimizer, partition, state, step
 from tests.tiered.test_model import B, K, L, LAYOUTS, P, R, V, fresh, jit, logits, made, text, written
 
 
@@ -181,8 +181,8 @@ def test_the_gradient_test_sees_a_path_through_hidden_states(monkeypatch):
 def test_the_mean_of_draws_is_taken_over_probabilities():
   """Beside the code length of one draw stands that of the mean of several: shorter, and the seeds' own."""
   model, params = made()
-  mesh = partition.make_mesh(jax.devices()[:1])
-  batch = partition.split_rows(text(), mesh)
+  mesh = layout.make_mesh(jax.devices()[:1])
+  batch = layout.split_rows(text(), mesh)
   found = evaluation.compile_nats(model, mesh, draws=3)(params, batch)
   @jit
   def nats(params, batch, seed):
@@ -199,14 +199,16 @@ def train_step(devices):
   model, params = made()
   update = optimizer.only(optax.adam(1e-2), 'tier_2')
   settings = config_lib.Training(batch=4)
-  pure = step.make(model, update, lambda _: 0.01, settings, True, partition.sum_over_data)
-  mesh = partition.make_mesh(jax.devices()[:devices])
-  spread = partition.spread(pure, mesh, 'pmap')
+  mesh = layout.make_mesh(jax.devices()[:devices])
   zero = jnp.zeros((), jnp.int32)
-  now = partition.replicate(state.State(zero, zero, params, update.init(params)), mesh)
+  now = state.State(zero, zero, params, update.init(params))
+  where = layout.shardings(now, model, mesh)
+  spread = partition.spread(step.make(partition.spread_gradient(model, settings, mesh), update, lambda _: 0.01, settings),
+                            mesh, where)
+  now = jax.device_put(now, where)
   losses = []
   for number in range(3):
-    now, metrics = spread(now, partition.split_rows(text(rows=4, seed=number), mesh))
+    now, metrics = spread(now, layout.split_rows(text(rows=4, seed=number), mesh))
     losses.append(float(metrics['loss']))
   return losses
 

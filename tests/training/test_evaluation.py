@@ -10,7 +10,7 @@ from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import evaluation, partition
+from framework.training import evaluation, layout
 from tests.networks import build
 
 
@@ -31,7 +31,7 @@ def parts(tmp_path_factory):
 
 def evaluate(parts, batch=4, devices=1, stride=16, packed=True, **kwargs):
   corpus, module, params = parts
-  mesh = partition.make_mesh(jax.devices()[:devices])
+  mesh = layout.make_mesh(jax.devices()[:devices])
   text = windows.Windows(corpus.validation, corpus.tokenizer.end, 16, stride, packed)
   return evaluation.evaluate(evaluation.compile_nats(module, mesh), params, text, corpus.tokenizer, mesh, batch=batch,
                              **kwargs)
@@ -84,11 +84,11 @@ def test_by_hand(parts, one):
 def test_dividing_batch_by_batch_would_be_seen(parts, one):
   """The usual mistake: the mean of the batches' means, which weighs a ragged batch like a full one."""
   corpus, module, params = parts
-  mesh = partition.make_mesh(jax.devices()[:1])
+  mesh = layout.make_mesh(jax.devices()[:1])
   nats = evaluation.compile_nats(module, mesh)
   means = []
   for batch in windows.Windows(corpus.validation, corpus.tokenizer.end, 16, 16).each(7):
-    n = np.asarray(nats(params, partition.split_rows(batch, mesh)))
+    n = np.asarray(nats(params, layout.split_rows(batch, mesh)))
     means.append((n * batch['weights']).sum() / batch['weights'].sum())
   assert abs(np.mean(means) - one['nats_per_token']) > 1e-4
 

@@ -178,8 +178,9 @@ def test_the_rate_that_is_logged_is_applied_after_skips(name, tmp_path, monkeypa
       sum_loss=lambda module, params, batch, keys: (not decaying) * optax.tree.sum(params) + batch['weights'].sum()))
   steps, params = 12, {'blocks': {'up': {'weight': jnp.full((1, 2, 2), 2.0)}}}
   update = optimizer.build(c, steps, described(params))
-  train_step = jax.jit(step.make(None, update, optimizer.schedule(c, steps), config_lib.Training(skip_nonfinite=9),
-                                 False))
+  t = config_lib.Training(skip_nonfinite=9)
+  gradient = step.make_gradient(types.SimpleNamespace(stochastic=False), t)
+  train_step = jax.jit(step.make(gradient, update, optimizer.schedule(c, steps), t))
   zero = jnp.zeros((), jnp.int32)
   now = state.State(zero, zero, params, update.init(params))
   applied, logged = [], []

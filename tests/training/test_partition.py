@@ -1,6 +1,5 @@
 """The same 50 losses for every number of devices, partition and accumulation; ragged weights included."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from framework import config as config_lib
-from framework.training import partition, setup, step
+from framework.training import layout, partition, setup, step
 
 STEPS, B, L, V = 50, 16, 16, 31
 
@@ -35,16 +34,11 @@ def batch_of(number):
           'rows': np.arange(B, dtype=np.int32)}
 
 
-def losses(config, devices, steps=STEPS, reduce=partition.sum_over_data):
-  s = setup.set_up(config, V)
-  s = dataclasses.replace(s, mesh=partition.make_mesh(jax.devices()[:devices]))
-  kind = config.training.partition
-  pure = step.make(s.module, s.optimizer, s.learning_rate, config.training, config.model.dropout > 0,
-                   reduce if kind == 'pmap' else lambda tree: tree)
-  spread = partition.spread(pure, s.mesh, kind)
-  train_state, out = s.init(), []
+def losses(config, devices, steps=STEPS, reduce=partition.summed):
+  s = setup.set_up(config, V, layout.make_mesh(jax.devices()[:devices]))
+  spread, train_state, out = s.compile_step(reduce), s.init(), []
   for number in range(steps):
-    train_state, metrics = spread(train_state, partition.split_rows(batch_of(number), s.mesh))
+    train_state, metrics = spread(train_state, layout.split_rows(batch_of(number), s.mesh))
     out.append(metrics['loss'])
   return np.array(jax.device_get(out))
 
@@ -65,7 +59,7 @@ def test_losses_do_not_depend_on_how_the_step_is_spread(one_device, kind, device
 
 def test_a_mean_of_device_means_would_be_seen(one_device):
   """The usual mistake: dividing by each device's own number of targets."""
-  def mean_of_means(total):
+  def mean_of_means(total, kept, axes):
     share = jax.tree.map(lambda x: x / total['targets'], {'nats': total['nats'], 'grads': total['grads']})
     summed = jax.lax.pmean(share, 'data')
     targets = jax.lax.psum(total['targets'], 'data')
@@ -75,22 +69,21 @@ def test_a_mean_of_device_means_would_be_seen(one_device):
 
 
 def test_without_the_sum_the_devices_would_drift(one_device):
-  wrong = losses(make_config(), 4, steps=3, reduce=lambda tree: tree)
+  wrong = losses(make_config(), 4, steps=3, reduce=lambda total, kept, axes: total)
   assert np.abs(wrong - one_device[:3]).max() > 1e-3
 
 
 def test_the_state_is_reused_in_place():
   s = setup.set_up(make_config(), V)
-  spread = partition.spread(step.make(s.module, s.optimizer, s.learning_rate, s.config.training, True,
-                                      partition.sum_over_data), s.mesh, 'pmap')
-  before = s.init()
-  spread(before, partition.split_rows(batch_of(0), s.mesh))
+  spread, before = s.compile_step(), s.init()
+  spread(before, layout.split_rows(batch_of(0), s.mesh))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
 
 
 def test_a_skipped_step_changes_nothing_but_the_counts():
   s = setup.set_up(make_config(skip_nonfinite=3), V)
-  pure = jax.jit(step.make(s.module, s.optimizer, s.learning_rate, s.config.training, False))
+  pure = jax.jit(step.make(step.make_gradient(s.module, s.config.training), s.optimizer, s.learning_rate,
+                           s.config.training))
   before = jax.device_get(s.init())
   bad = batch_of(0)
   bad['weights'] = bad['weights'] * np.float32('nan')
@@ -107,9 +100,10 @@ import jax
 jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) if int(sys.argv[2]) > 1 else None
 sys.path.insert(0, sys.argv[4])
 import test_partition as t
-from framework.training import partition
-local = {name: x[partition.host_rows(t.B)] for name, x in t.batch_of(0).items()}
-t.batch_of = lambda number, whole=t.batch_of: {n: x[partition.host_rows(t.B)] for n, x in whole(number).items()}
+from framework.training import layout, partition
+rows = layout.host_rows(layout.make_mesh(), t.B)
+local = {name: x[rows] for name, x in t.batch_of(0).items()}
+t.batch_of = lambda number, whole=t.batch_of: {n: x[rows] for n, x in whole(number).items()}
 print(json.dumps([local["tokens"].tolist(), t.losses(t.make_config(kind="%s"), jax.device_count(), 5).tolist()]))
 '''
 

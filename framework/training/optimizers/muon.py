@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from framework import sharding
 from framework.models import contract
 from framework.training.optimizers import adamw
 
+OVER_TENSOR = False  # a matrix that is split over devices is gathered, layer by layer
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # Jordan 2024
 
 
@@ -52,8 +54,9 @@ def takes(parameter: contract.Parameter) -> bool:
 def step(parameter: contract.Parameter, x: jax.Array) -> jax.Array:
   """A leaf's matrices, orthogonal and with a root mean square of .2, as AdamW's updates have."""
   stacked, inputs = (math.prod(sizes) for sizes in parameter.sizes(x.shape)[:2])
-  matrices = x.reshape(stacked, inputs, -1)
-  return 0.2 * math.sqrt(max(matrices.shape[1:])) * orthogonalize(matrices).reshape(x.shape)
+  matrices = sharding.whole_layers(x.reshape(stacked, inputs, -1))
+  whole = sharding.whole_layers(orthogonalize(matrices))[:stacked]
+  return 0.2 * math.sqrt(max(matrices.shape[1:])) * whole.reshape(x.shape)
 
 
 def build(c, rate: optax.Schedule, parameters: Mapping[str, contract.Parameter]) -> optax.GradientTransformation:
