@@ -46,7 +46,7 @@ test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 G
 	test -x .venv-compile/bin/python || $(PYTHON) -m venv .venv-compile
 	.venv-compile/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compile]'
 	.venv-compile/bin/python -m pytest -n 2 --dist worksteal -m '' tests/kernels/test_compile.py \
-	  tests/kernels/test_compile_tiered.py \
+	  tests/kernels/test_compile_tiered.py tests/kernels/test_compile_plan.py \
 	  tests/kernels/test_support.py tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
 
 types: .venv/types  ## mypy, as setup.cfg sets it

@@ -21,13 +21,19 @@ class Collective:
   """Something that moves, as often as a step does it.
 
   kind: of KINDS. bytes: of the whole array on one device: what a gather gives, a scatter takes, a sum or permutation
-  holds. devices: that take part in one. count: times a step. name: of the operation, as JAX calls it.
+  holds. group: the numbers of the devices that take part in the first of them. count: times a step. name: of the
+  operation, as JAX calls it.
   """
   kind: str
   bytes: float
-  devices: int
+  group: tuple[int, ...]
   count: int
   name: str = ''
+
+  @property
+  def devices(self) -> int:
+    """How many take part."""
+    return len(self.group)
 
   @property
   def sent(self) -> float:
@@ -46,18 +52,23 @@ def collectives(hlo: str, layers: int = 1) -> list[Collective]:
   bodies, entry = _computations(hlo)
   found: list[Collective] = []
   for name, count in _visits(bodies, entry, layers).items():
+    if name.startswith('async_collective_fusion') or any('AsyncCollectiveDone' in line for line in bodies[name]):
+      continue  # on a TPU: the middle and the end of what has been counted where it starts
     for line in bodies[name]:
       match = re.search(r'= (\(.*?\)|\S+) (' + '|'.join(KINDS) + r')(-start)?\(', line)
       if not match:
         continue
-      arrays = _sizes(match[1])
-      size = arrays[-1] if match[3] else sum(arrays)  # what an asynchronous one begins with comes first
-      devices = _devices(line)
-      if match[2] == 'reduce-scatter':
-        size *= devices
-      if devices > 1 or match[2] == 'collective-permute':
-        label = re.search(r'op_name="([^"]*)"', line)
-        found.append(Collective(match[2], size, devices, count, label[1] if label else ''))
+      arrays, group = _sizes(match[1]), _group(line)
+      if match[3] and match[2] != 'all-reduce':  # what an asynchronous one begins with comes first
+        arrays = [arrays[1]] if match[2] == 'collective-permute' else arrays[len(arrays) // 2:]
+      size = sum(arrays)
+      kind, label = match[2], re.search(r'op_name="([^"]*)"', line)
+      if kind == 'reduce-scatter':
+        size *= len(group)
+      elif kind == 'all-reduce' and not label:  # on a TPU a scatter is written so, as a sum that is cut
+        kind = 'reduce-scatter'
+      if len(group) > 1:
+        found.append(Collective(kind, size, group, count, label[1] if label else ''))
   return found
 
 
@@ -104,22 +115,23 @@ def _sizes(shapes: str) -> list[float]:
           for kind, sizes in re.findall(r'(\w+)\[([\d,]*)\]', shapes) if kind in BYTES]
 
 
-def _devices(line: str) -> int:
-  """The size of a group, of which there are three spellings."""
-  pairs = re.search(r'source_target_pairs=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}', line)
-  if pairs:
-    return 2
-  listed = re.search(r'replica_groups=\{\{([\d,]*)\}', line)
+def _group(line: str) -> tuple[int, ...]:
+  """The first group of devices, of which there are four spellings."""
+  listed = re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', line)
   if listed:
-    return len(listed[1].split(','))
-  shaped = re.search(r'replica_groups=\[(\d+),(\d+)\]<=', line)
+    return tuple(int(number) for number in listed[1].split(',') if number)
+  shaped = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
   if shaped:
-    return int(shaped[2])
+    sizes = [int(n) for n in shaped[3].split(',')]
+    order = [int(n) for n in shaped[4].split(',')] if shaped[4] else range(len(sizes))
+    return tuple(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(int(shaped[1]), -1)[0].tolist())
   named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
   if named:
     axes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-    return math.prod(int(axes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
-  return 1
+    taken = re.findall(r"'([^']+)'", named[2])
+    devices = np.arange(math.prod(map(int, axes.values()))).reshape([int(n) for n in axes.values()])
+    return tuple(devices[tuple(slice(None) if axis in taken else 0 for axis in axes)].reshape(-1).tolist())
+  return ()
 
 
 def table(found: list[Collective]) -> dict[str, tuple[int, int]]:
@@ -141,6 +153,54 @@ class Memory:
   peak: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """What one device can do a second, at best. flops: of products in the dtype of the arithmetic. bandwidth: bytes of its
+  memory. link: bytes that it receives from devices of its host or slice. network: from other hosts. together: devices
+  that share a host, or a slice."""
+  flops: float
+  bandwidth: float
+  link: float
+  network: float
+  together: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """Seconds that a step takes at least, if each of the three were alone; together they take the longest at least."""
+  compute: float
+  memory: float
+  network: float
+
+  @property
+  def seconds(self) -> float:
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def by(self) -> str:
+    """What binds: compute, memory or network."""
+    return max(dataclasses.asdict(self), key=lambda name: getattr(self, name))
+
+
+def moving(found: list[Collective], rates: Rates) -> float:
+  """Seconds of all collectives of a step, one after the other, each at the best rate of its way.
+
+  Devices of one host that take part in one beyond it share their adapters: what comes to the host comes to all.
+  """
+  total = 0.0
+  for c in found:
+    here = sum(device // rates.together == c.group[0] // rates.together for device in c.group)
+    rate = rates.link if here == c.devices else min(rates.link, here * rates.network)
+    total += c.sent / rate
+  return total
+
+
+def bound(flops: float, used: 'Memory', found: list[Collective], rates: Rates) -> Bound:
+  """Of a step of so many FLOPs a device."""
+  # The state is read and written, and so is whatever is kept for the backward pass.
+  return Bound(flops / rates.flops, 2 * (used.arguments + used.temporaries) / rates.bandwidth, moving(found, rates))
+
+
 def memory(compiled: Any, platform: str) -> Memory:
   """What a compiled program holds at most. A TPU's compiler knows the peak; elsewhere all temporaries are counted."""
   of = compiled.memory_analysis()
@@ -149,3 +209,13 @@ def memory(compiled: Any, platform: str) -> Memory:
   if platform == 'tpu':
     peak = of.peak_memory_in_bytes
   return Memory(int(arguments), int(of.temp_size_in_bytes), int(np.int64(peak)))
+
+
+def exhausted(message: str) -> str:
+  """What a TPU's compiler says of a program that does not fit, in short."""
+  sizes = re.search(r'Used ([\d.]+[KMG]) of ([\d.]+[KMG]) hbm|\(([\d.]+[KMG])\) exceeds available HBM \(([\d.]+[KMG])\)',
+                    message)
+  if not sizes:
+    return ' '.join(message.split())[:200]
+  used, have = [size for size in sizes.groups() if size]
+  return f'a device needs {used} of {have} (the compiler of the TPU)'

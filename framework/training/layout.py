@@ -1,6 +1,6 @@
 """Where the arrays of a run lie on its mesh of devices: parameters, the optimizer's state, and batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
 from typing import Any
@@ -37,15 +37,17 @@ def rows(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in sharding.ROWS)
 
 
-def check(config: config_lib.Config, model: contract.Model, mesh: Mesh) -> None:
-  """Raises ConfigError for what does not divide over a mesh, or a model cannot honour, with the nearest that does."""
-  m, t, d, size = config.model, config.training, config.data, mesh.shape
+def check(config: config_lib.Config, model: contract.Model, size: Mapping[str, int]) -> None:
+  """Raises ConfigError for what does not divide over a mesh of such sizes, or a model cannot honour, with the nearest
+  that does."""
+  m, t, d = config.model, config.training, config.data
+  parts_of_rows = size['data'] * size['fsdp']
   splits = size['tensor'] * size['sequence'] > 1
   if splits and not contract.answers(model, 'gathers'):
     raise ConfigError(f"training.mesh is '{t.mesh}' for model.name '{m.name}', which cannot be split over tensor or "
                       "sequence; expected data and fsdp, nearest is 'data=-1'")
-  cuts = {'training.batch': (t.batch, rows(mesh) * t.accumulation,
-                             f'{rows(mesh)} devices x {t.accumulation} microbatches')}
+  cuts = {'training.batch': (t.batch, parts_of_rows * t.accumulation,
+                             f'{parts_of_rows} devices x {t.accumulation} microbatches')}
   if splits:
     cuts |= {f'model.{name}': (getattr(m, name), size['tensor'], 'tensor') for name in
              ('heads', 'kv_heads', 'feedforward')}
@@ -140,6 +142,17 @@ def batch_specs(batch: dict[str, Any], mesh: Mesh, axes: tuple[str, ...] = shard
   by_rows = tuple(axis for axis in sharding.ROWS if axis in axes)
   return {name: P(by_rows, 'sequence') if name in sharding.SPLIT_BY_WINDOW and mesh.shape['sequence'] > 1
           else P(by_rows) for name in batch}
+
+
+def batch_like(c: config_lib.Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes, dtypes and shardings of what framework.data.windows gives for a step."""
+  B, L = c.training.batch, c.data.window
+  shapes = {'tokens': ((B, L), 'int32'), 'targets': ((B, L), 'int32'), 'weights': ((B, L), 'float32'),
+            'segments': ((B, L), 'int32'), 'positions': ((B, L), 'int32'), 'start': ((B,), 'uint32'),
+            'rows': ((B,), 'int32')}
+  where = batch_specs(shapes, mesh)
+  return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, where[name]))
+          for name, (shape, dtype) in shapes.items()}
 
 
 def split_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -38,8 +38,7 @@ class Setup:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(self._init),
                         self.where())
 
-  def compile_step(self, reduce: Callable = partition.summed) -> Callable[
-      [state.State, contract.Batch], tuple[state.State, dict[str, jax.Array]]]:
+  def compile_step(self, reduce: Callable = partition.summed) -> Any:  # of jax.jit, whose type has no name
     """step(state, batch) -> (state, metrics) over the mesh. `reduce`: see partition.spread_gradient."""
     c = self.config.training
     gradient = partition.spread_gradient(self.module, c, self.mesh, reduce)
@@ -47,6 +46,10 @@ class Setup:
 
   def _init(self) -> state.State:
     return state.init(self.module, self.optimizer, self.config.training.seed)
+
+  def lower_step(self) -> jax.stages.Lowered:
+    """The step before it is compiled, of shapes alone: nothing is on a device."""
+    return self.compile_step().lower(self.like(), layout.batch_like(self.config, self.mesh))
 
 
 def set_up(config: config_lib.Config, vocabulary: int, mesh: jax.sharding.Mesh | None = None) -> Setup:
@@ -65,7 +68,7 @@ def set_up(config: config_lib.Config, vocabulary: int, mesh: jax.sharding.Mesh |
   update = optimizer.build(o, steps, contract.describe(module), getattr(module, 'trained', ''))
   if mesh is None:
     mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
-  layout.check(config, module, mesh)
+  layout.check(config, module, mesh.shape)
   return Setup(config, module, mesh, update, optimizer.schedule(o, steps))
 
 
@@ -82,7 +85,7 @@ def readers_mesh(config: config_lib.Config, vocabulary: int) -> jax.sharding.Mes
   """The mesh of a run if its devices are here, else a replica a device: a checkpoint knows no mesh."""
   try:
     mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
-    layout.check(config, models.build(config, vocabulary), mesh)
+    layout.check(config, models.build(config, vocabulary), mesh.shape)
     return mesh
   except config_lib.ConfigError as error:
     logging.info('%s; read with a replica on each device', error)
