@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import logging as py_logging
+import math
 import os
 import pathlib
+import re
 import sys
 import threading
 from typing import Any, NoReturn
@@ -112,6 +114,18 @@ def _keep_freed_memory() -> None:
       mallopt(option, 2**31 - 1)
 
 
+def simulated_devices(t: config_lib.Training, processes: int) -> int:
+  """The devices that a CPU is divided into for each process: as many as the mesh has, else one a core."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  fixed = [int(size) for size in re.findall(r'=\s*(\d{1,4})\b', t.mesh)]
+  product, parts = math.prod(size or 1 for size in fixed), t.batch // t.accumulation // processes
+  if fixed and '-1' not in t.mesh:
+    return max(1, min(product // processes, 4096))
+  # A device count that does not divide the batch would be refused: take the largest that does.
+  divisors = [n for n in range(1, cores + 1) if parts % n == 0 and n * processes % product == 0]
+  return max(divisors, default=max(1, min(product // processes, 4096)))
+
+
 def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   """Chooses CPU devices and the compilation cache, and joins the other hosts. Nothing may have used JAX before.
 
@@ -125,11 +139,7 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   t = config.training
   own = os.environ.get('XLA_FLAGS', '')
   if 'xla_force_host_platform_device_count' not in own:
-    parts = t.batch // t.accumulation // (PROCESSES.value or 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    # A device count that does not divide the batch would be refused: take the largest that does.
-    divisors = (n for n in range(1, cores + 1) if parts % n == 0)
-    count = (t.devices if devices is None else devices) or max(divisors, default=1)
+    count = (t.devices if devices is None else devices) or simulated_devices(t, PROCESSES.value or 1)
     own += f' --xla_force_host_platform_device_count={count}'
     if count > 1 and 'xla_cpu_multi_thread_eigen' not in own:
       own += ' --xla_cpu_multi_thread_eigen=false'

@@ -82,6 +82,7 @@ class Watch(threading.Thread):
     self._rank, self._stall = jax.process_index(), stall
     self._seen: dict[int, list[Any]] = {}
     self.step, self.over = '0.0', False
+    self._turn, self._asked, self._calls, self._stop_at, self._stop = threading.Lock(), False, 0, 0, ''
     self._store.key_value_set(f'lemma/who/{self._rank}', f'{socket.gethostname()}, process id {os.getpid()}')
 
   def run(self) -> None:
@@ -92,6 +93,7 @@ class Watch(threading.Thread):
         self._store.key_value_set(f'lemma/beat/{self._rank}', f'{beat} {self.step}', allow_overwrite=True)
         self._look({int(key.rpartition('/')[2]): value.split() for key, value in
                     self._store.key_value_dir_get('lemma/beat/')})
+        self._agree_on_stop()
         silent = 0.0
       except Exception as error:  # the store goes with process 0, and tells it in several ways
         silent += 1.0
@@ -120,6 +122,33 @@ class Watch(threading.Thread):
       rank = min(self._seen, key=lambda r: [int(part) for part in self._seen[r][2].split('.')])
       self._end(f'no process has made a step for {self._stall:.0f} s; last is process {rank} ({self._who(rank)}) at '
                 f"step {self._seen[rank][2].partition('.')[0]}")
+
+  def ask_for_stop(self, signal: str) -> None:
+    """Lets all processes know that this one has been told to stop."""
+    self._store.key_value_set(f'lemma/stop/{self._rank}', signal, allow_overwrite=True)
+
+  def _agree_on_stop(self) -> None:
+    """Once one has been told to stop: each says how often it has asked `stopping`, and none asks until all have said so.
+
+    The first call that none has made yet is where all stop. Nothing of this is in the way of a step before.
+    """
+    told = sorted(self._store.key_value_dir_get('lemma/stop/'))
+    if not told or self._stop_at:
+      return
+    if not self._asked:
+      self._turn.acquire()  # pylint: disable=consider-using-with  # until all have answered, in a later look
+      self._asked = True
+      self._store.key_value_set(f'lemma/calls/{self._rank}', str(self._calls))
+    calls = self._store.key_value_dir_get('lemma/calls/')
+    if len(calls) == jax.process_count():
+      self._stop, self._stop_at = told[0][1], 1 + max(int(count) for _, count in calls)
+      self._turn.release()
+
+  def stopping(self) -> str:
+    """The signal that all processes stop for, from this call on, or ''. All make the same calls, in one order."""
+    with self._turn:
+      self._calls += 1
+      return self._stop if self._stop_at and self._calls >= self._stop_at else ''
 
   def _who(self, rank: int) -> str:
     return self._store.key_value_try_get(f'lemma/who/{rank}')
@@ -158,6 +187,26 @@ def entered(step: int, part: int = 0) -> None:
   """Says that this process has begun a step, or a part of what comes after it, such as a batch of an evaluation."""
   if _watch:
     _watch.step = f'{step}.{part}'
+
+
+def ask_for_stop(signal: str) -> None:
+  """Called by a process of several that was told to stop."""
+  if _watch:
+    _watch.ask_for_stop(signal)
+
+
+def stopping(signal: str) -> str:
+  """The signal that all processes stop for, from this call on, or ''.
+
+  Args:
+    signal: that this process was told of, or ''.
+  """
+  if jax.process_count() == 1:
+    return signal
+  if _watch:
+    return _watch.stopping()
+  told = np.asarray(multihost_utils.process_allgather(np.asarray(bool(signal))))  # no launcher has begun to watch
+  return 'a signal' if told.any() else ''
 
 
 def tell(message: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
+
+from framework.training import hosts
 
 SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1', 'SIGUSR2')
            if hasattr(signal, name)]
@@ -53,6 +53,7 @@ class StopSignal:
         self._leave(name, number)
       self._seen.add(number)
       self.name = self.name or name
+      hosts.ask_for_stop(name)
       logging.info('%s: stopping after this step; a second one ends the process at once', name)
 
   def _leave(self, name: str, number: int) -> None:
@@ -72,7 +73,5 @@ class StopSignal:
     os.close(self._read)
 
   def agreed(self) -> str:
-    """The signal's name if any host received one; all hosts must call this at the same step."""
-    if jax.process_count() == 1:
-      return self.name
-    return 'a signal' if multihost_utils.process_allgather(np.asarray(bool(self.name))).any() else ''
+    """The signal's name if any host received one; all hosts make the same calls, in one order."""
+    return hosts.stopping(self.name)

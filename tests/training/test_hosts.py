@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -220,3 +221,121 @@ def test_agreement_names_process_and_entry(monkeypatch):
   monkeypatch.setattr(hosts.multihost_utils, 'process_allgather', gather)
   with pytest.raises(hosts.Disagreement, match='^process 2 has another b than process 0'):
     hosts.agree({'a': 1, 'b': [2]}, hosts.Disagreement)
+
+
+@pytest.fixture
+def agreeing(monkeypatch):
+  """Three watches on one store, whose threads look when they are told to."""
+  values: dict[str, str] = {}
+  class Shared(Store):
+    def key_value_set(self, key, value, allow_overwrite=False):
+      values[key] = value
+  monkeypatch.setattr(hosts.jax, 'process_count', lambda: 3)
+  made = []
+  for rank in range(3):
+    one = object.__new__(hosts.Watch)
+    one._store, one._rank, one._turn = Shared(), rank, threading.Lock()
+    one._store.values = values
+    one._asked, one._calls, one._stop_at, one._stop = False, 0, 0, ''
+    made.append(one)
+  return made
+
+
+def test_all_processes_stop_at_one_call_however_far_each_has_come(agreeing):
+  for calls, one in zip((5, 7, 6), agreeing):
+    assert [one.stopping() for _ in range(calls)] == [''] * calls
+  agreeing[2].ask_for_stop('SIGTERM')
+  for one in agreeing:
+    one._agree_on_stop()
+  assert agreeing[0]._turn.locked() and not agreeing[2]._turn.locked()  # the last to look knows already
+  for one in agreeing:
+    one._agree_on_stop()
+  found = [[one.stopping() for _ in range(9 - calls)] for calls, one in zip((5, 7, 6), agreeing)]
+  assert found == [['', '', 'SIGTERM', 'SIGTERM'], ['SIGTERM', 'SIGTERM'], ['', 'SIGTERM', 'SIGTERM']]
+
+
+def test_nobody_makes_a_step_while_the_others_have_not_answered(agreeing):
+  agreeing[0].ask_for_stop('SIGINT')
+  agreeing[0]._agree_on_stop()
+  waiting = threading.Thread(target=agreeing[0].stopping, daemon=True)
+  waiting.start()
+  waiting.join(0.2)
+  assert waiting.is_alive()
+  for one in (*agreeing[1:], *agreeing):
+    one._agree_on_stop()
+  waiting.join(5)
+  assert not waiting.is_alive()
+
+
+def local(root, workdir, *words, processes=3):
+  """experiments.local of a training."""
+  return subprocess.Popen(
+      [sys.executable, '-m', 'experiments.local', f'--processes={processes}', 'train', f'--config={root}/config.py',
+       f'--workdir={workdir}', '--resume', '--config.training.batch=6', *words], cwd=ROOT,
+      env=environment() | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def workers(launcher, processes):
+  """The processes that do the work, by rank: a launcher's children are the parents of these."""
+  found = {}
+  while len(found) < processes:
+    for parent in subprocess.run(['pgrep', '-P', str(launcher.pid)], capture_output=True, text=True,
+                                 check=False).stdout.split():
+      words = open(f'/proc/{parent}/cmdline', encoding='utf-8').read()
+      inner = subprocess.run(['pgrep', '-P', parent], capture_output=True, text=True, check=False).stdout.split()
+      if inner:
+        found[int(re.search(r'--process=(\d+)', words)[1])] = int(inner[0])
+    time.sleep(0.1)
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank, number', [(2, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_the_launcher_of_three_names_who_is_gone(root, tmp_path, rank, number):
+  launcher = local(root, tmp_path / 'run', '--config.training.steps=1000000')
+  wait_for(tmp_path / 'run' / 'checkpoints' / '10', [launcher])
+  pids = workers(launcher, 3)
+  begin = time.monotonic()
+  os.kill(pids[rank], number)
+  if number == signal.SIGSTOP:
+    time.sleep(hosts.LOST + 10)  # the others have named it; it is waited for no longer
+    os.kill(pids[rank], signal.SIGKILL)
+  _, err = launcher.communicate(timeout=120)
+  assert time.monotonic() - begin < 60 and launcher.returncode not in (0, None)
+  lines = [line for line in err.splitlines() if not re.match(r'(\[\d\] )?\d\d:\d\d:\d\d ', line)]
+  assert any(f'process {rank}' in line for line in lines[-2:]), lines
+  held = {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()}
+  again = local(root, tmp_path / 'run', '--config.training.steps=1000000')
+  while {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()} <= held:
+    assert again.poll() is None, ended(again)
+    time.sleep(0.1)
+  again.send_signal(signal.SIGTERM)
+  _, err = again.communicate(timeout=120)
+  assert again.returncode == 128 + signal.SIGTERM and 'checkpoint saved' in err, err[-2000:]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_at_one_step_and_they_go_on_with_the_same_bits(root, tmp_path):
+  steps = ('--config.training.steps=400', '--config.checkpoint.every_steps=10', '--config.training.log_every=1')
+  whole = local(root, tmp_path / 'whole', *steps, processes=2)
+  whole.communicate(timeout=200)
+  assert whole.returncode == 0
+  part = local(root, tmp_path / 'run', *steps, processes=2)
+  wait_for(tmp_path / 'run' / 'checkpoints' / '10', [part])
+  os.kill(workers(part, 2)[1], signal.SIGTERM)
+  _, err = part.communicate(timeout=120)
+  stopped = re.search(r'stopped by SIGTERM at step (\d+) of 400; checkpoint saved', err)
+  assert stopped and part.returncode == 128 + signal.SIGTERM, err[-2000:]
+  assert (tmp_path / 'run' / 'checkpoints' / stopped[1]).is_dir()
+  rest = local(root, tmp_path / 'run', *steps, processes=2)
+  rest.communicate(timeout=200)
+  assert rest.returncode == 0
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize('words, message', [([], 'expected the name of a command, train or evaluate'),
+                                            (['trian'], r"command is 'trian'.*did you mean 'train'")])
+def test_the_launcher_refuses_in_one_line(words, message):
+  done = subprocess.run([sys.executable, '-m', 'experiments.local', '--processes=2', *words], cwd=ROOT,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and re.search(message, done.stderr) and len(done.stderr.splitlines()) == 1
