@@ -17,9 +17,13 @@ from framework.training import losses, optimizers, schedules
 
 
 def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
-            low: float | None = None, high: float | None = None, choices: Sequence[str] = ()) -> Any:
-  """A field of a section: its default, what it means, and the values that it may take, `low` and `high` among them."""
-  return dataclasses.field(default=default, metadata={'help': help, 'low': low, 'high': high, 'choices': choices})
+            low: float | None = None, high: float | None = None, choices: Sequence[str] = (), how: bool = False) -> Any:
+  """A field of a section: its default, what it means, and the values that it may take, `low` and `high` among them.
+
+  how: it says how a run is computed and not what it computes: a run may go on with another value, to rounding the same.
+  """
+  return dataclasses.field(default=default, metadata={'help': help, 'low': low, 'high': high, 'choices': choices,
+                                                      'how': how})
 
 
 class Section:
@@ -67,12 +71,12 @@ class Model(Section):
   dropout: float = setting(0.0, 'share of channels left out in training', low=0.0, high=0.99)
   dtype: str = setting('float32', 'of the arithmetic', choices=('float32', 'bfloat16'))
   param_dtype: str = setting('float32', 'of the parameters; float32 in training', choices=('float32', 'bfloat16'))
-  attention: str = setting('auto', 'a backend of pallas_kernels.attention, or auto')
+  attention: str = setting('auto', 'a backend of pallas_kernels.attention, or auto', how=True)
   sequence: str = setting('gathered', 'how attention reads a window that training.mesh splits over devices: all keys at '
-                          'once, or those of one device after the other', choices=('gathered', 'ring'))
-  scan: bool = setting(False, 'one compiled layer run N times: compiles faster, steps slower on a CPU')
+                          'once, or those of one device after the other', choices=('gathered', 'ring'), how=True)
+  scan: bool = setting(False, 'one compiled layer run N times: compiles faster, steps slower on a CPU', how=True)
   remat: str = setting('none', 'what the backward pass computes again; dots: all but matrix products',
-                       choices=('none', 'dots', 'full'))
+                       choices=('none', 'dots', 'full'), how=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
@@ -172,10 +176,11 @@ class Training(Section):
   loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
   partition: str = setting('pmap', 'how a step is spread: a replica a device, or over training.mesh',
-                           choices=('pmap', 'mesh'))
+                           choices=('pmap', 'mesh'), how=True)
   mesh: str = setting('data=-1', 'devices along data (replicas), fsdp (parameters split too), tensor (heads and channels '
-                      "split) and sequence (windows split), as 'data=-1,fsdp=8'; -1: those that are left")
-  devices: int = setting(0, 'simulated devices on a CPU; 0: one per core', low=0, high=4096)
+                      "split) and sequence (windows split), as 'data=-1,fsdp=8'; -1: those that are left", how=True)
+  devices: int = setting(0, 'simulated devices on a CPU; 0: one per core, or as many as the mesh has', low=0, high=4096,
+                         how=True)
   seed: int = setting(0, 'of parameters, batches and dropout', low=0, high=2**32 - 1)
   log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9)
   skip_nonfinite: int = setting(0, 'steps with NaN or infinity that may be skipped; 0: the first stops the run',
@@ -216,6 +221,11 @@ class Config(Section):
 def sections(config: Config) -> dict[str, Section]:
   """The sections of a config by name."""
   return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+
+
+HOW = frozenset(f'{section.name}.{field.name}' for section in dataclasses.fields(Config)
+                for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]  # a class
+                if field.metadata['how'])
 
 
 def flatten(config: Config) -> dict[str, Any]:

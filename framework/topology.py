@@ -125,11 +125,14 @@ def _group(line: str) -> tuple[int, ...]:
     sizes = [int(n) for n in shaped[3].split(',')]
     order = [int(n) for n in shaped[4].split(',')] if shaped[4] else range(len(sizes))
     return tuple(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(int(shaped[1]), -1)[0].tolist())
-  named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))?\s*\{([^}]*)\}", line)
   if named:
     axes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-    taken = re.findall(r"'([^']+)'", named[2])
-    devices = np.arange(math.prod(map(int, axes.values()))).reshape([int(n) for n in axes.values()])
+    taken = re.findall(r"'([^']+)'", named[4])
+    devices = np.arange(math.prod(map(int, axes.values())))
+    if named[2]:
+      devices = devices.reshape([int(n) for n in named[2].split(',')]).transpose([int(n) for n in named[3].split(',')])
+    devices = devices.reshape([int(n) for n in axes.values()])
     return tuple(devices[tuple(slice(None) if axis in taken else 0 for axis in axes)].reshape(-1).tolist())
   return ()
 

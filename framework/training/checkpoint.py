@@ -82,10 +82,13 @@ def fingerprint(tree: Any) -> dict[str, str]:
   """{path: 32 hexadecimal digits} of every array; the same for every sharding."""
   prints = {}
   for (path, _), words in zip(_paths(tree), _fingerprint(tree)):
-    copies = {np.asarray(shard.data).tobytes() for shard in words.addressable_shards}
-    if len(copies) > 1:  # of an array that every device has in full
-      raise hosts.Disagreement(f'{path} is not the same on all devices of this process; a device computes wrongly: '
-                               f'{hosts.RESUME}')
+    copies: dict[bytes, list[str]] = {}
+    for shard in words.addressable_shards:
+      copies.setdefault(np.asarray(shard.data).tobytes(), []).append(str(shard.device))
+    if len(copies) > 1:  # each replica has computed its own
+      few = min(copies.values(), key=len)
+      raise hosts.Disagreement(f"{path} is not the same on all devices of this process: {', '.join(few)} "
+                               f"{'has' if len(few) == 1 else 'have'} other values than the rest; {hosts.RESUME}")
     prints[path] = ''.join(f'{int(word):08x}' for word in np.asarray(words.addressable_data(0)))
   return prints
 

@@ -13,8 +13,8 @@ from foundation.errors import ConfigError, one_line
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import checkpoint, layout, loop, meter, result, run, writer
-from framework.training.setup import Setup, set_up
+from framework.training import checkpoint, history, layout, loop, meter, result, run, writer
+from framework.training.setup import Setup, readers_mesh, set_up
 from framework.training.signals import StopSignal
 
 
@@ -63,12 +63,19 @@ def prove(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Pat
                 'that of the run')
   outcome, findings = _results(folder)
   yield from findings
-  setup = set_up(stage.config, corpus.tokenizer.size)
+  setup = set_up(stage.config, corpus.tokenizer.size, readers_mesh(stage.config, corpus.tokenizer.size))
+  try:
+    differ = history.differing(workdir, stage.config)
+    yield Finding(history.HISTORY, None if differ else True,
+                  f"not the same at each start and now: {'; '.join(differ)}" if differ else 'each start was like this one')
+  except ConfigError as error:
+    differ = ['?']
+    yield Finding(history.HISTORY, False, one_line(error)[:300])
   sound = []
   for step, finding in _checkpoints(setup, folder):
     yield finding
     sound += [step] if finding.sound else []
-  yield from _numbers(stage, setup, corpus, workdir, folder, sound, outcome, bool(other))
+  yield from _numbers(stage, setup, corpus, workdir, folder, sound, outcome, bool(other or differ))
 
 
 def _results(folder: pathlib.Path) -> tuple[dict[str, Any] | None, list[Finding]]:
@@ -103,7 +110,7 @@ def _numbers(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, wor
 
   Args:
     sound: the steps of the checkpoints that can be trusted. outcome: the content of result.json if it can.
-    other: whether code or versions are others than the run's, so that the last bits may differ.
+    other: whether code, versions or devices are others than the run's, so that the last bits may differ.
   """
   try:
     rows = {row['step']: row for row in files.read_rows(folder / writer.METRICS)}

@@ -25,6 +25,11 @@ def manual(mesh: Mesh) -> tuple[str, ...]:
   return tuple(axis for axis in sharding.MANUAL if mesh.shape[axis] > 1)
 
 
+def all_manual(mesh: Mesh) -> set[str]:
+  """The axes that a shard_map takes: all but `tensor`, and that too where it has one device, which is simpler for XLA."""
+  return set(sharding.MANUAL if mesh.shape['tensor'] > 1 else sharding.AXES)
+
+
 def marked(params: Any, model: contract.Model, mesh: Mesh) -> Any:
   """A device's part of the parameters, with a Shard for each that is split over fsdp."""
   def one(path, x):
@@ -52,7 +57,8 @@ def manual_specs(params: Any, model: contract.Model, mesh: Mesh) -> Any:
 def summed(total: dict[str, Any], kept: Any, axes: tuple[str, ...]) -> dict[str, Any]:
   """Sums over devices; gradients of what is split over fsdp have been summed over that when they were split."""
   def one(gradient, spec):
-    return jax.lax.psum(gradient, tuple(axis for axis in axes if axis not in spec))
+    left = tuple(axis for axis in axes if axis not in spec)
+    return jax.lax.psum(gradient.astype(sharding.REDUCE), left).astype(gradient.dtype)
   nats, targets = jax.lax.psum((total['nats'], total['targets']), axes)
   return {'nats': nats, 'targets': targets, 'grads': jax.tree.map(one, total['grads'], kept)}
 
@@ -77,7 +83,7 @@ def spread_gradient(model: contract.Model, c: config_lib.Training, mesh: Mesh, r
       return reduce(total | {'grads': grads}, kept, axes)
     return jax.shard_map(
         local, mesh=mesh.abstract_mesh, in_specs=(kept, P(), layout.batch_specs(batch, mesh, axes)),
-        out_specs={'nats': P(), 'targets': P(), 'grads': kept}, axis_names=set(axes), check_vma=False)(
+        out_specs={'nats': P(), 'targets': P(), 'grads': kept}, axis_names=all_manual(mesh), check_vma=False)(
             params, step, batch)
 
   return over_mesh
@@ -93,7 +99,8 @@ def spread_nats(nats: Callable[[Any, Any], jax.Array], model: contract.Model, me
       return nats(entered(marked(params, model, mesh), model), batch)
     return jax.shard_map(
         local, mesh=mesh.abstract_mesh, in_specs=(manual_specs(params, model, mesh), layout.batch_specs(batch, mesh, axes)),
-        out_specs=layout.batch_specs({'tokens': 0}, mesh, axes)['tokens'], axis_names=set(axes), check_vma=False)(params, batch)
+        out_specs=layout.batch_specs({'tokens': 0}, mesh, axes)['tokens'], axis_names=all_manual(mesh), check_vma=False)(
+            params, batch)
   def traced(params, batch):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return over_mesh(params, batch)

@@ -26,7 +26,7 @@ from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import tokenizer as tokenizers
 from framework.data import windows
-from framework.training import hosts
+from framework.training import history, hosts
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
 CONFIG, TOKENIZER = 'config.json', 'tokenizer.json'
@@ -65,6 +65,8 @@ def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.
     hosts.together(begin if first else lambda: None)
     # The others find what the first has made, if they share its disk.
     hosts.together((lambda: None) if first else lambda: open_folder(workdir, config, corpus, resume=True))
+    if first:
+      history.add(workdir, config, {'git_commit': _git_commit(), 'code': code(), 'versions': versions()})
     yield
     hosts.finish()
 
@@ -138,7 +140,10 @@ def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
     logging.warning('%s began under another order of batches: from its second epoch on, what comes is not what would '
                     'have come under the code that began it', workdir)
   for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
-    if begun.get(key) != flat.get(key):
+    if begun.get(key) != flat.get(key) and key in config_lib.HOW:
+      logging.info('goes on with %s=%s, begun with %s: the same to rounding, not to the bit', key, flat.get(key),
+                   begun.get(key))
+    elif begun.get(key) != flat.get(key):
       raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
                                    f'this config has {flat.get(key)!r}: give the same, or another --workdir')
 

@@ -3,11 +3,13 @@ tests/kernels/test_compile_plan.py."""
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from framework import topology
-from tests.commands import launch
+from tests.commands import ROOT, environment, launch
 
 SMALL = ['--config=experiments/configs/bytes_small.py', '--config.training.partition=mesh']
 
@@ -61,6 +63,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %ar = f32[1024]{0} all-reduce(%y), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add, metadata={op_name="b"}
   %cp = (f32[512]{0}, f32[512]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
   %mesh = f32[256]{0} all-gather(%q), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %a2a = (f32[64]{0}, f32[64]{0}) all-to-all(%u, %v), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}
   %alone = f32[256]{0} all-reduce(%q), replica_groups={{0},{1}}, to_apply=%add
 }
 '''
@@ -70,7 +73,7 @@ def test_collectives_are_counted_as_often_as_loops_run():
   found = {(c.kind, c.bytes, c.group, c.count) for c in topology.collectives(HLO)}
   assert found == {
       ('all-gather', 4096 * 512 * 2, (0, 1, 2, 3), 3), ('reduce-scatter', (16 * 8 + 16) * 4 * 4, (0, 2, 4, 6), 3),
-      ('all-reduce', 4096, (0, 4), 1), ('collective-permute', 2048, (0, 1), 1), ('all-gather', 1024, (0, 1, 2, 3), 1)}
+      ('all-to-all', 512, (0, 1, 2, 3), 1), ('all-reduce', 4096, (0, 4), 1), ('collective-permute', 2048, (0, 1), 1), ('all-gather', 1024, (0, 1, 2, 3), 1)}
 
 
 def test_a_bound_takes_the_way_that_the_devices_have():
@@ -86,3 +89,32 @@ def test_a_bound_takes_the_way_that_the_devices_have():
 def test_a_tpu_that_is_full_says_how_much_it_has():
   message = 'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 74.42G of 15.75G hbm.'
   assert topology.exhausted(message) == 'a device needs 74.42G of 15.75G (the compiler of the TPU)'
+
+
+LARGE = {'model.width': 512, 'model.layers': 6, 'model.heads': 8, 'data.window': 256, 'data.tokenizer': 'bpe',
+         'data.vocabulary': 8192, 'training.batch': 8, 'training.partition': 'mesh'}
+LEAN = {'model.scan': True, 'model.remat': 'full'}
+CASES = {'one': (1, {}), 'data': (8, {}), 'fsdp': (8, {'training.mesh': 'fsdp=8'}),
+         'fsdp, lean': (8, {'training.mesh': 'fsdp=8'} | LEAN), 'tensor, lean': (4, {'training.mesh': 'fsdp=2,tensor=2'} | LEAN)}
+
+
+def measured(devices, settings):
+  env = {k: v for k, v in environment().items() if k != 'JAX_COMPILATION_CACHE_DIR'} | {'PYTHONPATH': str(ROOT)}
+  done = subprocess.run([sys.executable, 'tests/training/memory_process.py', str(devices), json.dumps(LARGE | settings)],
+                        cwd=ROOT, capture_output=True, text=True, env=env, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES)
+def test_a_plan_holds_what_the_process_takes(name):
+  found = measured(*CASES[name])
+  print({key: f'{value / 1e6:.0f}' for key, value in found.items()})
+  assert abs(found['planned'] - found['measured']) < 0.1 * found['measured'] + 200e6
+
+
+@pytest.mark.slow
+def test_flops_by_formula_are_those_of_the_unrolled_program():
+  found = measured(1, {'training.partition': 'pmap'})
+  assert found['formula'] == pytest.approx(found['flops'], rel=0.01)

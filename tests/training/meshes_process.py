@@ -6,7 +6,9 @@ Prints a JSON list: of each case the largest differences from one device, and wh
 import functools
 import json
 import os
+import pathlib
 import sys
+import tempfile
 
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -18,7 +20,7 @@ import numpy as np  # noqa: E402
 from framework import config as config_lib  # noqa: E402
 from framework import sharding, topology  # noqa: E402
 from framework.models import decoder  # noqa: E402
-from framework.training import layout, partition, setup  # noqa: E402
+from framework.training import checkpoint, layout, partition, setup  # noqa: E402
 
 V, L, B, STEPS = 64, 64, 32, 10
 SETTINGS = {'model.layers': 2, 'model.width': 64, 'model.heads': 16, 'model.kv_heads': 8, 'model.scan': True,
@@ -45,9 +47,17 @@ def made(mesh, settings):
   return setup.set_up(config, V, layout.make_mesh(jax.devices()[:count], sharding.sizes(mesh, count)))
 
 
-def trained(s, reduce=partition.summed):
+def compiled(s, reduce=partition.summed):
+  """The program of a step."""
+  specs = layout.batch_specs(batch_of(0), s.mesh)
+  batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(s.mesh, specs[name]))
+           for name, x in batch_of(0).items()}
+  return s.compile_step(reduce).lower(s.like(), batch).compile()
+
+
+def trained(s, step):
   """The losses, and the optimizer's state after the first step, which is its gradient."""
-  state, step, losses, first = s.init(), s.compile_step(reduce), [], None
+  state, losses, first = s.init(), [], None
   for number in range(STEPS):
     state, metrics = step(state, layout.split_rows(batch_of(number), s.mesh))
     losses.append(float(metrics['loss']))
@@ -57,15 +67,8 @@ def trained(s, reduce=partition.summed):
 
 @functools.cache
 def one_device(settings):
-  return trained(made('data=1', dict(settings)))
-
-
-def moved(s, reduce=partition.summed):
-  """What moves in a step, from its compiled program: {kind and devices: [times, bytes]}."""
-  specs = layout.batch_specs(batch_of(0), s.mesh)
-  batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(s.mesh, specs[name]))
-           for name, x in batch_of(0).items()}
-  return topology.table(topology.collectives(s.compile_step(reduce).lower(s.like(), batch).compile().as_text()))
+  s = made('data=1', dict(settings))
+  return trained(s, compiled(s))
 
 
 def too_few(total, kept, axes):
@@ -91,13 +94,42 @@ def mutate(name):
   return {'a sum over one axis too few': too_few, 'a sum over one too many': too_many}.get(name, partition.summed)
 
 
+def resumed(begun, others):
+  """Saved halfway on one mesh, and restored on others: of each the largest difference of the losses of the rest."""
+  s = made(begun, {})
+  state, step = s.init(), s.compile_step()
+  for number in range(STEPS // 2):
+    state, _ = step(state, layout.split_rows(batch_of(number), s.mesh))
+  true, _ = one_device(())
+  found = []
+  with tempfile.TemporaryDirectory() as folder:
+    store = checkpoint.Checkpoints(pathlib.Path(folder), config_lib.Checkpoint())
+    store.save(state, {'targets': 0, 'seconds': 0.0})
+    store.wait()
+    for mesh in others:
+      other = made(mesh, {})
+      state, record = store.restore(other.like())
+      assert record['step'] == STEPS // 2
+      assert jax.tree.map(lambda x: x.sharding, state) == other.where()
+      step, losses = other.compile_step(), []
+      for number in range(STEPS // 2, STEPS):
+        state, metrics = step(state, layout.split_rows(batch_of(number), other.mesh))
+        losses.append(float(metrics['loss']))
+      found.append(float(np.abs(losses - true[STEPS // 2:]).max()))
+    store.close()
+  return {'resumed': found}
+
+
 def run(case):
+  if 'then' in case:
+    return resumed(case['mesh'], case['then'])
   settings = {key: value for key, value in case.items() if '.' in key}
   reduce = mutate(case['mutant']) if case.get('mutant') else partition.summed
   s = made(case['mesh'], settings)
-  result = {'moved': moved(s, reduce)} if case.get('moved') else {}
+  step = compiled(s, reduce)
+  result = {'moved': topology.table(topology.collectives(step.as_text()))} if case.get('moved') else {}
   if case.get('trained', True):
-    (losses, first), (true_losses, true_first) = trained(s), one_device(tuple(sorted(settings.items())))
+    (losses, first), (true_losses, true_first) = trained(s, step), one_device(tuple(sorted(settings.items())))
     arrays = [(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(true_first)) if np.ndim(a)]
     result |= {'losses': float(np.abs(losses - true_losses).max()), 'learnt': float(true_losses[0] - true_losses[-1]),
                'gradients': max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in arrays)}

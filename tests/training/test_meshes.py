@@ -87,6 +87,25 @@ def test_each_mutant_moves_something_else(mutant):
   assert found['moved'] != json.loads(GOLDEN.read_text())[mesh]
 
 
+def test_a_checkpoint_knows_no_mesh():
+  others = ['data=1', 'data=8', 'data=2,fsdp=4', 'fsdp=2,tensor=4', 'fsdp=2,sequence=2,tensor=2']
+  found, = process([{'mesh': 'fsdp=8', 'then': others}])
+  assert len(found['resumed']) == 5 and max(found['resumed']) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ['data=8', 'fsdp=8', 'data=2,fsdp=4'])
+def test_muon_has_whole_matrices_and_moves_each_once(mesh):
+  """Each matrix goes to one device and comes back: nothing is gathered but the weights of the step itself."""
+  muon = {'optimizer.name': 'muon', 'training.steps': 10}
+  found, = process([{'mesh': mesh, 'moved': True} | muon])
+  adamw = json.loads(GOLDEN.read_text())[next(m for m in MESHES if sharding.sizes(m, 8) == sharding.sizes(mesh, 8))]
+  assert found['gradients'] < 1e-3 and found['losses'] < 1e-3 and found['learnt'] > 1
+  gathered = {kind: row for kind, row in found['moved'].items() if kind.startswith('all-gather')}
+  assert gathered == {kind: row for kind, row in adamw.items() if kind.startswith('all-gather')}
+  assert any(kind.startswith('all-to-all') for kind in found['moved']) == ('fsdp' in mesh)
+
+
 @pytest.mark.parametrize('text, devices, message', [
     ('data=-1,fsdq=2', 8, r"an axis 'fsdq'; expected some of data, fsdp, sequence, tensor \(did you mean 'fsdp'\?\)"),
     ('data=2,data=4', 8, 'data twice'), ('data=-1,fsdp=-1', 8, '2 axes of -1; expected one'),
