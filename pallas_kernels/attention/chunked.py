@@ -108,8 +108,10 @@ class _Blocks:
   def logits(self, i, j):
     """(float32 [B, G, block_q * M, block_k], d logits / d before the soft cap or None)."""
     s = self.settings
-    query = self.query[i] * jnp.asarray(s.scale, self.query.dtype)
+    exact = self.query.dtype == jnp.float32  # 16 bits would round a scaled query: there the float32 logits are scaled
+    query = self.query[i] * s.scale if exact else self.query[i]
     x = jnp.einsum('bgqk,bgtk->bgqt', query, self.key[j], preferred_element_type=jnp.float32)
+    x = x if exact else x * s.scale
     if self.arrays.bias is not None:
       x = x + self.cut(self.arrays.bias, i, j).astype(jnp.float32)
     if s.soft_cap is None:

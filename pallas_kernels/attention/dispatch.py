@@ -23,6 +23,7 @@ IMPLEMENTATIONS = {
 # the vendor's. Logits of more than LARGE bytes are made in blocks by XLA.
 BEST = {'cpu': ('xla',), 'gpu': ('cudnn', 'xla'), 'tpu': ('xla',)}
 LARGE = 1 << 30
+MOST_ALPHA = 2.5  # of entmax, up to which its threshold is tested
 
 
 def dot_product_attention(
@@ -37,7 +38,8 @@ def dot_product_attention(
   """softmax(soft_cap(scale * query @ key^T + bias), where the mask allows) @ value.
 
   The names are those of jax.nn.dot_product_attention and tokamax; the mask is the conjunction of all conditions given.
-  A query that may read nothing gives 0, log-sum-exp -inf and gradient 0.
+  A query that may read nothing gives 0, log-sum-exp -inf and gradient 0. A bias of at most -1e30, such as -inf or the
+  least float32, hides its key as a mask does.
 
   Args:
     query: [B, Q, H, K].
@@ -68,24 +70,36 @@ def dot_product_attention(
   _check_arrays(query, key, value, bias)
   if alpha is not None and return_residual:
     raise ValueError('return_residual is the log-sum-exp of softmax; expected alpha=None with it')
-  if isinstance(alpha, (int, float)):
-    if not alpha >= 1:
-      raise ValueError(f'alpha is {alpha}; expected a number >= 1, nearest is 1 (softmax)')
-    alpha = None if alpha == 1 else float(alpha)
-  elif alpha is not None and jnp.shape(alpha) not in ((), (query.shape[2],)):
-    raise ValueError(f'alpha has shape {jnp.shape(alpha)}; expected () or one a query head, ({query.shape[2]},)')
+  alpha = _check_alpha(alpha, query.shape[2])
   if logits_soft_cap is not None and not logits_soft_cap > 0:
     raise ValueError(f'logits_soft_cap is {logits_soft_cap}; expected a number > 0, or None')
   one = make_mask(
       query.shape, key.shape[1], mask, is_causal=is_causal, segment_ids=segment_ids, prefix_lengths=prefix_lengths,
       stamps=stamps, query_seq_lengths=query_seq_lengths, key_value_seq_lengths=key_value_seq_lengths,
       local_window_size=local_window_size)
+  if bias is not None:
+    one = one.without(bias)
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   call = dict(scale=scale, soft_cap=logits_soft_cap, alpha=alpha, config=config, return_residual=return_residual)
   out, residual_BxHxQ = device.first_able(
       'attention', IMPLEMENTATIONS, () if implementation else _best(query, key), implementation, config,
       lambda module: importlib.import_module(module).attend(query, key, value, bias, one, **call))
   return (out, residual_BxHxQ.swapaxes(1, 2)) if return_residual else out
+
+
+def _check_alpha(alpha, heads):
+  """None for softmax, a float, or an array [] or [H]. Raises ValueError."""
+  if isinstance(alpha, (int, float, np.number)):
+    if not 1 <= alpha <= MOST_ALPHA:
+      raise ValueError(f'alpha is {alpha}; expected 1 to {MOST_ALPHA}, nearest is '
+                       f'{MOST_ALPHA if alpha > MOST_ALPHA else "1 (softmax)"}')
+    return None if alpha == 1 else float(alpha)
+  if alpha is not None and jnp.shape(alpha) not in ((), (heads,)):
+    raise ValueError(f'alpha has shape {jnp.shape(alpha)}; expected () or one a query head, ({heads},)')
+  if alpha is not None and not isinstance(alpha, jax.core.Tracer) and not (
+      (np.asarray(alpha) > 1) & (np.asarray(alpha) <= MOST_ALPHA)).all():
+    raise ValueError(f'alpha is {np.asarray(alpha).tolist()}; expected more than 1, up to {MOST_ALPHA}')
+  return alpha
 
 
 def _best(query, key):
@@ -116,9 +130,11 @@ def make_mask(
     raise ValueError('prefix_lengths widens what a causal query reads; expected is_causal=True with it')
   window = local_window_size
   if window is not None:
-    window = (window, window) if isinstance(window, int) else tuple(window)
-    if len(window) != 2 or min(window) < 0:
+    sides = tuple(window) if isinstance(window, Sequence) else (window, window)
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side >= 0 for side in sides):
       raise ValueError(f'local_window_size is {local_window_size}; expected one or two numbers >= 0 (left, right)')
+    # More than there is to read is all of it; the index arithmetic of kernels has 32 bits.
+    window = int(min(sides[0], Q + keys)), int(min(sides[1], Q + keys))
   lengths = {'prefix_lengths': prefix_lengths, 'query_seq_lengths': query_seq_lengths,
              'key_value_seq_lengths': key_value_seq_lengths}
   for name, value in lengths.items():
@@ -139,13 +155,24 @@ def _pair(name, value, B, Q, T):
   if len(pair) != 2:
     raise ValueError(f'{name} has {len(pair)} parts; expected an array, or a pair for queries and for keys')
   out = []
+  pair = _ranked(*map(_array, pair))
   for side, x, length in (('queries', pair[0], Q), ('keys', pair[1], T)):
-    x = _array(x)
     x = x[None] if x.ndim == 1 else x
     if x.ndim != 2 or x.shape[1] != length or x.shape[0] not in (1, B) or not jnp.issubdtype(x.dtype, jnp.integer):
       raise ValueError(f'{name} of the {side} is {x.dtype}{list(x.shape)}; expected integers [{B} or 1, {length}]')
     out.append(x.astype(jnp.int32))
   return tuple(out)
+
+
+def _ranked(a, b):
+  """The two arrays; if 32 bits do not hold their integers, the rank of each among all, which is as good."""
+  if not all(isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.integer) for x in (a, b)):
+    return a, b
+  joined = np.concatenate([a.ravel(), b.ravel()])
+  if not joined.size or -2**31 <= joined.min() and joined.max() < 2**31:
+    return a, b
+  ranks = np.unique(joined, return_inverse=True)[1]
+  return ranks[:a.size].reshape(a.shape), ranks[a.size:].reshape(b.shape)
 
 
 def _array(x):

@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BISECTIONS = 40  # halve an interval of length 1 to below the spacing of float32 at any tau
+LEAST_ALPHA = 1.000001
+BISECTIONS = 40  # halve an interval of ln T to below the spacing of float32
 
 
 def masked_entmax(logits: jax.Array, mask: jax.Array, alpha: float | jax.Array) -> jax.Array:
@@ -22,21 +23,22 @@ def masked_entmax(logits: jax.Array, mask: jax.Array, alpha: float | jax.Array) 
     alpha: a number > 1, or an array that broadcasts against [..., 1]; differentiable if an array.
   """
   fixed = float(alpha) if isinstance(alpha, (int, float)) else None
-  return _entmax(logits, jnp.broadcast_to(mask, logits.shape), jnp.asarray(alpha, jnp.float32), fixed)
+  # A learned alpha that has come to 1, where the threshold is at infinity, stays a little above.
+  alpha = jnp.maximum(jnp.asarray(alpha, jnp.float32), LEAST_ALPHA)
+  return _entmax(logits, jnp.broadcast_to(mask, logits.shape), alpha, fixed)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _entmax(logits, mask, alpha, fixed):
   """`fixed` is alpha where it is a Python number, which chooses the exact algorithms."""
-  scaled = jnp.where(mask, logits, -1e30) * (alpha - 1)
-  scaled = scaled - scaled.max(-1, keepdims=True)  # tau lies in [-1, 0)
-  if fixed == 2.0:
-    tau = _sorted_tau_2(scaled)
-  elif fixed == 1.5:
-    tau = _sorted_tau_1p5(scaled)
+  logits = jnp.where(mask, logits, -1e30)
+  if fixed in (1.5, 2.0):
+    scaled = logits * (alpha - 1)
+    scaled = scaled - scaled.max(-1, keepdims=True)  # tau lies in [-1, 0)
+    tau = (_sorted_tau_2 if fixed == 2.0 else _sorted_tau_1p5)(scaled)
+    weights = jnp.where(mask, _power(scaled - tau, 1 / (alpha - 1)), 0)
   else:
-    tau = _bisected_tau(scaled, alpha)
-  weights = jnp.where(mask, _power(scaled - tau, 1 / (alpha - 1)), 0)
+    weights = jnp.where(mask, _bisected(logits - logits.max(-1, keepdims=True), alpha), 0)
   total = weights.sum(-1, keepdims=True)
   return weights / jnp.where(total > 0, total, 1)
 
@@ -65,14 +67,23 @@ def _sorted_tau_1p5(z):
   return jnp.take_along_axis(tau, support - 1, axis=-1)
 
 
-def _bisected_tau(z, alpha):
-  low = jnp.broadcast_to(jnp.float32(-1), z.shape[:-1] + (1,))
+def _bisected(z, alpha):
+  """The weights of logits z <= 0, p = (1 + e (z + shift)) ^ (1 / e) with e = alpha - 1 and tau = -1 - e shift.
+
+  The shift is in units of logits, and the power taken by log1p: so nothing is lost where e is small, and where it is
+  very small p is exp(z + shift). Its bounds are those of one key, and of as many as there are with the largest logit.
+  """
+  e = jnp.asarray(alpha - 1)
+  def weights(shift):
+    x = e * (z + shift)
+    return jnp.where(x > -1, jnp.exp(jnp.log1p(jnp.where(x > -1, x, 0)) / e), 0)
   def halve(_, ends):
     low, high = ends
     middle = (low + high) / 2
-    too_low = _power(z - middle, 1 / (alpha - 1)).sum(-1, keepdims=True) >= 1
-    return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
-  return jax.lax.fori_loop(0, BISECTIONS, halve, (low, jnp.zeros_like(low)))[0]
+    too_high = weights(middle).sum(-1, keepdims=True) >= 1
+    return jnp.where(too_high, low, middle), jnp.where(too_high, middle, high)
+  low = jnp.broadcast_to(jnp.expm1(-e * jnp.log(jnp.float32(z.shape[-1]))) / e, z.shape[:-1] + (1,))
+  return weights(jax.lax.fori_loop(0, BISECTIONS, halve, (low, jnp.zeros_like(low)))[1])
 
 
 def _entmax_forward(logits, mask, alpha, fixed):
@@ -89,15 +100,31 @@ def _entmax_backward(fixed, residuals, g):
   mean = (share * g).sum(-1, keepdims=True)
   if fixed is not None:
     return s * (g - mean), None, jnp.zeros_like(alpha)
-  # In alpha: Correia et al. 2019, arXiv:1909.00015, proposition 1.
-  entropy = -weights * jnp.log(jnp.where(weights > 0, weights, 1))
-  d_alpha = ((weights - share) / (alpha - 1)**2
-             + (entropy - share * entropy.sum(-1, keepdims=True)) / (alpha - 1))
-  d_alpha = (g * d_alpha).sum(-1, keepdims=True)
+  d_alpha = (g * _slope_of_alpha(weights, alpha)).sum(-1, keepdims=True)
   axes = tuple(range(d_alpha.ndim - alpha.ndim)) if alpha.ndim < d_alpha.ndim else ()
   d_alpha = d_alpha.sum(axes)
   kept = tuple(i for i, n in enumerate(alpha.shape) if n == 1)
   return s * (g - mean), None, d_alpha.sum(kept, keepdims=True)
+
+
+def _slope_of_alpha(weights, alpha):
+  """d weights / d alpha (Correia et al. 2019, arXiv:1909.00015, proposition 1), written so that nothing cancels near 1.
+
+  With e = alpha - 1, u = -e ln p and r = (e^u - 1 - u) / e^2, s = p e^u, the terms in 1 / e^2 are gone.
+  """
+  less = alpha - 1
+  log = jnp.log(jnp.where(weights > 0, weights, 1))
+  u = -less * log
+  r = log**2 * curvature(u)
+  U, R = ((weights * x).sum(-1, keepdims=True) for x in (u, r))
+  return weights * ((1 + u) * R - (1 + U) * r) / (1 + U + less**2 * R)
+
+
+def curvature(u):
+  """(e^u - 1 - u) / u^2 for u >= 0, by its series where u is small."""
+  series = 1 / 2 + u * (1 / 6 + u * (1 / 24 + u * (1 / 120 + u * (1 / 720 + u / 5040))))
+  large = jnp.where(u > 0.5, u, 1.0)
+  return jnp.where(u > 0.5, (jnp.expm1(large) - large) / large**2, series)
 
 
 _entmax.defvjp(_entmax_forward, _entmax_backward)

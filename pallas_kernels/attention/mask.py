@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SKIP, PARTIAL, FULL = 0, 1, 2
+KILLED = -1e30  # a bias of at most that hides a key, as a mask does: -inf, and the least number of float32 and bfloat16
 Pair = tuple[jax.Array, jax.Array]
 
 
@@ -70,6 +71,16 @@ class Mask:
   def numpy(self):
     """NumPy where no condition is a JAX array, so that what follows from them is a constant of the program."""
     return jnp if any(isinstance(x, jax.Array) for x in jax.tree.leaves(self)) else np
+
+  def without(self, bias: jax.Array) -> 'Mask':
+    """The mask without the keys that an additive bias takes away: those whose bias is at most KILLED, as -inf is.
+
+    bias: [B or 1, H or 1, Q or 1, T].
+    """
+    if not isinstance(bias, jax.core.Tracer) and (np.asarray(bias, np.float32) > KILLED).all():
+      return self
+    alive = jnp.broadcast_to(bias > KILLED, bias.shape[:2] + (self.queries, self.keys))
+    return dataclasses.replace(self, dense_BxHxQxT=alive if self.dense_BxHxQxT is None else self.dense_BxHxQxT & alive)
 
   def intervals(self) -> Pair:
     """The keys [start, end) that the first five conditions leave to each query, int32 [B, Q] twice."""

@@ -7,7 +7,7 @@ from pallas_kernels.attention import entmax
 from pallas_kernels.attention.mask import Mask
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
   """Softmax over the last axis where `mask`, 0 elsewhere; a row without any key is 0."""
   # A finite floor keeps an empty row free of NaN, in the value and in the gradient.
@@ -15,17 +15,12 @@ def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, weights, 0)
 
 
-def _softmax_forward(logits, mask):
-  weights = _masked_softmax(logits, mask)
-  return weights, weights
-
-
-def _softmax_backward(weights, g):
-  # From the weights alone: XLA's own derivative would keep the logits' exponentials and sums as well.
-  return weights * (g - (weights * g).sum(-1, keepdims=True)), None
-
-
-_masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+@_masked_softmax.defjvp
+def _softmax_slope(primals, tangents):
+  """From the weights alone: XLA's own derivative would keep the logits' exponentials and sums as well."""
+  weights = _masked_softmax(*primals)
+  moved = weights * tangents[0]
+  return weights, moved - weights * moved.sum(-1, keepdims=True)
 
 
 def _log_sum_exp(logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -56,13 +51,16 @@ def attend(
   T, G = key.shape[1:3]
   M = H // G
   # The M query heads of a key head lie beside the queries, so that both products are plain batched ones.
-  query_BxQMxGxK = (query * scale).reshape(B, Q, G, M, K).swapaxes(2, 3).reshape(B, Q * M, G, K)
+  exact = query.dtype == jnp.float32  # 16 bits would round a scaled query: there the float32 logits are scaled
+  query_BxQMxGxK = (query * scale if exact else query).reshape(B, Q, G, M, K).swapaxes(2, 3).reshape(B, Q * M, G, K)
   mask_BxGxQMxT = mask.array()
   if mask_BxGxQMxT is None:
     mask_BxGxQMxT = jnp.ones((1, 1, 1, 1), bool)
   else:
     mask_BxGxQMxT = beside_queries(mask_BxGxQMxT, H, G)
   logits_BxGxQMxT = jnp.einsum('bqgk,btgk->bgqt', query_BxQMxGxK, key, preferred_element_type=jnp.float32)
+  if not exact:
+    logits_BxGxQMxT = logits_BxGxQMxT * scale
   if bias is not None:
     bias_BxGxQMxT = beside_queries(bias, H, G)
     if bias.shape[2] == 1:

@@ -10,6 +10,9 @@ from pallas_kernels.runtime import tune
 from pallas_kernels.runtime.batching import over_batch
 
 
+LEAST_ALPHA = 1.0001  # below, the kernel's float32 threshold knows the weights to less than a thousandth
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Tiles of the forward kernel, of the backward kernel of queries and of that of keys; unmeasured."""
@@ -50,7 +53,7 @@ def attend(query, key, value, bias, mask, *, scale, soft_cap, alpha, config, ret
   if query.shape[-1] > 256:
     raise NotImplementedError(f'attention implementation triton has heads of width up to 256; got {query.shape[-1]}')
   if alpha is not None:
-    alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), query.shape[2:3])
+    alpha = jnp.broadcast_to(jnp.maximum(jnp.asarray(alpha, jnp.float32), LEAST_ALPHA), query.shape[2:3])
   config = config or _remembered(query, key) or pick(query, key)
   settings = gradient.Settings(scale, soft_cap, alpha is not None, config)
   arrays = gradient.Arrays(query, key, value, bias, alpha)

@@ -86,7 +86,8 @@ def forward_kernel(
 def statistics_kernel(
     query, key, value, d_out, residual, alphas, order, full, visible, start, end, tau_q, tau_k, segment_q, segment_k,
     dense, bias, out, C: tl.constexpr):
-  """Sums over each query's keys, [4, B, H, Q]: s, s g, e, e g; g = d_out . value, s = p^(2 - alpha), e = -p log p."""
+  """Sums over each query's keys, [6, B, H, Q]: s, s g, p u, p u g, p r, p r g; g = d_out . value, s = p^(2 - alpha),
+  u and r as in entmax._slope_of_alpha."""
   masks = (start, end, tau_q, tau_k, segment_q, segment_k, dense, bias)
   b, h, at, i = queries_of_program(C)
   places, inside = vectors(i, C.Q, C.H, C)
@@ -98,22 +99,32 @@ def statistics_kernel(
   alpha = tl.load(alphas + h)
   sum_s = tl.zeros((C.BLOCK_Q,), tl.float32)
   sum_sg = tl.zeros((C.BLOCK_Q,), tl.float32)
-  sum_e = tl.zeros((C.BLOCK_Q,), tl.float32)
-  sum_eg = tl.zeros((C.BLOCK_Q,), tl.float32)
+  sum_u = tl.zeros((C.BLOCK_Q,), tl.float32)
+  sum_ug = tl.zeros((C.BLOCK_Q,), tl.float32)
+  sum_r = tl.zeros((C.BLOCK_Q,), tl.float32)
+  sum_rg = tl.zeros((C.BLOCK_Q,), tl.float32)
   for n in range(0, tl.load(visible + at)):
     x, from_k, there = _logits_of_block(n, order, at, q, k, i, b, h, masks, C)
     g = tl.dot(d, tl.trans(tl.load(v + from_k, mask=there, other=0.0)), input_precision=C.PRECISION)
     p, s = weights(x, x > -float('inf'), r, alpha, True, True)
-    e = -p * tl.log(tl.where(p > 0, p, 1.0))
+    log = tl.log(tl.where(p > 0, p, 1.0))
+    u = (1 - alpha) * log
+    series = 1 / 2 + u * (1 / 6 + u * (1 / 24 + u * (1 / 120 + u * (1 / 720 + u / 5040))))
+    large = tl.where(u > 0.5, u, 1.0)
+    r = log * log * tl.where(u > 0.5, (tl.exp(large) - 1 - large) / (large * large), series)
     sum_s += tl.sum(s, 1)
     sum_sg += tl.sum(s * g, 1)
-    sum_e += tl.sum(e, 1)
-    sum_eg += tl.sum(e * g, 1)
+    sum_u += tl.sum(p * u, 1)
+    sum_ug += tl.sum(p * u * g, 1)
+    sum_r += tl.sum(p * r, 1)
+    sum_rg += tl.sum(p * r * g, 1)
   size = tl.num_programs(2).to(tl.int64) * C.H * C.Q
   tl.store(out + row, sum_s, mask=i < C.Q)
   tl.store(out + size + row, sum_sg, mask=i < C.Q)
-  tl.store(out + 2 * size + row, sum_e, mask=i < C.Q)
-  tl.store(out + 3 * size + row, sum_eg, mask=i < C.Q)
+  tl.store(out + 2 * size + row, sum_u, mask=i < C.Q)
+  tl.store(out + 3 * size + row, sum_ug, mask=i < C.Q)
+  tl.store(out + 4 * size + row, sum_r, mask=i < C.Q)
+  tl.store(out + 5 * size + row, sum_rg, mask=i < C.Q)
 
 
 def _launch(kernel, first, arrays, mask, settings, out, **constants):
@@ -133,11 +144,11 @@ def forward(arrays, mask, settings):
 def backward(arrays, mask, tau, weighted_BxHxQ, d_out, settings) -> Arrays:
   """All gradients; that of alpha is [B, H, Q], that of a bias [B, H, Q, T]. `weighted`: d_out . out."""
   B, Q, H, _ = arrays.query.shape
-  [sums] = _launch(statistics_kernel, (d_out, tau), arrays, mask, settings, [tiles.float32(4, B, H, Q)])
-  sum_s, sum_sg, sum_e, sum_eg = sums
+  [sums] = _launch(statistics_kernel, (d_out, tau), arrays, mask, settings, [tiles.float32(6, B, H, Q)])
+  sum_s, sum_sg, sum_u, sum_ug, sum_r, sum_rg = sums
   delta = sum_sg / jnp.where(sum_s > 0, sum_s, 1)
   gradients = triton_backward.backward(arrays, mask, tau, delta, d_out, settings)
-  # Correia et al. 2019, arXiv:1909.00015, proposition 1, times g and summed over keys.
+  # entmax._slope_of_alpha, times g and summed over keys.
   less = arrays.alpha[:, None] - 1
-  d_alpha_BxHxQ = (weighted_BxHxQ - delta) / less**2 + (sum_eg - delta * sum_e) / less
+  d_alpha_BxHxQ = ((weighted_BxHxQ + sum_ug) * sum_r - (1 + sum_u) * sum_rg) / (1 + sum_u + less**2 * sum_r)
   return gradients._replace(alpha=d_alpha_BxHxQ)

@@ -79,7 +79,8 @@ def of_head(x, b, h, length, heads, C: tl.constexpr):
 def vectors(i, length, heads, C: tl.constexpr):
   """(offsets from `of_head` of the vectors at i, what of them is there), [I, WIDTH]."""
   w = tl.arange(0, C.WIDTH)
-  return i[:, None] * (heads * C.K) + w[None, :], (i[:, None] < length) & (w[None, :] < C.K)
+  # 64 bits: a row of [length, heads, K] may hold more than 2^31 numbers.
+  return i[:, None].to(tl.int64) * (heads * C.K) + w[None, :], (i[:, None] < length) & (w[None, :] < C.K)
 
 
 @triton.jit

@@ -1,7 +1,9 @@
 """Several processes of one run: what they disagree on, and what the others say when one is killed, stopped or missing."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -340,3 +342,31 @@ def test_the_launcher_refuses_in_one_line(words, message):
   done = subprocess.run([sys.executable, '-m', 'experiments.local', '--processes=2', *words], cwd=ROOT,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 2 and re.search(message, done.stderr) and len(done.stderr.splitlines()) == 1
+
+
+def rows_of(folder):
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ['fsdp=2', 'tensor=2', 'sequence=2'])
+def test_a_run_over_processes_goes_on_with_fewer_and_more(root, tmp_path, mesh):
+  """Also where processes need each other's rows, as with tensor and sequence; a checkpoint knows neither mesh nor
+  processes."""
+  steps = ('--config.training.batch=8', '--config.training.log_every=1', '--config.training.partition=mesh')
+  alone = local(root, tmp_path / 'whole', *steps, '--config.training.mesh=data=1', processes=1)
+  assert alone.wait(timeout=200) == 0
+  begun = local(root, tmp_path / 'begun', *steps, f'--config.training.mesh={mesh}', processes=2)
+  wait_for(tmp_path / 'begun' / 'checkpoints' / '10', [begun])
+  for pid in workers(begun, 2).values():
+    os.kill(pid, signal.SIGKILL)
+  begun.communicate(timeout=120)
+  for processes, other in ((1, 'data=1'), (2, mesh), (4, 'data=2,fsdp=2')):
+    folder = tmp_path / str(processes)
+    shutil.copytree(tmp_path / 'begun', folder)
+    rest = local(root, folder, *steps, f'--config.training.mesh={other}', processes=processes)
+    _, err = rest.communicate(timeout=300)
+    assert rest.returncode == 0, err[-2000:]
+    for row, true in zip(rows_of(folder), rows_of(tmp_path / 'whole'), strict=True):
+      assert row['tokens'] == true['tokens'] and abs(row['loss'] - true['loss']) < 1e-5
+    assert len((folder / 'history.jsonl').read_text().splitlines()) == 2
