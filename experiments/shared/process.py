@@ -1,5 +1,6 @@
 """What acts on the whole process: the log, exception hooks, memory, JAX's devices and cache, and the other hosts."""
 
+from collections.abc import Iterator
 import contextlib
 import ctypes
 import logging as py_logging
@@ -114,6 +115,21 @@ def _keep_freed_memory() -> None:
       mallopt(option, 2**31 - 1)
 
 
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+  """What C++ prints meanwhile is no result of the command."""
+  sys.stdout.flush()
+  kept = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).fflush(None)  # else it comes out of C's buffer at the end
+    os.dup2(kept, 1)
+    os.close(kept)
+
+
 def simulated_devices(t: config_lib.Training, processes: int) -> int:
   """The devices that a CPU is divided into for each process: as many as the mesh has, else one a core."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -163,7 +179,8 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
     except (RuntimeError, ValueError) as error:
       raise config_lib.ConfigError(f'cannot join the other hosts: {one_line(error)}') from error
   try:
-    jax.devices()
+    with _stdout_to_stderr():  # Gloo says on stdout that it is connected
+      jax.devices()
     if COORDINATOR.value:
       from framework.training import hosts
       hosts.watch(STALL_TIMEOUT.value)

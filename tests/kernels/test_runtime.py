@@ -147,3 +147,17 @@ def test_ptx_is_found_in_a_triton_call():
   kernel = field(1, b'name') + bytes([3 << 3, 0x80, 0x80, 0x06]) + field(4, b'.ptx text')
   fields = dict(report._fields(dict(report._fields(dict(report._fields(field(1, field(1, kernel))))[1]))[1]))
   assert fields == {1: b'name', 3: 98304, 4: b'.ptx text'}
+
+
+@pytest.mark.parametrize('target, counts', [('h100', (1, 1)), ('h100:8', (1, 8)), ('h200:4x8', (4, 8))])
+def test_gpus_of_one_host_and_of_several(target, counts):
+  assert targets.hosts(target) == counts
+
+
+@pytest.mark.parametrize('target', ['h100:', 'h100:0', 'h100:8x', 'h100:2x2x2', 'h100:-1', 'h100:x'])
+def test_gpus_that_cannot_be_counted_are_refused(target):
+  if target == 'h100:':
+    assert targets.hosts(target) == (1, 1)
+  else:
+    with pytest.raises(ValueError, match=f"target is '{target}'; expected GPUs as h100:8"):
+      targets.hosts(target)
