@@ -1,6 +1,5 @@
 """What acts on the whole process: the log, exception hooks, memory, JAX's devices and cache, and the other hosts."""
 
-from collections.abc import Iterator
 import contextlib
 import ctypes
 import logging as py_logging
@@ -115,19 +114,11 @@ def _keep_freed_memory() -> None:
       mallopt(option, 2**31 - 1)
 
 
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-  """What C++ prints meanwhile is no result of the command."""
+def _keep_stdout() -> None:
+  """Leaves stdout to what Python prints: of several hosts Gloo says there that it is connected, which is no result."""
   sys.stdout.flush()
-  kept = os.dup(1)
+  sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
   os.dup2(2, 1)
-  try:
-    yield
-  finally:
-    with contextlib.suppress(OSError, AttributeError):
-      ctypes.CDLL(None).fflush(None)  # else it comes out of C's buffer at the end
-    os.dup2(kept, 1)
-    os.close(kept)
 
 
 def simulated_devices(t: config_lib.Training, processes: int) -> int:
@@ -151,6 +142,8 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
   _check_hosts()
   if COORDINATOR.value not in (None, '', 'auto'):
     guard.guard(COORDINATOR.value, PROCESSES.value or 1, PROCESS.value or 0, JOIN_TIMEOUT.value)
+  if COORDINATOR.value:
+    _keep_stdout()
   _keep_freed_memory()
   t = config.training
   own = os.environ.get('XLA_FLAGS', '')
@@ -179,8 +172,7 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
     except (RuntimeError, ValueError) as error:
       raise config_lib.ConfigError(f'cannot join the other hosts: {one_line(error)}') from error
   try:
-    with _stdout_to_stderr():  # Gloo says on stdout that it is connected
-      jax.devices()
+    jax.devices()
     if COORDINATOR.value:
       from framework.training import hosts
       hosts.watch(STALL_TIMEOUT.value)

@@ -112,6 +112,9 @@ class Model(Protocol):
                                              notes what it thought meanwhile, [text of each tier] or None
     attention(params, tokens_BxL) -> weights_NxBxHxQxT     what every layer and head attends to
     seed, with_seed(seed) -> model           its loss is that of one draw of something: the same with another
+    gathers                                  entries of the parameters that it gathers itself, a layer at a time, where
+                                             they are split over devices; then its products may be split over `tensor`
+    splits_windows = True                    it computes rightly on a device that has a part of each window's tokens
     trained                                  the one entry of the parameters that is trained, '' for all
     two_sided = True                         it sees what follows a target: its losses are no code lengths
   """

@@ -111,6 +111,12 @@ class Decoder(TokenModel):
   block: type[Block] = Block
   gathers = ('blocks',)  # its stack gathers them, a layer at a time
 
+  @property
+  def splits_windows(self) -> bool:
+    """Of a variant only if it says so: its block, or its call, may look at neighbours, which another device has."""
+    own = type(self).__call__ is Decoder.__call__ and self.block is Block
+    return own or getattr(self.block, 'splits_windows', False) is True
+
   @nn.compact
   def __call__(
       self, tokens_BxL: jax.Array, positions_BxL: jax.Array, segments_BxL: jax.Array, *,

@@ -43,9 +43,11 @@ def check(config: config_lib.Config, model: contract.Model, size: Mapping[str, i
   m, t, d = config.model, config.training, config.data
   parts_of_rows = size['data'] * size['fsdp']
   splits = size['tensor'] * size['sequence'] > 1
-  if splits and not contract.answers(model, 'gathers'):
-    raise ConfigError(f"training.mesh is '{t.mesh}' for model.name '{m.name}', which cannot be split over tensor or "
-                      "sequence; expected data and fsdp, nearest is 'data=-1'")
+  for axis, able in (('tensor', contract.answers(model, 'gathers')),
+                     ('sequence', getattr(model, 'splits_windows', False))):
+    if size[axis] > 1 and not able:
+      raise ConfigError(f"training.mesh is '{t.mesh}' for model.name '{m.name}', which cannot be split over {axis}; "
+                        "expected data and fsdp, nearest is 'data=-1'")
   cuts = {'training.batch': (t.batch, parts_of_rows * t.accumulation,
                              f'{parts_of_rows} devices x {t.accumulation} microbatches')}
   if splits:

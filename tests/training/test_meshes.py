@@ -13,8 +13,10 @@ import sys
 
 import pytest
 
-from framework import sharding
+from framework import config as config_lib
+from framework import models, sharding
 from framework.config import ConfigError
+from framework.training import layout
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE.parent / 'golden' / 'collectives.json'
@@ -116,6 +118,23 @@ def test_muon_has_whole_matrices_and_moves_each_once(mesh):
 def test_a_mesh_that_cannot_be_is_refused(text, devices, message):
   with pytest.raises(ConfigError, match=message):
     sharding.sizes(text, devices)
+
+
+@pytest.mark.parametrize('name, mesh, able', [
+    ('decoder', 'sequence=8', True), ('masked', 'sequence=8', False), ('lstm', 'sequence=8', False),
+    ('lstm', 'tensor=8', False), ('lstm', 'fsdp=8', True), (str(HERE.parent / 'forks' / 'parallel_block.py'), 'tensor=8', True),
+    (str(HERE.parent / 'forks' / 'parallel_block.py'), 'sequence=8', False)])
+def test_only_a_model_that_says_so_is_split_along_the_window(name, mesh, able):
+  """A variant may look at its neighbours, which another device has: that would be wrong without a word."""
+  config = config_lib.resolve(config_lib.Config(
+      model=config_lib.Model(name=name, width=64, heads=8), data=config_lib.Data(window=64),
+      training=config_lib.Training(partition='mesh', mesh=mesh)))
+  try:
+    layout.check(config, models.build(config, 64), sharding.sizes(mesh, 8))
+  except ConfigError as error:
+    assert not able and f"which cannot be split over {mesh.split('=')[0]}; expected data and fsdp" in str(error)
+  else:
+    assert able
 
 
 def test_what_is_left_of_the_devices_is_found():
