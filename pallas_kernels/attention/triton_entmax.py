@@ -111,13 +111,13 @@ def statistics_kernel(
     u = (1 - alpha) * log
     series = 1 / 2 + u * (1 / 6 + u * (1 / 24 + u * (1 / 120 + u * (1 / 720 + u / 5040))))
     large = tl.where(u > 0.5, u, 1.0)
-    r = log * log * tl.where(u > 0.5, (tl.exp(large) - 1 - large) / (large * large), series)
+    bend = log * log * tl.where(u > 0.5, (tl.exp(large) - 1 - large) / (large * large), series)
     sum_s += tl.sum(s, 1)
     sum_sg += tl.sum(s * g, 1)
     sum_u += tl.sum(p * u, 1)
     sum_ug += tl.sum(p * u * g, 1)
-    sum_r += tl.sum(p * r, 1)
-    sum_rg += tl.sum(p * r * g, 1)
+    sum_r += tl.sum(p * bend, 1)
+    sum_rg += tl.sum(p * bend * g, 1)
   size = tl.num_programs(2).to(tl.int64) * C.H * C.Q
   tl.store(out + row, sum_s, mask=i < C.Q)
   tl.store(out + size + row, sum_sg, mask=i < C.Q)
