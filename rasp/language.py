@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 import dataclasses
 from fractions import Fraction
 import linecache
+import math
+import numbers
 import operator
 import sys
 from typing import Any
@@ -180,8 +182,30 @@ def _combine(kind: str, *parts: Selector) -> Selector:
   return Selector(kind, parts, source=here())
 
 
+def plain(value: Value) -> Value:
+  """The one form of equal values, so that they can be compared: a whole Fraction and a float become exact.
+
+  A float is the fraction of a denominator up to 10^6 that it is nearest to, 1/3 for one, or the decimal that it prints.
+  """
+  if value is None or type(value) in (int, bool, str):
+    return value
+  if isinstance(value, float):
+    value = float(value)
+    if not math.isfinite(value):
+      raise RaspError(here(), f'the number {value}; expected a finite one')
+    simple = Fraction(value).limit_denominator(10**6)
+    value = simple if float(simple) == value else Fraction(repr(value))
+  elif isinstance(value, numbers.Integral) and not isinstance(value, (bool, int)):
+    value = int(value)
+  return int(value) if type(value) is Fraction and value.denominator == 1 else value
+
+
 def constant(value: Value) -> SOp:
-  """The same value at every position."""
+  """The same value at every position. Raises RaspError on what is no number, string, bool or None."""
+  if isinstance(value, numbers.Number):
+    value = plain(value)
+  if value is not None and not isinstance(value, (int, str, Fraction)):
+    raise RaspError(here(), f'{value!r} is {type(value).__name__}; expected an s-op, a number, a string, a bool or None')
   return SOp('constant', value=value, source=here())
 
 
@@ -191,10 +215,6 @@ def lift(x: Any) -> SOp:
     return x
   if isinstance(x, Selector):
     raise RaspError(here(), f'{x!r} is a selector; expected an s-op (aggregate or selector_width makes one)')
-  if isinstance(x, float):
-    x = Fraction(x).limit_denominator(10**6)
-  if x is not None and not isinstance(x, (int, str, Fraction)):
-    raise RaspError(here(), f'{x!r} is {type(x).__name__}; expected an s-op, a number, a string, a bool or None')
   return constant(x)
 
 
@@ -269,13 +289,6 @@ def evaluate(fn: Callable[..., Value], op: str, values: Iterable[Value]) -> Valu
   if op not in SEE_UNDEFINED and any(v is None for v in values):
     return None
   return plain(fn(*values))
-
-
-def plain(value: Value) -> Value:
-  """The one form of equal values, so that they can be compared: a whole Fraction and a float become exact."""
-  if isinstance(value, float):
-    value = Fraction(value).limit_denominator(10**6)
-  return int(value) if type(value) is Fraction and value.denominator == 1 else value
 
 
 def order(value: Value) -> tuple:

@@ -6,7 +6,7 @@ is a linear map of others keeps that form, so that no layer is spent on it. A wr
 line quoted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 from fractions import Fraction
 from typing import Any
@@ -44,7 +44,7 @@ class Domain:
   @property
   def numeric(self) -> bool:
     """Whether it is always a number."""
-    return self.values is None or all(map(_number, self.values))
+    return self.values is None or all(map(is_number, self.values))
 
   @property
   def whole(self) -> bool:
@@ -59,7 +59,7 @@ class Domain:
 def listed(values: Iterable[Value], **fields) -> Domain:
   """The domain of an s-op that takes these values."""
   values = tuple(sorted(set(values), key=language.order))
-  numbers = [v for v in values if _number(v)]
+  numbers = [v for v in values if is_number(v)]
   return Domain(values, min(numbers, default=0), max(numbers, default=0), **fields)
 
 
@@ -69,12 +69,26 @@ class Analysis:
   apart: maps that keep their own arguments as inputs, whatever those depend on.
   """
 
-  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset()):
+  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset(),
+               derived: dict[Any, Any] | None = None):
     self.apart = apart
+    self._derived = {} if derived is None else derived
     self.vocabulary = tuple(language.plain(v) for v in vocabulary)
     self.longest = longest
     self.domains: dict[SOp, Domain] = {}
     self.matrices: dict[Selector, np.ndarray] = {}
+    self.grids: dict[Selector, np.ndarray | None] = {}
+
+  def derived(self, key: Any, make: Callable[[], Any]) -> Any:
+    """An s-op or a selector that a pass makes for itself: the same one whenever it is asked for, also after `keeping`,
+    so that what was learnt of it holds."""
+    if key not in self._derived:
+      self._derived[key] = make()
+    return self._derived[key]
+
+  def keeping(self, apart: frozenset[SOp]) -> 'Analysis':
+    """A new analysis in which these maps keep their own arguments as inputs."""
+    return Analysis(self.vocabulary, self.longest, apart, self._derived)
 
   def __call__(self, node: SOp) -> Domain:
     if node not in self.domains:
@@ -111,31 +125,38 @@ class Analysis:
     total = self.total(node.selector)
     extra = () if total else (language.plain(node.value),)
     if self.copies(node):
+      if not node.one and not self.unique(node.selector) and sum(map(is_number, x.values)) > 1:
+        raise RaspError(node.source, f'aggregate may select several numbers of {node.args[0]!r}, which holds numbers and '
+                                     'text: a mean or one value; select one key (.first() or .last()), or say one=True')
       if x.values is None:
         raise RaspError(node.source, f'{node.args[0]!r} has too many values to copy; give it a range by rounding, or '
                                      'aggregate its parts')
       return listed((*x.values, *extra))
-    low, high = min([x.low] + [e for e in extra if _number(e)]), max([x.high] + [e for e in extra if _number(e)])
+    low, high = min([x.low] + [e for e in extra if is_number(e)]), max([x.high] + [e for e in extra if is_number(e)])
     values = self._means(x)
+    if not x.numeric:  # all that are selected are undefined, or none is
+      extra = tuple({*extra, None})
     if values is None:
-      if extra and not _number(extra[0]):
-        raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside the default '
-                                     f'{extra[0]!r}; expected a number as default')
+      if any(not is_number(e) for e in extra):
+        raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside {extra[0]!r}; '
+                                     'expected a number as default, and rasp.default(.., a number) of what it averages')
       return Domain(None, low, high)
     return listed((*values, *extra))
 
   def _means(self, x: Domain) -> set | None:
     """Every mean of 1 .. N values of x."""
-    if x.values is None or not x.whole or (x.high - x.low) * self.longest**2 > 2 * LISTED:
+    if x.values is None or any(isinstance(v, Fraction) for v in x.values) or (x.high - x.low) * self.longest**2 > 2 * LISTED:
       return None
     low, high = int(x.low), int(x.high)
-    step = int(np.gcd.reduce([int(v) - low for v in x.values] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
+    step = int(np.gcd.reduce([int(v) - low for v in x.values if v is not None] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
     return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
             for k in range((high - low) // step * n + 1)}
 
   def copies(self, node: SOp) -> bool:
     """Whether an aggregate gives one of the selected values itself, not a mean."""
-    return node.one or not self(node.args[0]).numeric or self.unique(node.selector)
+    values = self(node.args[0]).values
+    return node.one or self.unique(node.selector) or values is not None and (
+        any(isinstance(v, str) for v in values) or not any(map(is_number, values)))
 
   def _map(self, node: SOp) -> Domain:
     parts = [self(a) for a in node.args]
@@ -167,9 +188,9 @@ class Analysis:
       for t, k in b.terms.items():
         terms[t] = terms.get(t, 0) + sign * k
     terms = {t: k for t, k in terms.items() if k}
-    return self._sum(terms, const)
+    return self.sum_of(terms, const)
 
-  def _sum(self, terms: dict[SOp, Any], const: Any) -> Domain:
+  def sum_of(self, terms: dict[SOp, Any], const: Any) -> Domain:
     """The domain of a linear map: sums of every value of every term."""
     low, high = const, const
     values: set[Value] | None = {const}
@@ -290,22 +311,32 @@ class Analysis:
     trace = interpreter.Trace([None] * self.longest)
     return np.array([place[language.plain(v)] for v in trace(node)])
 
-  def grid(self, leaf: Selector) -> np.ndarray | None:
+  def grid(self, selector: Selector) -> np.ndarray | None:
     """A selector of indices by indices as bool [query index, key index]; None if it depends on more."""
-    if not (self(leaf.keys).index and self(leaf.queries).index):
+    if selector not in self.grids:
+      self.grids[selector] = self._grid(selector)
+    return self.grids[selector]
+
+  def _grid(self, s: Selector) -> np.ndarray | None:
+    if s.kind in ('first', 'last'):
       return None
-    return self.matrix(leaf)[self.at_indices(leaf.queries)][:, self.at_indices(leaf.keys)]
+    if s.kind == 'leaf':
+      if not (self(s.keys).index and self(s.queries).index):
+        return None
+      return self.matrix(s)[self.at_indices(s.queries)][:, self.at_indices(s.keys)]
+    parts: list[Any] = [self.grid(part) for part in s.args]
+    if any(part is None for part in parts):
+      return None
+    return ~parts[0] if s.kind == 'not' else parts[0] & parts[1] if s.kind == 'and' else parts[0] | parts[1]
 
   def _counts(self, selector: Selector) -> tuple[int, int] | None:
     """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
-    parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in _selectors(selector)) else ()
-    N = self.longest
-    grids: list[Any] = [self.grid(p) for p in parts]
-    if parts and all(g is not None for g in grids):
-      # [i, n - 1]: among the first n keys
-      selected = np.logical_and.reduce(grids).cumsum(1)  # type: ignore[call-overload]  # NumPy 2.5
+    parts = [selector] if selector.kind == 'leaf' else []
+    N, grid = self.longest, self.grid(selector)
+    if grid is not None:
+      selected = grid.cumsum(1)  # [i, n - 1]: among the first n keys
       valid = np.tri(N, dtype=bool).T
-    elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
+    elif parts and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
       m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]
       q = self._by_shape(parts[0].queries)
       if q is None:
@@ -357,6 +388,19 @@ class Analysis:
       return bool((self.matrix(selector)[:, self.at_indices(selector.keys)].sum(1) <= 1).all())
     return False
 
+  def two_values(self, node: SOp) -> tuple[int, int, int] | None:
+    """A query index and two keys that it selects whose values are not always equal, where indices decide it."""
+    grid, x = self.grid(node.selector), self(node.args[0])
+    if grid is None or not (x.token or x.index):
+      return None
+    values = self.at_indices(node.args[0]) if x.index else np.arange(self.longest)  # a token may be any
+    for query in np.flatnonzero(grid.sum(1) > 1):
+      keys = np.flatnonzero(grid[query])
+      other = keys[values[keys] != values[keys[0]]]
+      if len(other):
+        return int(query), int(keys[0]), int(other[0])
+    return None
+
   def causal(self, selector: Selector) -> bool:
     """Whether no query can select a key after itself."""
     if selector.kind in ('first', 'last'):
@@ -365,10 +409,19 @@ class Analysis:
       return any(map(self.causal, selector.args))
     if selector.kind == 'or':
       return all(map(self.causal, selector.args))
-    if selector.kind == 'leaf':
-      grid = self.grid(selector)
-      return grid is not None and not np.triu(grid, 1).any()
-    return False
+    if selector.kind == 'not':
+      return self._selects_all_later(selector.args[0])
+    grid = self.grid(selector)
+    return grid is not None and not np.triu(grid, 1).any()
+
+  def _selects_all_later(self, selector: Selector) -> bool:
+    """Whether every query selects all keys after itself."""
+    if selector.kind in ('and', 'or'):
+      return (all if selector.kind == 'and' else any)(map(self._selects_all_later, selector.args))
+    if selector.kind == 'not':
+      return self.causal(selector.args[0])
+    grid = self.grid(selector)
+    return grid is not None and bool(grid[np.triu_indices(len(grid), 1)].all())
 
   def first_not_causal(self, node: SOp) -> tuple[Any, Selector] | None:
     """The line and the selector of the first aggregate or width that may read a later position."""
@@ -386,11 +439,8 @@ def is_everything(selector: Selector) -> bool:
       interpreter.truth(selector, selector.keys.value, selector.queries.value))
 
 
-def _selectors(selector: Selector) -> list[Selector]:
-  return [selector] + [s for part in selector.args for s in _selectors(part)]
-
-
-def _number(value: Value) -> bool:
+def is_number(value: Value) -> bool:
+  """Whether a value is a number or a truth value, not text and not undefined."""
   return value is not None and not isinstance(value, str)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rasp.compiling.circuit import Head, Reading, Slot, Step
+from rasp.compiling import readout
+from rasp.compiling.circuit import Head, Reading, Refused, Slot, Step
 from rasp.compiling.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}
@@ -58,14 +59,6 @@ def offset(step: Step, columns: list[Column]) -> Offset:
   return Offset(m, 2.0 ** (m - 23))
 
 
-class Refused(ValueError):
-  """The reason why no proof was found, the step that it is about, and its ramps if they are too many."""
-
-  def __init__(self, reason: str, step: Step | None = None, ramps: int = 0):
-    super().__init__(reason)
-    self.step, self.ramps = step, ramps
-
-
 def prove(plan: Plan, dtype: str = 'float32') -> float:
   """The largest error that the output can have on any input of up to the longest. Raises Refused if a margin fails."""
   bits, longest = BITS[dtype], plan.circuit.longest
@@ -74,8 +67,9 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   def error(reading: Reading) -> float:
     parts, const = plan.expand(reading)
     low, high = plan.range(reading)
-    rounded = not all(c.exact and a == round(a) for c, a in parts.items()) or const != round(const)
-    return sum(abs(a) * errors.get(c.source, 0.0) for c, a in parts.items()) + (
+    rounded = not all(c.exact and a == round(a) and _whole(c) for c, a in parts.items()) or const != round(const)
+    return sum(abs(a) * (errors.get(c.source, 0.0) + c.lost + (0.0 if readout.held(c.values, bits) else u * _size(c)))
+               for c, a in parts.items()) + (
         (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
         if rounded else 0.0)
   items: list[Head | Step] = [*plan.circuit.heads, *plan.circuit.steps]
@@ -86,15 +80,24 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
         errors[slot] = _slot_error(item, slot, longest, u) + (0.0 if item.mode == 'count' else error(slot.value))
     else:
       _check_step(plan, item, error(item.z), bits)
-  lost = error(plan.circuit.output)
-  if lost > WANTED:
-    raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g}')
-  return lost
+  output, lost = plan.circuit.output, 0.0
+  if output.number is not None:
+    lost, largest = error(output.number), max(map(abs, plan.range(output.number)))
+    if lost > WANTED * largest:
+      raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g} of its largest value {largest:.3g}')
+  digits = [error(r) for r in output.digits]
+  readout.prove(plan, digits, bits)
+  return max([lost, *digits])
 
 
 def _size(c: Column) -> float:
   return float(np.abs(c.vector).max()) if c.vector is not None else (
       max(abs(c.source.low), abs(c.source.high)) if isinstance(c.source, Slot) else 1.0)
+
+
+def _whole(c: Column) -> bool:
+  values = np.array(c.values)
+  return bool((values == np.round(values)).all())
 
 
 def _slot_error(head: Head, slot: Slot, longest: int, u: float) -> float:
@@ -111,7 +114,7 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
   for q, k in head.scores:
     for r in (q, k):
       parts, const = plan.expand(r)
-      if any(not c.exact or a != round(a) for c, a in parts.items()) or const != round(const):
+      if any(not c.exact or c.lost or a != round(a) or not _whole(c) for c, a in parts.items()) or const != round(const):
         raise Refused(f'the scores of {head.node!r} are no whole numbers')
       if max(map(abs, plan.range(r))) > 2**bits:
         raise Refused(f'the scores of {head.node!r} need whole numbers up to {max(map(abs, plan.range(r))):.0f}, more '

@@ -8,6 +8,7 @@ import numpy as np
 
 from rasp import decoder, interpreter
 from rasp.compiling import bound, emit
+from rasp.compiling.readout import Readout
 from rasp.compiling.schedule import Plan
 from rasp.language import RaspError, SOp, Value
 
@@ -39,18 +40,19 @@ class Compiled:
   """A program as a decoder: `model` and `params` are the framework's own, `module` runs them.
 
   Token 0 stands before every input; token 1 + v is number v of `vocabulary`. `outputs` maps token ids to the values
-  that they say; None: the program gives numbers, and logit 0 is the number.
+  that they say. A number that is not listed there is logit 0 itself: where there are no outputs, and where the token
+  that is said is `number`.
   """
   name: str
   model: decoder.Model
   params: Any
   vocabulary: tuple[Value, ...]
-  outputs: dict[int, Value] | None
-  codes: dict[Value, float]
+  outputs: dict[int, Value]
   report: Report
   program: SOp
+  readout: Readout
+  number: int = 0
   plan: Plan | None = None
-  readout: Any = None  # [D] and a constant: the code of the output, before the head picks the nearest
 
   @property
   def module(self):
@@ -95,9 +97,12 @@ class Compiled:
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
     """The values that logits say, BOS left out."""
     logits = np.asarray(logits_BxLxV)[:, 1:]
-    if self.outputs is None:
-      return logits[..., 0].astype(float).tolist()
-    return [[self.outputs.get(int(t)) for t in row] for row in logits.argmax(-1)]
+    numbers = logits[..., 0].astype(float).tolist()
+    if not self.outputs:
+      return numbers
+    said = 1 + logits[..., 1:].argmax(-1)
+    return [[number if t == self.number else self.outputs.get(int(t)) for t, number in zip(*row)]
+            for row in zip(said, numbers)]
 
   def batch(self, sequences: Sequence[Sequence[Value]], length: int = 0, params: Any = None) -> list[list[Value]]:
     """The outputs of several inputs at once."""
@@ -110,14 +115,9 @@ class Compiled:
   def errors(self, sequences: Sequence[Sequence[Value]], exact: Sequence[Sequence[Value]], length: int = 0
              ) -> np.ndarray:
     """|read out - exact| at every real position, flat: the distance that `report.bound` bounds."""
-    tokens, segments = self.tokenize(sequences, length)
-    hidden, _ = self.forward(tokens, segments)
-    weights, const = self.readout
-    read = np.asarray(hidden, np.float64)[:, 1:] @ weights + const
-    codes = np.zeros_like(read)
-    for row, values in enumerate(exact):
-      codes[row, :len(values)] = [self.codes[v] if self.outputs is not None else float(v) for v in values]
-    return np.abs(read - codes)[segments[:, 1:] == 1]
+    hidden, _ = self.forward(*self.tokenize(sequences, length))
+    rows = np.asarray(hidden, np.float64)[:, 1:]
+    return np.concatenate([self.readout.errors(row, values) for row, values in zip(rows, exact)])
 
   def cached(self, sequence: Iterable[Value]) -> list[Value]:
     """The outputs, one token at a time from the cache. Raises RaspError where the program is not causal."""

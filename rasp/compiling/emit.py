@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rasp import decoder
-from rasp.compiling import bound
+from rasp.compiling import bound, readout
 from rasp.compiling.circuit import Head, Reading
 from rasp.compiling.schedule import Column, Plan
 
@@ -36,8 +36,8 @@ def _signs(c: Column) -> tuple[int, ...]:
   return (1,) if c.vector is not None and c.vector.min() >= 0 and c.at_bos >= 0 else (1, -1)
 
 
-def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, float] | None) -> Params:
-  """The parameters. `outputs`: token id -> the code at which its logit is greatest; None: logit 0 is the number."""
+def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, tuple[float, ...]]) -> Params:
+  """The parameters. `outputs`: token id -> the codes at which its logit is greatest."""
   D, H, K, F, N = plan.width, model.heads, model.head_width, model.feedforward, plan.layers
   zeros = lambda *shape: np.zeros(shape, np.float32)
   blocks: Params = {name: {'weight': zeros(N, D, H, K), 'bias': zeros(N, H, K)} for name in ('query', 'key', 'value')}
@@ -65,7 +65,7 @@ def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, f
         R, r = model.relative_bias, len(head.bias) // 2
         blocks['relative_bias'][layer, number] = head.bias[np.clip(np.arange(-R, R + 1), -r, r) + r]
     _feedforward(plan, layer, {k: {n: a[layer] for n, a in blocks[k].items()} for k in ('up', 'down')})
-  _output(plan, params['head'], outputs)
+  readout.write(plan, params['head'], outputs)
   return params
 
 
@@ -75,13 +75,6 @@ def _write(array: np.ndarray, plan: Plan, r: Reading) -> float:
   for c, a in parts.items():
     array[plan.dims[c]] += a
   return const
-
-
-def readout(plan: Plan) -> tuple[np.ndarray, float]:
-  """The output's code as a linear map of the last hidden state, weights [D] and a constant."""
-  weights = np.zeros(plan.width)
-  const = _write(weights, plan, plan.circuit.output)
-  return weights, const
 
 
 def _head(plan: Plan, head: Head, w: dict[str, dict[str, np.ndarray]], h: int) -> None:
@@ -128,20 +121,3 @@ def _feedforward(plan: Plan, layer: int, w: dict[str, dict[str, np.ndarray]]) ->
         for c in columns:
           down[unit, dims[c]] = (1 - 2 * later) * (c.vector[r.after] - c.vector[r.before])
         unit += 1
-
-
-def _output(plan: Plan, head: np.ndarray, outputs: dict[int, float] | None) -> None:
-  parts, const = plan.expand(plan.circuit.output)
-  if outputs is None:
-    for c, a in parts.items():
-      head[0, plan.dims[c]] = a
-    head[0, plan.one] += const
-    return
-  middle = round((min(outputs.values()) + max(outputs.values())) / 2)
-  head[:, plan.one] = -4  # a token that is no output: the nearest code has at least about 0
-  for token, code in outputs.items():  # 2 c y - c^2 is greatest at the code c nearest to y
-    code -= middle
-    head[token] = 0
-    for c, a in parts.items():
-      head[token, plan.dims[c]] = 2 * code * a
-    head[token, plan.one] += 2 * code * (const - middle) - code * code

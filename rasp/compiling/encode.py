@@ -8,17 +8,20 @@ constant are one column. Scores are whole numbers below 2^24, so that they carry
 """
 
 import dataclasses
+from fractions import Fraction
+import functools
 import itertools
 import math
+import operator
 from typing import Any
 
 import numpy as np
 
 from rasp import interpreter, language
-from rasp.compiling.analysis import Analysis
-from rasp.compiling.circuit import Circuit, Feature, Head, Reading, Slot, Step, Table
+from rasp.compiling.analysis import Analysis, is_number
+from rasp.compiling.circuit import Circuit, Feature, Head, Output, Reading, Slot, Step, Table
 from rasp.compiling.conjunctions import Leaf, Term, conjunctions, product
-from rasp.language import RaspError, Selector, SOp, Value
+from rasp.language import RaspError, Selector, SOp
 
 POINTER = 100  # the most values for which a computed v^2 stays exact through its ramps
 RAW_ERROR = 2.0**-17  # what is lost to keys that are not selected
@@ -30,23 +33,95 @@ class Effort:
   """How dearly a program is encoded: the cheapest at first, and more where a proof is refused.
 
   apart: maps that keep their own arguments as inputs, for two layers in place of a step of too many ramps. sharpness:
-  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before.
+  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. digits:
+  in how many the listed values of the output are said.
   """
   apart: frozenset[SOp] = frozenset()
   sharpness: int = 6
   decoded: frozenset[SOp] = frozenset()
+  digits: int = 1
 
 
-def encode(root: SOp, analysis: Analysis, causal: bool, categorical: bool, effort: Effort) -> Circuit:
-  """The heads, steps and features that compute `root`; `categorical`: its values are told apart by whole codes."""
+def encode(root: SOp, analysis: Analysis, causal: bool, effort: Effort) -> Circuit:
+  """The heads, steps and features that compute `root` and say it: fractions as numbers, all else by whole codes."""
   builder = _Builder(analysis, causal, effort)
-  if not categorical:
-    return builder.circuit(builder.number(root), {})
-  codes = builder.codes(root)
+  values = analysis(root).values
+  if values is not None and not any(isinstance(v, Fraction) for v in values):
+    return builder.circuit(_listed(builder, root, effort.digits))
+  others = [v for v in values or () if not is_number(v)]
+  if not others:
+    return builder.circuit(Output(builder.number(root)))
+  # Which of the others it is, if any, is told by a code; its number counts only where it is none of them.
+  place = {v: 1 + k for k, v in enumerate(others)}
+  kind = analysis.derived(('kind', root), lambda: SOp(
+      'map', (root,), 'default', lambda v: place.get(v, 0), name=f'kind of {root!r}', source=root.source))
+  numeric = root.kind == 'aggregate' and not analysis.copies(root) or all(v is None for v in others)
+  number = root if numeric else analysis.derived(('number', root), lambda: SOp(
+      'map', (root,), 'default', lambda v: v if is_number(v) else 0, name=root.name, source=root.source))
+  codes = {v: (float(k),) for v, k in place.items()}
+  return builder.circuit(Output(builder.number(number), (builder.exact(kind, builder.codes(kind)),), codes, (0.0,)))
+
+
+def _listed(builder: '_Builder', root: SOp, digits: int) -> Output:
+  """The output of a program whose values are listed, in so many digits."""
+  analysis, codes = builder.analysis, builder.codes(root)
+  values = analysis(root).values
   # A copied value is read out as it comes; the rest from a feed-forward layer, where it is exact.
   copied = root.kind == 'aggregate' and analysis.copies(root)
-  output = builder.number(root) if copied else builder.exact(root, codes)
-  return builder.circuit(output, dict(zip(analysis(root).values, codes.tolist())))
+  if digits == 1:
+    reading = builder.number(root) if copied else builder.exact(root, codes)
+    return Output(None, (reading,), {v: (c,) for v, c in zip(values, codes.tolist())})
+  if len(analysis(root).terms or ()) > 1:
+    return _apart(builder, root, digits) or _tens(builder, root)
+  codes = np.arange(len(values), dtype=np.float64)
+  low = int(codes.min())
+  base = math.ceil(math.sqrt(codes.max() - low + 1))
+  upper = (codes - low) // base
+  lower = codes - low - base * upper
+  if copied:
+    readings = builder.aggregate(root, upper), builder.aggregate(root, lower)
+  else:
+    readings = builder.exact(root, upper), builder.exact(root, lower)
+  return Output(None, readings, dict(zip(values, zip(upper.tolist(), lower.tolist()))))
+
+
+def _apart(builder: '_Builder', root: SOp, digits: int) -> Output | None:
+  """A sum said as so many sums, of terms with large to small factors; None where values do not tell them apart."""
+  analysis, d = builder.analysis, builder.analysis(root)
+  terms = sorted(d.terms.items(), key=lambda item: -abs(item[1]))
+  best: Any = None
+  for cuts in itertools.combinations(range(1, len(terms)), digits - 1):
+    groups = [dict(terms[a:b]) for a, b in itertools.pairwise((0, *cuts, len(terms)))]
+    values = [analysis.sum_of(group, 0).values for group in groups]
+    if any(v is None for v in values) or np.prod([float(len(v)) for v in values]) > 2 * len(d.values):
+      continue
+    units = [int(np.gcd.reduce([int(k) for k in group.values()])) for group in groups]
+    sums = functools.reduce(np.add.outer, [np.array(v, np.int64) for v in values])
+    wide = max((v[-1] - v[0]) / unit for v, unit in zip(values, units))
+    if len(np.unique(sums)) == sums.size and (best is None or wide < best[0]):
+      best = wide, groups, units, values
+  if best is None:
+    return None
+  _, groups, units, values = best
+  readings = []
+  for group, unit in zip(groups, units):
+    readings.append(functools.reduce(operator.add, [builder.number(t) * (float(k) / unit) for t, k in group.items()]))
+  return Output(None, tuple(readings), {
+      sum(parts) + int(d.const): tuple(float(v // unit) for v, unit in zip(parts, units))
+      for parts in itertools.product(*values)})
+
+
+def _tens(builder: '_Builder', root: SOp) -> Output:
+  """A sum said by its quotient and its remainder."""
+  analysis, codes = builder.analysis, builder.codes(root)
+  low = int(codes.min())
+  base = math.ceil(math.sqrt(codes.max() - low + 1))
+  tens = analysis.derived(('tens', root), lambda: (root - low) // base)
+  upper = (codes - low) // base
+  first = builder.exact(tens, builder.codes(tens))
+  second = builder.number(root) + Reading(const=-float(low)) + first * -float(base)
+  return Output(None, (first, second), dict(zip(analysis(root).values, zip(
+      upper.tolist(), (codes - low - base * upper).tolist()))))
 
 
 class _Features:
@@ -77,22 +152,23 @@ class _Builder:
     self._slots: dict[Any, Reading] = {}
     self._terms: dict[Selector, list[Term]] = {}
 
-  def circuit(self, output: Reading, codes: dict[Value, float]) -> Circuit:
+  def circuit(self, output: Output) -> Circuit:
     heads = [dataclasses.replace(head, slots=tuple(self._brought[key])) for key, head in self._heads.items()]
     return Circuit(
         tuple(heads), tuple(step.source for step in self._steps.values()),
-        tuple(features.table() for features in (self.token, self.index, *self._steps.values())), output, codes,
+        tuple(features.table() for features in (self.token, self.index, *self._steps.values())), output,
         self.longest, self.causal)
 
   # Values
 
   def codes(self, node: SOp) -> np.ndarray:
-    """A number for every value: the value itself, undefined above all; for text its place."""
+    """A number for every value: the value itself, what is none above all; where there is text its place, but of a mean."""
     d = self.analysis(node)
-    if any(isinstance(v, str) for v in d.values):
+    mean = node.kind == 'aggregate' and not self.analysis.copies(node)
+    if not mean and any(isinstance(v, str) for v in d.values):
       return np.arange(len(d.values), dtype=np.float64)
-    undefined = math.floor(d.high) + 1
-    return np.array([undefined if v is None else float(v) for v in d.values])
+    above = itertools.count(math.floor(d.high) + 1)
+    return np.array([float(v) if is_number(v) else float(next(above)) for v in d.values])
 
   def number(self, node: SOp) -> Reading:
     """The codes of a node, exact or nearly: what a feed-forward layer may read."""
@@ -105,7 +181,7 @@ class _Builder:
     if node.kind == 'width':
       return self._width(node)
     if node.kind == 'aggregate':
-      return self._aggregate(node, None)
+      return self.aggregate(node, None)
     return self.exact(node, self.codes(node))
 
   def exact(self, node: SOp, vector: np.ndarray) -> Reading:
@@ -194,7 +270,7 @@ class _Builder:
 
   def _coded(self, node: SOp, codes: np.ndarray) -> Reading:
     if node.kind == 'aggregate' and not (self.analysis(node).token or self.analysis(node).index):
-      return self._aggregate(node, codes)
+      return self.aggregate(node, codes)
     return self.exact(node, codes)
 
   # Attention
@@ -208,13 +284,13 @@ class _Builder:
     s = node.selector
     prior = s.kind if s.kind in ('first', 'last') else ''
     if prior:  # one key if any: whether there is one
-      return self._aggregate(language.aggregate(s, 1, 0, one=True), None)
+      return self.aggregate(language.aggregate(s, 1, 0, one=True), None)
     out = Reading()
     for term in self._terms_of(s):
       out = out + self._slot(node, term, 'count', '', ONE, 0.0, (0.0, 1.0))
     return out
 
-  def _aggregate(self, node: SOp, codes: np.ndarray | None) -> Reading:
+  def aggregate(self, node: SOp, codes: np.ndarray | None) -> Reading:
     """An aggregate's value (codes None), or a code of it where it copies one."""
     d, x = self.analysis(node), node.args[0]
     s = node.selector
@@ -239,12 +315,16 @@ class _Builder:
       else:
         value = self.exact(x, vector)
       span = (float(vector.min()), float(vector.max()))
+    elif not xd.numeric:  # undefined is a number above all others: the one that says undefined of the result
+      vector = np.array([code[None] if v is None else float(v) for v in xd.values])
+      value = self.number(x) if np.array_equal(vector, self.codes(x)) else self.exact(x, vector)
+      span = (float(vector.min()), float(vector.max()))
     else:
       whole = xd.whole and all(self.analysis(t).whole for t in xd.terms or ())
       value = self.exact(x, np.array(xd.values, float)) if whole else self.number(x)
       span = (float(xd.low), float(xd.high))
-    if len(terms) > 1 and (prior or not copies):
-      terms = self._terms_of(product(s.args[0] if prior else s, self.analysis))
+    if len(terms) > 1 and (prior or not copies or not self.analysis.unique(s)):
+      terms = self._terms_of(self.analysis.derived(s, lambda: product(s.args[0] if prior else s, self.analysis)))
     if len(terms) == 1:
       return self._slot(node, terms[0], 'total' if total else 'sink', prior, value, sink, span)
     out = Reading(const=sink)  # at most one of them selects: each brings the difference from the default, or 0

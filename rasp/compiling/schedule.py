@@ -9,6 +9,7 @@ subtract it), so that the width is the largest number of columns alive at once, 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,17 @@ class Column:
   """A direction of the residual stream for a time, from the half-layer `born` that writes it.
 
   vector: its value for every value of its table; None for a slot and for the two constants. at_bos: its value at the
-  first token.
+  first token. lost: how far the vector is from what was asked for, at most: of fractions, which are put on a grid.
   """
   source: Slot | Step | str  # a table's source, a slot, 'one' or 'bos'
   vector: np.ndarray | Any
   born: int
   at_bos: float = 0.0
+  lost: float = 0.0
 
   @property
   def exact(self) -> bool:
-    """Whether it holds its values without error: everything but what a head brings."""
+    """Whether it holds its vector without error: everything but what a head brings."""
     return not isinstance(self.source, Slot)
 
   @property
@@ -40,6 +42,7 @@ class Column:
                             [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1.0, 0.0])
 
 
+FINEST = 18.0  # log2 of the largest sum of a step's units, in steps of the grid for its fractions
 Parts = dict[Feature | Slot, tuple[dict[Column, float], float]]  # each as coefficients of columns and a constant
 
 
@@ -100,14 +103,33 @@ def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
   return column / a, a, b
 
 
+def _on_grid(step: Step, vector: np.ndarray) -> tuple[np.ndarray, float, float, float]:
+  """(column, a, b, lost): a column of whole numbers with vector = a * column + b up to `lost` of its units, as fine as
+  the step's units can hold without rounding."""
+  at = np.flatnonzero(np.diff(step.places))
+  jumps = np.abs(np.diff(vector[step.places])[at])
+  reach = 3.0 / np.diff(step.levels)[at] * (step.levels[-1] - step.levels[at]) + 2
+  a, b = 2.0 ** -math.floor(FINEST - math.log2(2 * float(jumps @ reach))), float(vector[0])
+  column = np.round((vector - b) / a)
+  return column, a, b, float(np.abs(column - (vector - b) / a).max())
+
+
 def _columns(table: Table) -> tuple[list[Column], Parts]:
   """(columns, features by columns) of a table: a column for all that differ by scale and constant, or a one-hot."""
   step = table.source if isinstance(table.source, Step) else None
   columns: dict[bytes, Column] = {}
+  lost: dict[bytes, float] = {}
   def column(vector: np.ndarray) -> Column:
     return columns.setdefault(vector.tobytes(), Column(
-        table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0))
-  split = [(f, *primitive(f.vector)) for f in table.features]
+        table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0,
+        lost.get(vector.tobytes(), 0.0)))
+  split = []
+  for f in table.features:
+    c, a, b = primitive(f.vector)
+    if step and (c != c.round()).any():
+      c, a, b, far = _on_grid(step, f.vector)
+      lost[c.tobytes()] = far
+    split.append((f, c, a, b))
   if len({c.tobytes() for _, c, _, _ in split}) < table.size:
     parts: Parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
   else:
@@ -140,7 +162,9 @@ def schedule(circuit: Circuit) -> Plan:
       read(r, head.time)
   for step in circuit.steps:
     read(step.z, step.time)
-  read(circuit.output, 2 * layers)
+  for r in (circuit.output.number, *circuit.output.digits):
+    if r is not None:
+      read(r, 2 * layers)
   kept = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
   dims, width, cleared = allocate(kept, last, layers)
   return Plan(circuit, parts, kept, dims[one], dims.get(bos), layers, width, dims, cleared)
