@@ -249,7 +249,7 @@ class Analysis:
       if not top:
         d = self(part)
         terms = list(d.terms or ())
-        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices') for t in terms):
+        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices', 'tokens') for t in terms):
           inputs[part] = None
           return
         if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):

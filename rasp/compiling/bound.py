@@ -84,7 +84,8 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   if output.number is not None:
     lost, largest = error(output.number), max(map(abs, plan.range(output.number)))
     if lost > WANTED * largest:
-      raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g} of its largest value {largest:.3g}')
+      raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g} of its largest value {largest:.3g}',
+                    readout=True)
   digits = [error(r) for r in output.digits]
   readout.prove(plan, digits, bits)
   return max([lost, *digits])

@@ -24,6 +24,7 @@ from rasp.compiling.conjunctions import Leaf, Term, conjunctions, product
 from rasp.language import RaspError, Selector, SOp
 
 POINTER = 100  # the most values for which a computed v^2 stays exact through its ramps
+SQUARES = 2**23  # the largest scores of pointers
 RAW_ERROR = 2.0**-17  # what is lost to keys that are not selected
 ONE = Reading(const=1.0)
 
@@ -33,12 +34,13 @@ class Effort:
   """How dearly a program is encoded: the cheapest at first, and more where a proof is refused.
 
   apart: maps that keep their own arguments as inputs, for two layers in place of a step of too many ramps. sharpness:
-  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. digits:
-  in how many the listed values of the output are said.
+  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. listed:
+  whether fractions are said as listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
   """
   apart: frozenset[SOp] = frozenset()
   sharpness: int = 6
   decoded: frozenset[SOp] = frozenset()
+  listed: bool = False
   digits: int = 1
 
 
@@ -46,7 +48,7 @@ def encode(root: SOp, analysis: Analysis, causal: bool, effort: Effort) -> Circu
   """The heads, steps and features that compute `root` and say it: fractions as numbers, all else by whole codes."""
   builder = _Builder(analysis, causal, effort)
   values = analysis(root).values
-  if values is not None and not any(isinstance(v, Fraction) for v in values):
+  if values is not None and (effort.listed or not any(isinstance(v, Fraction) for v in values)):
     return builder.circuit(_listed(builder, root, effort.digits))
   others = [v for v in values or () if not is_number(v)]
   if not others:
@@ -66,12 +68,14 @@ def _listed(builder: '_Builder', root: SOp, digits: int) -> Output:
   """The output of a program whose values are listed, in so many digits."""
   analysis, codes = builder.analysis, builder.codes(root)
   values = analysis(root).values
+  if any(isinstance(v, Fraction) for v in values):
+    codes = np.arange(len(values), dtype=np.float64)
   # A copied value is read out as it comes; the rest from a feed-forward layer, where it is exact.
   copied = root.kind == 'aggregate' and analysis.copies(root)
   if digits == 1:
-    reading = builder.number(root) if copied else builder.exact(root, codes)
+    reading = builder.aggregate(root, codes) if copied else builder.exact(root, codes)
     return Output(None, (reading,), {v: (c,) for v, c in zip(values, codes.tolist())})
-  if len(analysis(root).terms or ()) > 1:
+  if len(analysis(root).terms or ()) > 1 and analysis(root).whole:
     return _apart(builder, root, digits) or _tens(builder, root)
   codes = np.arange(len(values), dtype=np.float64)
   low = int(codes.min())
@@ -419,7 +423,7 @@ class _Builder:
       u, v = equal
       d_k, d_q = self.analysis(leaf.keys), self.analysis(leaf.queries)
       computed = [d for d, needed in ((d_k, True), (d_q, not relative)) if needed and not (d.token or d.index)]
-      if all(len(d.values) <= POINTER for d in computed):
+      if all(len(d.values) <= POINTER for d in computed) and gap * (max(*u, *v) - min(*u, *v)) ** 2 <= SQUARES:
         middle = round((v.min() + v.max()) / 2)
         u, v = u - middle, v - middle
         scores = [(2.0 * gap * self.exact(leaf.queries, u), self.exact(leaf.keys, v)),
@@ -446,10 +450,11 @@ class _Builder:
   def _equality(self, leaf: Leaf) -> tuple[np.ndarray, np.ndarray] | None:
     """Whole codes of queries and keys if the leaf asks whether the two are equal."""
     k, q = self.analysis(leaf.keys), self.analysis(leaf.queries)
-    if k.whole and q.whole:
+    both = {*k.values, *q.values}
+    if k.whole and q.whole and max(both) - min(both) <= 4 * len(both):
       u, v = np.array(q.values, float), np.array(k.values, float)
     else:
-      place = {x: float(i) for i, x in enumerate(sorted({*k.values, *q.values}, key=language.order))}
+      place = {x: float(i) for i, x in enumerate(sorted(both, key=language.order))}
       u, v = np.array([place[x] for x in q.values]), np.array([place[x] for x in k.values])
       if None in place:  # undefined selects nothing: not even undefined
         return None

@@ -129,6 +129,8 @@ def _proven(root: SOp, analysis: Analysis, causal: bool, dtype: str) -> tuple[sc
 
 def _harder(effort: encode.Effort, reason: Refused) -> encode.Effort:
   """What to try after a refusal: a map in two layers, counts nearer to proportional, inputs that are exact before."""
+  if reason.readout and not effort.listed:
+    return dataclasses.replace(effort, listed=True)
   if reason.readout and effort.digits < DIGITS:
     return dataclasses.replace(effort, digits=effort.digits + 1)
   node: Any = reason.step.node if reason.step else None

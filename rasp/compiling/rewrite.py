@@ -55,10 +55,24 @@ def rewrite(root: SOp, analysis: Analysis) -> SOp:
   """The program after every rule, until nothing changes; `analysis` is of the same vocabulary and length."""
   merger = _Merger()
   root = merger.rebuild(root, {})
-  for rule in (merge_means, split_and, sum_or):
+  for rule in (differences, merge_means, split_and, sum_or):
     while changes := rule(root, analysis):
       root = merger.rebuild(root, changes)
   return root
+
+
+def differences(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """a < b -> a - b < 0 for whole numbers: one input in place of two, so two ramps in place of a table."""
+  changes = {}
+  for node in language.nodes(root):
+    if node.kind != 'map' or node.op not in language.PREDICATES or any(a.kind == 'constant' for a in node.args):
+      continue
+    a, b = (analysis(x) for x in node.args)
+    if a.terms and b.terms and a.whole and b.whole and not (a.token and b.token or a.index and b.index):
+      difference = dataclasses.replace(node.args[0] - node.args[1], source=node.source)
+      if analysis(difference).values is not None:
+        changes[node] = dataclasses.replace(node, args=(difference, language.constant(0)))
+  return changes
 
 
 def _mean(node: SOp, analysis: Analysis) -> bool:

@@ -72,9 +72,11 @@ class Plan:
     """Least and greatest value of a reading, BOS included."""
     columns, low = self.expand(r)
     high = low
+    together: dict[Any, list[np.ndarray]] = {}  # columns of one table hold features of one value
     for c, a in columns.items():
-      values = [a * v for v in c.values]
-      low, high = low + min(values), high + max(values)
+      together.setdefault(c if c.vector is None else c.source, []).append(a * np.array(c.values))
+    for values in map(sum, together.values()):
+      low, high = low + float(values.min()), high + float(values.max())
     return low, high
 
   def written_by(self, step: Step) -> list[Column]:
@@ -131,7 +133,7 @@ def _columns(table: Table) -> tuple[list[Column], Parts]:
       lost[c.tobytes()] = far
     split.append((f, c, a, b))
   if len({c.tobytes() for _, c, _, _ in split}) < table.size:
-    parts: Parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
+    parts: Parts = {f: ({column(c): a} if c.any() or c.tobytes() in lost else {}, b) for f, c, a, b in split}
   else:
     onehot = np.eye(table.size)
     parts = {f: ({column(onehot[i]): float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b)
