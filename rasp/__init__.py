@@ -2,11 +2,11 @@
 
 from rasp.language import (
     RaspError, Selector, SOp, aggregate, apply, before, constant, default, divide, everything, indices, length, select,
-    selector_width, tokens, until, where)
+    selector_width, tokens, total, until, where)
 from rasp.program import Program, program
 from rasp.compiling import Compiled, Report, compile  # pylint: disable=redefined-builtin
 
 __all__ = [
     'Compiled', 'Program', 'RaspError', 'Report', 'SOp', 'Selector', 'aggregate', 'apply', 'before', 'compile',
     'constant', 'default', 'divide', 'everything', 'indices', 'length', 'program', 'select', 'selector_width', 'tokens',
-    'until', 'where']
+    'total', 'until', 'where']

@@ -61,6 +61,9 @@ class Trace:
       return [language.plain(node.value)] * n
     if node.kind == 'width':
       return [sum(row) for row in self.matrix(node.selector)]
+    if node.kind == 'total':
+      values = self(node.args[0])
+      return [total(node, [v for v, chosen in zip(values, row) if chosen]) for row in self.matrix(node.selector)]
     if node.kind == 'aggregate':
       values = self(node.args[0])
       return [aggregate(node, [v for v, chosen in zip(values, row) if chosen]) for row in self.matrix(node.selector)]
@@ -103,6 +106,13 @@ def aggregate(node: SOp, chosen: list[Value]) -> Value:
                                    '.first() takes one of several), or aggregate numbers')
     return chosen[0]
   return language.plain(Fraction(sum(map(Fraction, chosen)), len(chosen)))
+
+
+def total(node: SOp, chosen: list[Value]) -> Value:
+  """The sum of the values selected by one query."""
+  if any(isinstance(v, str) for v in chosen):
+    raise RaspError(node.source, f'total adds {next(v for v in chosen if isinstance(v, str))!r}; expected numbers')
+  return None if None in chosen else language.plain(sum(chosen, Fraction(0)))
 
 
 def run(node: SOp, sequence: list[Value], vocabulary: tuple[Value, ...] = ()) -> list[Value]:

@@ -75,7 +75,7 @@ PREDICATES = ('==', '!=', '<', '<=', '>', '>=')
 class SOp:
   """A sequence operator: a value for every position of any input.
 
-  kind is tokens, indices, constant, map, aggregate or width; `op` names a map's function, `fn` is that function.
+  kind is tokens, indices, constant, map, aggregate, total or width; `op` names a map's function, `fn` is that function.
   A field is None where the kind has none, which `| Any` says here: who asks for it has asked for the kind.
   """
   kind: str
@@ -273,6 +273,13 @@ def selector_width(selector: Selector) -> SOp:
   if not isinstance(selector, Selector):
     raise RaspError(here(), f'{selector!r} is no selector; expected selector_width(selector)')
   return SOp('width', selector=selector, source=here())
+
+
+def total(selector: Selector, values: Any) -> SOp:
+  """The sum of the selected numbers: 0 where none is selected, undefined where one of them is."""
+  if not isinstance(selector, Selector):
+    raise RaspError(here(), f'{selector!r} is no selector; expected total(selector, values)')
+  return SOp('total', (lift(values),), selector=selector, source=here())
 
 
 tokens = SOp('tokens', name='tokens')

@@ -74,17 +74,17 @@ def verify(compiled: Compiled, program: SOp, exhaustive: int = 5, samples: int =
     worst = max(worst, float(distance.max()))
     for row, expected, output in zip(batch, exact, outputs):
       total += 1
-      if not equal(expected, output):
+      if not equal(expected, output, max(1e-3, 1.01 * compiled.report.bound)):
         wrong += 1
         first = first or (row, expected, output)
   return Verdict(total, wrong, worst, first)
 
 
-def equal(expected: Sequence[Value], output: Sequence[Value]) -> bool:
-  """Whether an output is right: values exactly, numbers that are read out to 1e-3."""
+def equal(expected: Sequence[Value], output: Sequence[Value], tolerance: float = 1e-3) -> bool:
+  """Whether an output is right: values exactly, numbers that are read out to `tolerance`."""
   return len(expected) == len(output) and all(
       e == f and (e is None) == (f is None) if not isinstance(f, float) or e is None or isinstance(e, str) else
-      abs(float(e) - f) < 1e-3 for e, f in zip(expected, output))
+      abs(float(e) - f) <= tolerance for e, f in zip(expected, output))
 
 
 def ablate(compiled: Compiled, layer: int, head: int) -> Compiled:

@@ -9,6 +9,7 @@ line quoted.
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 from fractions import Fraction
+import math
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,8 @@ class Analysis:
       return self._atom(node, listed(range(least, self.longest + 1), shape=everything))
     if node.kind == 'aggregate':
       return self._atom(node, self._aggregate(node))
+    if node.kind == 'total':
+      return self._atom(node, self._total(node))
     return self._map(node)
 
   def _atom(self, node: SOp, d: Domain) -> Domain:
@@ -143,6 +146,17 @@ class Analysis:
       return Domain(None, low, high)
     return listed((*values, *extra))
 
+  def _total(self, node: SOp) -> Domain:
+    x, N = self(node.args[0]), self.longest
+    if not x.numeric:
+      raise RaspError(node.source, f'total adds {node.args[0]!r}, which is not always a number; expected numbers, '
+                                   'rasp.default(.., 0) replaces undefined')
+    low, high = min(0, N * x.low), max(0, N * x.high)
+    step = int(np.gcd.reduce([int(v) for v in x.values])) or 1 if x.whole else 0  # type: ignore[call-overload]
+    if step and (high - low) // step < LISTED:
+      return listed(range(int(low), int(high) + 1, step))
+    return Domain(None, low, high)
+
   def _means(self, x: Domain) -> set | None:
     """Every mean of 1 .. N values of x."""
     if x.values is None or any(isinstance(v, Fraction) for v in x.values) or (x.high - x.low) * self.longest**2 > 2 * LISTED:
@@ -162,9 +176,16 @@ class Analysis:
     parts = [self(a) for a in node.args]
     flags = {flag: all(getattr(p, flag) for p in parts) for flag in ('token', 'index', 'shape')}
     d = self._linear(node, parts)
+    if d is None and self.gates(node) and any(p.values is None for p in parts):
+      d = Domain(None, min(p.low for p in parts[1:]), max(p.high for p in parts[1:]), terms={node: 1})
     if d is None:
-      inputs, table = self._table(node)
-      d = listed(table.ravel().tolist(), inputs=inputs, table=table)
+      try:
+        inputs, table = self._table(node)
+        d = listed(table.ravel().tolist(), inputs=inputs, table=table)
+      except RaspError:
+        if not self.gates(node):
+          raise
+        d = listed((*parts[1].values, *parts[2].values))
       if len(d.values) > LISTED:
         raise RaspError(node.source, f'{node!r} takes more than {LISTED} values; give it a range, for example with //')
       if d.numeric:
@@ -172,6 +193,19 @@ class Analysis:
     for flag, value in flags.items():
       setattr(d, flag, value)
     return d
+
+  def gates(self, node: SOp) -> bool:
+    """Whether a map is a `where` of numbers with a condition that is always defined, which units can pass or stop."""
+    if node.kind != 'map' or node.op != 'where':
+      return False
+    condition, yes, no = (self(a) for a in node.args)
+    if condition.values is None or None in condition.values:
+      return False
+    if yes.numeric and no.numeric:
+      return True
+    values = [v for d in (yes, no) for v in d.values or ()]  # undefined must be the same number in both
+    return None not in (yes.values, no.values) and not any(isinstance(v, str) for v in values) and (
+        math.floor(yes.high) == math.floor(no.high))
 
   def _linear(self, node: SOp, parts: list[Domain]) -> Domain | None:
     if node.op not in '+-*' or any(p.terms is None for p in parts):
@@ -249,7 +283,7 @@ class Analysis:
       if not top:
         d = self(part)
         terms = list(d.terms or ())
-        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices', 'tokens') for t in terms):
+        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'total', 'width', 'indices', 'tokens') for t in terms):
           inputs[part] = None
           return
         if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):
@@ -310,6 +344,11 @@ class Analysis:
     place = d.place
     trace = interpreter.Trace([None] * self.longest)
     return np.array([place[language.plain(v)] for v in trace(node)])
+
+  def at_tokens(self, node: SOp) -> np.ndarray:
+    """Place of a token-only s-op's value at every token, int [V]."""
+    place = self(node).place
+    return np.array([place[language.plain(v)] for v in interpreter.Trace(self.vocabulary)(node)])
 
   def grid(self, selector: Selector) -> np.ndarray | None:
     """A selector of indices by indices as bool [query index, key index]; None if it depends on more."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rasp.compiling import readout
-from rasp.compiling.circuit import Head, Reading, Refused, Slot, Step
+from rasp.compiling.circuit import Gate, Head, Reading, Refused, Slot, Step
 from rasp.compiling.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}
@@ -37,6 +37,11 @@ class Offset:
   """The exponent m that puts every product of a step in one binade, and the quantum of its units."""
   m: int
   quantum: float
+
+
+def closing(gate: Gate) -> float:
+  """What a closed gate takes from its value, a power of two that exceeds it."""
+  return 2.0 ** math.ceil(math.log2(gate.high - gate.low + 1))
 
 
 def ramps(step: Step) -> list[Ramp]:
@@ -72,12 +77,20 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
                for c, a in parts.items()) + (
         (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
         if rounded else 0.0)
-  items: list[Head | Step] = [*plan.circuit.heads, *plan.circuit.steps]
+  items: list[Head | Step | Gate] = [*plan.circuit.heads, *plan.circuit.steps, *plan.circuit.gates]
   for item in sorted(items, key=lambda item: item.time):
     if isinstance(item, Head):
       _check_scores(plan, item, bits)
       for slot in item.slots:
-        errors[slot] = _slot_error(item, slot, longest, u) + (0.0 if item.mode == 'count' else error(slot.value))
+        most = max(map(abs, plan.range(slot.value)))
+        errors[slot] = _slot_error(item, slot, longest, u, most) + error(slot.value) * (
+            longest if item.mode == 'count' else 1)
+    elif isinstance(item, Gate):
+      parts, _ = plan.expand(item.on)
+      if any(not c.exact or c.lost or not _whole(c) for c in parts):
+        raise Refused(f'the condition of {item.node!r} is known nearly only')
+      largest = 2 * (max(map(abs, plan.range(item.value))) + abs(item.low) + 2 * closing(item))
+      errors[item] = error(item.value) + (len(plan.expand(item.value)[0]) + len(parts) + 4) * u * largest
     else:
       _check_step(plan, item, error(item.z), bits)
   output, lost = plan.circuit.output, 0.0
@@ -92,8 +105,7 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
 
 
 def _size(c: Column) -> float:
-  return float(np.abs(c.vector).max()) if c.vector is not None else (
-      max(abs(c.source.low), abs(c.source.high)) if isinstance(c.source, Slot) else 1.0)
+  return max(map(abs, c.values))
 
 
 def _whole(c: Column) -> bool:
@@ -101,11 +113,11 @@ def _whole(c: Column) -> bool:
   return bool((values == np.round(values)).all())
 
 
-def _slot_error(head: Head, slot: Slot, longest: int, u: float) -> float:
+def _slot_error(head: Head, slot: Slot, longest: int, u: float, most: float) -> float:
   rounding = (longest + 8) * u
   if head.mode == 'count':
     w = float(longest)
-    return w * w * math.exp(-head.level) + w * 1.0 * (rounding + 4 * u) + longest * math.exp(-head.gap)
+    return most * (w * w * math.exp(-head.level) + w * (rounding + 4 * u) + w * math.exp(-head.gap))
   spread = slot.high - slot.low
   return (longest + 1) * math.exp(-head.margin) * spread + rounding * max(abs(slot.low), abs(slot.high))
 

@@ -71,6 +71,13 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Gate(Slot):
+  """`value` where `on` is 1, and 0 where it is 0: one unit of a feed-forward layer, which needs no list of values."""
+  node: SOp
+  on: Reading
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Step:
   """A function of a number z, constant around each of its `levels`: value number `places[k]` at levels[k]."""
   node: SOp
@@ -117,6 +124,7 @@ class Circuit:
   """A whole program: what it computes on the way, and what is said of it."""
   heads: tuple[Head, ...]
   steps: tuple[Step, ...]
+  gates: tuple[Gate, ...]
   tables: tuple[Table, ...]  # of the token, of the index, then of each step
   output: Output
   longest: int

@@ -92,6 +92,9 @@ class Compiled:
         last = unit + 2 * len(bound.ramps(step))
         out.append((f'layer {layer + 1} units {unit + 1}-{last}', repr(step.node)))
         unit = last
+      for gate in (g for g in self.plan.circuit.gates if g.time == 2 * layer + 1):
+        unit += 1
+        out.append((f'layer {layer + 1} units {unit}-{unit}', repr(gate.node)))
     return out
 
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:

@@ -9,6 +9,7 @@ from rasp import interpreter, language
 from rasp.compiling.analysis import Analysis
 from rasp.language import RaspError, Selector, SOp
 
+MERGED = 2**20  # the largest matrix that several predicates become
 CELLS = 2**11  # the most tuples of keys, and of queries, that `product` tabulates
 
 
@@ -29,10 +30,16 @@ class Term:
 
 def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) -> list[Term]:
   """The terms that select what the selector does, or what it does not; no key is selected by two of them."""
+  grid = analysis.grid(selector)
+  if grid is not None:
+    return _tidy([(Leaf(None, None, grid == wanted, selector.source),)])
+  if selector.kind != 'leaf' and (selector.kind == 'and') != wanted:
+    one = _single(selector, analysis)
+    if one is not None:
+      true = language.constant(True)
+      return _tidy([(Leaf(true if one.keys is None else one.keys, true if one.queries is None else one.queries,
+                          one.matrix == wanted, one.source),)])
   if selector.kind == 'leaf':
-    grid = analysis.grid(selector)
-    if grid is not None:
-      return _tidy([(Leaf(None, None, grid == wanted, selector.source),)])
     return _tidy([(Leaf(selector.keys, selector.queries, analysis.matrix(selector) == wanted, selector.source),)])
   if selector.kind == 'not':
     return conjunctions(selector.args[0], analysis, not wanted)
@@ -41,6 +48,32 @@ def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) ->
     return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
   rest = _both(conjunctions(a, analysis, not wanted), conjunctions(b, analysis, wanted))
   return conjunctions(a, analysis, wanted) + rest
+
+
+def _single(s: Selector, analysis: Analysis) -> Leaf | None:
+  """A whole selector as one predicate, where all of it compares the same two s-ops, or constants and functions of the
+  token or the index with one of them; None if it does not."""
+  if s.kind == 'leaf':
+    m = analysis.matrix(s)
+    sides = []
+    for axis, side in ((1, s.keys), (0, s.queries)):
+      d = analysis(side)
+      if len(d.values) > 1 and d.token:
+        side, m = language.tokens, np.take(m, analysis.at_tokens(side), axis)
+      elif len(d.values) > 1 and d.index:
+        side, m = language.indices, np.take(m, analysis.at_indices(side), axis)
+      sides.append(side if len(d.values) > 1 else None)
+    return Leaf(sides[0], sides[1], m, s.source) if m.size <= MERGED else None
+  parts = [_single(part, analysis) for part in s.args]
+  if any(p is None for p in parts) or s.kind in ('first', 'last'):
+    return None
+  keys, queries = ({id(side): side for p in parts for side in (getattr(p, name),) if side is not None}
+                   for name in ('keys', 'queries'))
+  if len(keys) > 1 or len(queries) > 1:
+    return None
+  m = parts[0].matrix
+  m = ~m if s.kind == 'not' else m & parts[1].matrix if s.kind == 'and' else m | parts[1].matrix
+  return Leaf(*(next(iter(side.values()), None) for side in (keys, queries)), m, s.source)  # None: a constant
 
 
 def _both(one: list[Term], two: list[Term]) -> list[Term]:

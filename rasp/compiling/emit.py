@@ -17,7 +17,8 @@ Params = dict[str, Any]
 def settings(plan: Plan, dtype: str) -> decoder.Model:
   """The decoder that holds the plan."""
   heads, steps, layers = plan.circuit.heads, plan.circuit.steps, range(plan.layers)
-  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + clearing(plan, l) for l in layers]
+  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + clearing(plan, l)
+           + sum(g.time == 2 * l + 1 for g in plan.circuit.gates) for l in layers]
   return decoder.settings(
       layers=plan.layers, width=plan.width, heads=max([1, *(sum(h.time == 2 * l for h in heads) for l in layers)]),
       head_width=max([1, *(max(len(h.scores) + 1, len(h.slots)) for h in heads)]), feedforward=max([1, *units]),
@@ -121,3 +122,11 @@ def _feedforward(plan: Plan, layer: int, w: dict[str, dict[str, np.ndarray]]) ->
         for c in columns:
           down[unit, dims[c]] = (1 - 2 * later) * (c.vector[r.after] - c.vector[r.before])
         unit += 1
+  for gate in (g for g in plan.circuit.gates if g.time == 2 * layer + 1):
+    shut = bound.closing(gate)
+    const = _write(up[:, unit], plan, gate.value + gate.on * shut)
+    up[plan.one, unit] += const - gate.low - shut
+    up[plan.bos, unit] -= 4 * (shut + abs(gate.low) + max(map(abs, plan.range(gate.value))))
+    for column in (c for c in plan.columns if c.source is gate):
+      down[unit, dims[column]] = 1
+    unit += 1

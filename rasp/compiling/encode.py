@@ -19,7 +19,7 @@ import numpy as np
 
 from rasp import interpreter, language
 from rasp.compiling.analysis import Analysis, is_number
-from rasp.compiling.circuit import Circuit, Feature, Head, Output, Reading, Slot, Step, Table
+from rasp.compiling.circuit import Circuit, Feature, Gate, Head, Output, Reading, Slot, Step, Table
 from rasp.compiling.conjunctions import Leaf, Term, conjunctions, product
 from rasp.language import RaspError, Selector, SOp
 
@@ -34,12 +34,13 @@ class Effort:
   """How dearly a program is encoded: the cheapest at first, and more where a proof is refused.
 
   apart: maps that keep their own arguments as inputs, for two layers in place of a step of too many ramps. sharpness:
-  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. listed:
-  whether fractions are said as listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
+  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. gated: `where`s
+  that pass a number on or stop it, in place of a table of its values. listed: whether fractions are said as listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
   """
   apart: frozenset[SOp] = frozenset()
   sharpness: int = 6
   decoded: frozenset[SOp] = frozenset()
+  gated: frozenset[SOp] = frozenset()
   listed: bool = False
   digits: int = 1
 
@@ -154,12 +155,13 @@ class _Builder:
     self._heads: dict[Any, Head] = {}
     self._brought: dict[Any, list[Slot]] = {}  # by each of these heads
     self._slots: dict[Any, Reading] = {}
+    self._gates: dict[Any, Gate] = {}
     self._terms: dict[Selector, list[Term]] = {}
 
   def circuit(self, output: Output) -> Circuit:
     heads = [dataclasses.replace(head, slots=tuple(self._brought[key])) for key, head in self._heads.items()]
     return Circuit(
-        tuple(heads), tuple(step.source for step in self._steps.values()),
+        tuple(heads), tuple(step.source for step in self._steps.values()), tuple(self._gates.values()),
         tuple(features.table() for features in (self.token, self.index, *self._steps.values())), output,
         self.longest, self.causal)
 
@@ -182,11 +184,36 @@ class _Builder:
       for term, k in d.terms.items():
         out = out + self.number(term) * float(k)
       return out
-    if node.kind == 'width':
-      return self._width(node)
+    if node.kind in ('width', 'total'):
+      return self._total(node)
     if node.kind == 'aggregate':
       return self.aggregate(node, None)
+    if self._is_gated(node):
+      return self._gated(node)
     return self.exact(node, self.codes(node))
+
+  def _is_gated(self, node: SOp) -> bool:
+    return node in self.effort.gated or node.op == 'where' and self.analysis(node).table is None
+
+  def _gated(self, node: SOp) -> Reading:
+    """A `where` as the sum of its two branches, of which one is stopped."""
+    condition, *branches = node.args
+    yes = self.exact(condition, np.array([float(bool(v)) for v in self.analysis(condition).values]))
+    out = Reading()
+    for on, branch in zip((yes, ONE + yes * -1.0), branches):
+      d = self.analysis(branch)
+      if branch.kind == 'constant':
+        out = out + on * float(self.codes(node)[self.analysis(node).place[d.values[0]]] if d.values[0] is None else d.values[0])
+        continue
+      key = branch, on
+      if key not in self._gates:
+        value = self.number(branch)
+        codes = np.array([float(d.low), float(d.high)]) if d.values is None else self.codes(branch)
+        time = max(value.time, on.time)
+        self._gates[key] = Gate(value, 0.0, float(codes.min()), float(codes.max()),
+                                time + 1 if time % 2 == 0 else time + 2, node, on)
+      out = out + Reading(((self._gates[key], 1.0),))
+    return out
 
   def exact(self, node: SOp, vector: np.ndarray) -> Reading:
     """A whole number for every value of a node, without error: what attention may read."""
@@ -269,7 +296,7 @@ class _Builder:
   def _free(self, node: SOp) -> bool:
     """Whether any code of a node's values can be had for a column."""
     d = self.analysis(node)
-    return d.token or d.index or node.kind == 'map' and d.table is not None or (
+    return d.token or d.index or node.kind == 'map' and d.table is not None and not self._is_gated(node) or (
         node.kind == 'aggregate' and self.analysis.copies(node))
 
   def _coded(self, node: SOp, codes: np.ndarray) -> Reading:
@@ -284,15 +311,25 @@ class _Builder:
       self._terms[selector] = conjunctions(selector, self.analysis)
     return self._terms[selector]
 
-  def _width(self, node: SOp) -> Reading:
-    s = node.selector
-    prior = s.kind if s.kind in ('first', 'last') else ''
-    if prior:  # one key if any: whether there is one
-      return self.aggregate(language.aggregate(s, 1, 0, one=True), None)
-    out = Reading()
+  def _total(self, node: SOp) -> Reading:
+    """The sum of what a node selects; of a width, of ones."""
+    s, x = node.selector, node.args[0] if node.args else language.constant(1)
+    if s.kind in ('first', 'last'):  # one key if any
+      one = self.analysis.derived(('one', node), lambda: language.aggregate(s, x, 0, one=True))
+      return self.aggregate(one, None)
+    d, out = self.analysis(x), Reading()
+    value = self._plain(x) if node.args else ONE
+    most = max(abs(d.low), abs(d.high))
     for term in self._terms_of(s):
-      out = out + self._slot(node, term, 'count', '', ONE, 0.0, (0.0, 1.0))
+      out = out + self._slot(node, term, 'count', '', value, 0.0, (
+          float(min(0, d.low * self.longest)), float(max(0, d.high * self.longest))), float(most))
     return out
+
+  def _plain(self, x: SOp) -> Reading:
+    """The number that an s-op is, exact where it is whole."""
+    d = self.analysis(x)
+    whole = d.whole and all(self.analysis(t).whole for t in d.terms or ())
+    return self.exact(x, np.array(d.values, float)) if whole else self.number(x)
 
   def aggregate(self, node: SOp, codes: np.ndarray | None) -> Reading:
     """An aggregate's value (codes None), or a code of it where it copies one."""
@@ -324,8 +361,7 @@ class _Builder:
       value = self.number(x) if np.array_equal(vector, self.codes(x)) else self.exact(x, vector)
       span = (float(vector.min()), float(vector.max()))
     else:
-      whole = xd.whole and all(self.analysis(t).whole for t in xd.terms or ())
-      value = self.exact(x, np.array(xd.values, float)) if whole else self.number(x)
+      value = self._plain(x)
       span = (float(xd.low), float(xd.high))
     if len(terms) > 1 and (prior or not copies or not self.analysis.unique(s)):
       terms = self._terms_of(self.analysis.derived(s, lambda: product(s.args[0] if prior else s, self.analysis)))
@@ -338,13 +374,13 @@ class _Builder:
     return out
 
   def _slot(self, node: SOp, term: Term, mode: str, prior: str, value: Reading, sink: float,
-            span: tuple[float, float]) -> Reading:
+            span: tuple[float, float], most: float = 1.0) -> Reading:
     """A head's output for one value, on a head shared by all that select alike."""
     known = (term, mode, prior, value, sink)
     if known not in self._slots:
       low, high = span
       spread = max(abs(high - low), abs(sink - low), abs(sink - high))
-      head = self._head(node, term, mode, prior, value, spread)
+      head = self._head(node, term, mode, prior, value, most if mode == 'count' else spread)
       slot = Slot(value, sink, min(low, sink), max(high, sink), self._heads[head].time)
       self._brought[head].append(slot)
       self._slots[known] = Reading(((slot, 1.0),))
@@ -358,8 +394,8 @@ class _Builder:
     N = self.longest
     unit = math.ceil(math.log((N + 1) * max(spread, 1.0) / RAW_ERROR))
     if mode == 'count':
-      level, gap = math.ceil(math.log(max(2, N) ** 2 * 2.0**self.effort.sharpness)), math.ceil(
-          math.log(N * N / RAW_ERROR))
+      level, gap = math.ceil(math.log(max(2, N) ** 2 * max(spread, 1.0) * 2.0**self.effort.sharpness)), math.ceil(
+          math.log(N * N * max(spread, 1.0) / RAW_ERROR))
     elif prior:
       level, gap = -unit * (N - 1) - unit, unit * (N - 1) + 2 * unit
     elif mode == 'sink':
@@ -383,7 +419,7 @@ class _Builder:
     time = latest + 1 if latest % 2 else latest + 2
     key = (term, mode, prior, time)
     same = self._heads.get(key)
-    if same is None or gap > same.gap:  # a slot with a wider spread: the sharper head serves both
+    if same is None or gap > same.gap or level > same.level and mode == 'count':  # a slot with a wider spread: the sharper head serves both
       self._heads[key] = Head(same.node if same else node, mode, time, gap, level, gap if mode == 'count' else unit,
                               tuple(scores), bias, at_bos)
     self._brought.setdefault(key, [])

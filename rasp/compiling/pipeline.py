@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -122,13 +123,17 @@ def _proven(root: SOp, analysis: Analysis, causal: bool, dtype: str) -> tuple[sc
     try:
       return plan, bound.prove(plan, dtype)
     except Refused as reason:
-      effort = _harder(effort, reason)
+      effort = _harder(effort, reason, root, analysis)
       if effort.apart != analysis.apart:
         analysis = analysis.keeping(effort.apart)
 
 
-def _harder(effort: encode.Effort, reason: Refused) -> encode.Effort:
+def _harder(effort: encode.Effort, reason: Refused, root: SOp, analysis: Analysis) -> encode.Effort:
   """What to try after a refusal: a map in two layers, counts nearer to proportional, inputs that are exact before."""
+  gates = frozenset(n for n in language.nodes(root) if analysis.gates(n) and any(
+      isinstance(v, Fraction) for v in analysis(n).values or ()))
+  if gates - effort.gated and (reason.step or reason.readout):
+    return dataclasses.replace(effort, gated=effort.gated | gates)
   if reason.readout and not effort.listed:
     return dataclasses.replace(effort, listed=True)
   if reason.readout and effort.digits < DIGITS:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rasp.compiling.circuit import Circuit, Feature, Reading, Slot, Step, Table
+from rasp.compiling.circuit import Circuit, Feature, Gate, Reading, Slot, Step, Table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class Column:
   @property
   def values(self) -> list[float]:
     """What it may hold, BOS included."""
+    if isinstance(self.source, Gate):
+      return [0.0, self.source.high - self.source.low]
     return [self.at_bos] + (self.vector.tolist() if self.vector is not None else
                             [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1.0, 0.0])
 
@@ -153,7 +155,11 @@ def schedule(circuit: Circuit) -> Plan:
     for slot in head.slots:
       columns.append(Column(slot, None, head.time, slot.sink))
       parts[slot] = {columns[-1]: 1.0}, 0.0
-  layers = max([h.time for h in circuit.heads] + [s.time for s in circuit.steps] + [0]) // 2 + 1
+  for gate in sorted(circuit.gates, key=lambda gate: gate.time):  # the unit holds what is above the lowest value
+    columns.append(Column(gate, None, gate.time))
+    on, const = _expand(parts, gate.on * gate.low)
+    parts[gate] = {columns[-1]: 1.0} | on, const
+  layers = max([item.time for item in (*circuit.heads, *circuit.steps, *circuit.gates)] + [0]) // 2 + 1
   one, bos = Column('one', None, -1, 1.0), Column('bos', None, -1, 1.0)
   last = {one: 2 * layers, bos: 2 * layers}  # the half-layer that reads a column last
   def read(r: Reading, time: int) -> None:
@@ -164,10 +170,13 @@ def schedule(circuit: Circuit) -> Plan:
       read(r, head.time)
   for step in circuit.steps:
     read(step.z, step.time)
+  for gate in circuit.gates:
+    read(gate.value, gate.time)
+    read(gate.on, gate.time)
   for r in (circuit.output.number, *circuit.output.digits):
     if r is not None:
       read(r, 2 * layers)
-  kept = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
+  kept = (one, *([bos] if circuit.heads or circuit.steps or circuit.gates else []), *(c for c in columns if c in last))
   dims, width, cleared = allocate(kept, last, layers)
   return Plan(circuit, parts, kept, dims[one], dims.get(bos), layers, width, dims, cleared)
 
