@@ -30,6 +30,8 @@ class Domain:
   token, index: it is a function of the token, of the index at its position alone. shape: of the index and the length.
   terms, const: it is the sum of coefficient * s-op, plus a constant; None if it is no linear map of numbers.
   inputs, table: of a map: table[a, b, ..] is its value where its inputs take their values number a, b, ..
+  levels: of a comparison of a number that is not listed: values of that input between which the map does not change.
+  parts: of a number that is not listed: it is a whole number divided by one of 1 .. parts; 0 if it need not be.
   """
   values: tuple[Value, ...] | Any  # or None: who reads it has asked, or knows from a flag
   low: Fraction | int = 0
@@ -41,6 +43,8 @@ class Domain:
   const: Any = 0
   inputs: tuple[SOp, ...] = ()
   table: np.ndarray | Any = None
+  levels: tuple[Any, ...] | Any = None
+  parts: int = 0
 
   @property
   def numeric(self) -> bool:
@@ -89,7 +93,8 @@ class Analysis:
 
   def keeping(self, apart: frozenset[SOp]) -> 'Analysis':
     """A new analysis in which these maps keep their own arguments as inputs."""
-    return Analysis(self.vocabulary, self.longest, apart, self._derived)
+    return Analysis(self.vocabulary, self.longest, apart, {
+        key: value for key, value in self._derived.items() if not isinstance(value, Selector)})  # tables of the values
 
   def __call__(self, node: SOp) -> Domain:
     if node not in self.domains:
@@ -143,7 +148,7 @@ class Analysis:
       if any(not is_number(e) for e in extra):
         raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside {extra[0]!r}; '
                                      'expected a number as default, and rasp.default(.., a number) of what it averages')
-      return Domain(None, low, high)
+      return Domain(None, low, high, parts=self.longest if x.whole and all(isinstance(e, int) for e in extra) else 0)
     return listed((*values, *extra))
 
   def _total(self, node: SOp) -> Domain:
@@ -155,7 +160,7 @@ class Analysis:
     step = int(np.gcd.reduce([int(v) for v in x.values])) or 1 if x.whole else 0  # type: ignore[call-overload]
     if step and (high - low) // step < LISTED:
       return listed(range(int(low), int(high) + 1, step))
-    return Domain(None, low, high)
+    return Domain(None, low, high, parts=int(bool(step)))
 
   def _means(self, x: Domain) -> set | None:
     """Every mean of 1 .. N values of x."""
@@ -176,6 +181,7 @@ class Analysis:
     parts = [self(a) for a in node.args]
     flags = {flag: all(getattr(p, flag) for p in parts) for flag in ('token', 'index', 'shape')}
     d = self._linear(node, parts)
+    d = d or self._threshold(node)
     if d is None and self.gates(node) and any(p.values is None for p in parts):
       d = Domain(None, min(p.low for p in parts[1:]), max(p.high for p in parts[1:]), terms={node: 1})
     if d is None:
@@ -193,6 +199,26 @@ class Analysis:
     for flag, value in flags.items():
       setattr(d, flag, value)
     return d
+
+  def _threshold(self, node: SOp) -> Domain | None:
+    """The domain of a number that is not listed, compared with a constant; None if it is another map."""
+    if node.op not in language.PREDICATES or [a.kind == 'constant' for a in node.args].count(True) != 1:
+      return None
+    x, c = node.args if node.args[1].kind == 'constant' else node.args[::-1]
+    d, bound = self(x), self(c).values[0]
+    if d.values is not None or not is_number(bound) or len(d.terms or ()) != 1:
+      return None
+    (term, k), = d.terms.items()
+    if not self(term).parts:
+      return None
+    # No whole number divided by 1 .. parts is nearer to p / q than 1 / (parts q), unless it is p / q.
+    near = abs(Fraction(k)) / (self(term).parts * Fraction(Fraction(bound - d.const) / k).denominator)
+    levels = tuple(sorted({v for v in (d.low, bound - near, bound, bound + near, d.high) if d.low <= v <= d.high}))
+    table = np.empty(len(levels), object)
+    table[:] = [interpreter.apply(node, tuple(v if a is x else bound for a in node.args)) for v in levels]
+    out = listed(table.tolist(), inputs=(x,), table=table, levels=levels)
+    out.terms = {node: 1}
+    return out
 
   def gates(self, node: SOp) -> bool:
     """Whether a map is a `where` of numbers with a condition that is always defined, which units can pass or stop."""
@@ -346,9 +372,9 @@ class Analysis:
     return np.array([place[language.plain(v)] for v in trace(node)])
 
   def at_tokens(self, node: SOp) -> np.ndarray:
-    """Place of a token-only s-op's value at every token, int [V]."""
+    """Place of a token-only s-op's value at every value of tokens, in their order, int [V]."""
     place = self(node).place
-    return np.array([place[language.plain(v)] for v in interpreter.Trace(self.vocabulary)(node)])
+    return np.array([place[language.plain(v)] for v in interpreter.Trace(self(language.tokens).values)(node)])
 
   def grid(self, selector: Selector) -> np.ndarray | None:
     """A selector of indices by indices as bool [query index, key index]; None if it depends on more."""

@@ -54,13 +54,13 @@ def ramps(step: Step) -> list[Ramp]:
 def offset(step: Step, columns: list[Column]) -> Offset:
   """The smallest m for which all sums of the step's units are exact."""
   low, high = float(step.levels[0]), float(step.levels[-1])
-  most, total = 8.0, {c: 0.0 for c in columns}
-  for r in ramps(step):
-    slope = 3.0 / r.gap
-    most = max(most, slope * (high - low) + 4)
-    for c in columns:
-      total[c] += abs(c.vector[r.after] - c.vector[r.before]) * 2 * (slope * max(0.0, high - r.low) + 2)
-  m = max(math.ceil(math.log2(most)), math.ceil(math.log2(max([1.0, *total.values()]))) - 1)
+  found = ramps(step)
+  slopes = np.array([3.0 / r.gap for r in found])
+  most = max([8.0, *(slopes * (high - low) + 4)])
+  reach = 2 * (slopes * np.maximum(0.0, high - np.array([r.low for r in found])) + 2)
+  before, after = np.array([r.before for r in found], int), np.array([r.after for r in found], int)
+  total = [float(np.abs(c.vector[after] - c.vector[before]) @ reach) for c in columns]
+  m = max(math.ceil(math.log2(most)), math.ceil(math.log2(max([1.0, *total]))) - 1)
   return Offset(m, 2.0 ** (m - 23))
 
 
@@ -72,10 +72,10 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   def error(reading: Reading) -> float:
     parts, const = plan.expand(reading)
     low, high = plan.range(reading)
-    rounded = not all(c.exact and a == round(a) and _whole(c) for c, a in parts.items()) or const != round(const)
-    return sum(abs(a) * (errors.get(c.source, 0.0) + c.lost + (0.0 if readout.held(c.values, bits) else u * _size(c)))
+    rounded = not all(c.exact and a == round(a) and c.whole for c, a in parts.items()) or const != round(const)
+    return sum(abs(a) * (errors.get(c.source, 0.0) + c.lost + (0.0 if readout.held(c.values, bits) else u * c.largest))
                for c, a in parts.items()) + (
-        (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
+        (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * c.largest for c, a in parts.items()))
         if rounded else 0.0)
   items: list[Head | Step | Gate] = [*plan.circuit.heads, *plan.circuit.steps, *plan.circuit.gates]
   for item in sorted(items, key=lambda item: item.time):
@@ -87,7 +87,7 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
             longest if item.mode == 'count' else 1)
     elif isinstance(item, Gate):
       parts, _ = plan.expand(item.on)
-      if any(not c.exact or c.lost or not _whole(c) for c in parts):
+      if any(not c.exact or c.lost or not c.whole for c in parts):
         raise Refused(f'the condition of {item.node!r} is known nearly only')
       largest = 2 * (max(map(abs, plan.range(item.value))) + abs(item.low) + 2 * closing(item))
       errors[item] = error(item.value) + (len(plan.expand(item.value)[0]) + len(parts) + 4) * u * largest
@@ -104,15 +104,6 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   return max([lost, *digits])
 
 
-def _size(c: Column) -> float:
-  return max(map(abs, c.values))
-
-
-def _whole(c: Column) -> bool:
-  values = np.array(c.values)
-  return bool((values == np.round(values)).all())
-
-
 def _slot_error(head: Head, slot: Slot, longest: int, u: float, most: float) -> float:
   rounding = (longest + 8) * u
   if head.mode == 'count':
@@ -127,7 +118,7 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
   for q, k in head.scores:
     for r in (q, k):
       parts, const = plan.expand(r)
-      if any(not c.exact or c.lost or a != round(a) or not _whole(c) for c, a in parts.items()) or const != round(const):
+      if any(not c.exact or c.lost or a != round(a) or not c.whole for c, a in parts.items()) or const != round(const):
         raise Refused(f'the scores of {head.node!r} are no whole numbers')
       if max(map(abs, plan.range(r))) > 2**bits:
         raise Refused(f'the scores of {head.node!r} need whole numbers up to {max(map(abs, plan.range(r))):.0f}, more '

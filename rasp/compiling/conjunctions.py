@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rasp import interpreter, language
+from rasp import language
 from rasp.compiling.analysis import Analysis
 from rasp.language import RaspError, Selector, SOp
 
@@ -98,7 +98,7 @@ def _tidy(conjuncts: list[tuple[Leaf, ...]]) -> list[Term]:
 def product(selector: Selector, analysis: Analysis) -> Selector:
   """Any selector as one predicate on tuples: what a mean over an `or` needs. Raises RaspError if that is too large."""
   leaves = language.leaves(selector)
-  sides = []
+  nodes, places = [], []  # of keys and queries: an s-op of tuples, and the place of each part's value in every tuple
   for side in ('keys', 'queries'):
     parts = list(dict.fromkeys(getattr(leaf, side) for leaf in leaves))
     tuples: dict[str, tuple] = {}
@@ -110,12 +110,14 @@ def product(selector: Selector, analysis: Analysis) -> Selector:
     if size > CELLS:
       raise RaspError(selector.source, f'an aggregate over `|` needs a table of {size:.0f} {side}; aggregate each '
                                        'part by itself, or narrow the ranges')
-    analysis(node)
-    sides.append((node, {part: i for i, part in enumerate(parts)}, tuples))
-  (keys, key_place, key_of), (queries, query_place, query_of) = sides
-  def holds(s: Selector, k: str, q: str) -> bool:
+    values = [tuples[name] for name in analysis(node).values]
+    nodes.append(node)
+    places.append({part: np.array([analysis(part).place[row[k]] for row in values]) for k, part in enumerate(parts)})
+  def matrix(s: Selector) -> np.ndarray:
     if s.kind == 'leaf':
-      return interpreter.truth(s, key_of[k][key_place[s.keys]], query_of[q][query_place[s.queries]])
-    parts = [holds(part, k, q) for part in s.args]
-    return not parts[0] if s.kind == 'not' else all(parts) if s.kind == 'and' else any(parts)
-  return Selector('leaf', (), keys, queries, 'apply product', lambda k, q: holds(selector, k, q), selector.source)
+      return analysis.matrix(s)[places[1][s.queries]][:, places[0][s.keys]]
+    m = [matrix(part) for part in s.args]
+    return ~m[0] if s.kind == 'not' else m[0] & m[1] if s.kind == 'and' else m[0] | m[1]
+  leaf = Selector('leaf', (), *nodes, 'apply product', None, selector.source)
+  analysis.matrices[leaf] = matrix(selector)
+  return leaf

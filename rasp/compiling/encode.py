@@ -285,8 +285,9 @@ class _Builder:
         table = np.take(table, np.sort(first), axis)
         codes.append(np.arange(len(first), dtype=float))
       else:
-        decoded = node in self.effort.decoded and i is not node
-        code = np.arange(table.shape[axis], dtype=float) if decoded else self.codes(i)
+        decoded = node in self.effort.decoded and i is not node and not d.levels
+        code = np.array([float(v) for v in d.levels]) if d.levels else (
+            np.arange(table.shape[axis], dtype=float) if decoded else self.codes(i))
         order = np.argsort(code)
         readings.append(self.exact(i, code) if decoded else self.number(i))
         table = np.take(table, order, axis)

@@ -116,10 +116,10 @@ def _rounding(plan: Plan, codes: np.ndarray, bits: int) -> float:
     code = codes[:, k] - middle
     for c, a in parts.items():
       columns[c] = columns.get(c, 0.0) + 2 * code * a
-      whole = whole and c.exact and bool((np.array(c.values) == np.round(c.values)).all())
+      whole = whole and c.exact and c.whole
     const += 2 * code * (constant - middle) - code * code
   for c, weights in columns.items():
-    largest += np.abs(weights) * max(map(abs, c.values))
+    largest += np.abs(weights) * c.largest
     terms += 1
     whole = whole and bool((weights == np.round(weights)).all())
   largest += np.abs(const)

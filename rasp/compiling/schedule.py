@@ -8,6 +8,7 @@ subtract it), so that the width is the largest number of columns alive at once, 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -35,13 +36,22 @@ class Column:
     """Whether it holds its vector without error: everything but what a head brings."""
     return not isinstance(self.source, Slot)
 
-  @property
-  def values(self) -> list[float]:
+  @functools.cached_property
+  def values(self) -> np.ndarray:
     """What it may hold, BOS included."""
     if isinstance(self.source, Gate):
-      return [0.0, self.source.high - self.source.low]
-    return [self.at_bos] + (self.vector.tolist() if self.vector is not None else
-                            [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1.0, 0.0])
+      return np.array([0.0, self.source.high - self.source.low])
+    return np.array([self.at_bos, *(self.vector if self.vector is not None else
+                                    [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1, 0])])
+
+  @functools.cached_property
+  def largest(self) -> float:
+    return float(np.abs(self.values).max())
+
+  @functools.cached_property
+  def whole(self) -> bool:
+    """Whether all that it may hold are whole numbers."""
+    return bool((self.values == np.round(self.values)).all())
 
 
 FINEST = 18.0  # log2 of the largest sum of a step's units, in steps of the grid for its fractions
@@ -76,7 +86,7 @@ class Plan:
     high = low
     together: dict[Any, list[np.ndarray]] = {}  # columns of one table hold features of one value
     for c, a in columns.items():
-      together.setdefault(c if c.vector is None else c.source, []).append(a * np.array(c.values))
+      together.setdefault(c if c.vector is None else c.source, []).append(a * c.values)
     for values in map(sum, together.values()):
       low, high = low + float(values.min()), high + float(values.max())
     return low, high
@@ -102,7 +112,7 @@ def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
   b = float(vector[0])
   column = vector - b
   a = float(column[np.flatnonzero(column)[0]]) if column.any() else 1.0
-  if (column == column.round()).all():
+  if column.any() and (column == column.round()).all():
     a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)  # type: ignore[call-overload]  # NumPy 2.5
   return column / a, a, b
 
@@ -138,8 +148,8 @@ def _columns(table: Table) -> tuple[list[Column], Parts]:
     parts: Parts = {f: ({column(c): a} if c.any() or c.tobytes() in lost else {}, b) for f, c, a, b in split}
   else:
     onehot = np.eye(table.size)
-    parts = {f: ({column(onehot[i]): float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b)
-             for f, _, _, b in split}
+    hot = {i: column(onehot[i]) for i in np.unique([i for f, _, _, b in split for i in np.flatnonzero(f.vector != b)])}
+    parts = {f: ({hot[i]: float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b) for f, _, _, b in split}
   return list(columns.values()), parts
 
 
@@ -199,6 +209,7 @@ def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int
     dead = [c for c in alive if last[c] <= t]
     # Exact columns are overwritten in place; a clean direction is kept for attention, which cannot clear one.
     removed: list[Column] = []
+    later = sum(c.born > t for c in columns)
     for c in born:
       old = next((d for d in dead if d.exact and d not in removed), None)
       if clean or old is None:
@@ -207,7 +218,7 @@ def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int
         removed.append(old)
         dims[c] = dims[old]
     for old in dead:
-      if old not in removed and len(clean) < sum(c.born > t for c in columns):
+      if old not in removed and len(clean) < later:
         removed.append(old)
         clean.append(dims[old])
     alive = [c for c in alive if c not in removed] + born
