@@ -38,7 +38,8 @@ class Source:
     return linecache.getline(self.path, self.line).strip()
 
   def __str__(self) -> str:
-    return f"{self.path.rsplit('/', 1)[-1]}:{self.line} `{self.text}`"
+    where = f"{self.path.rsplit('/', 1)[-1] or 'program'}:{self.line}"
+    return f'{where} `{self.text}`' if self.text else where  # python -c and strings keep no lines
 
 
 class RaspError(ConfigError):
@@ -52,7 +53,9 @@ class RaspError(ConfigError):
 def here() -> Source:
   """The user's line that is being run: not one of this file, nor of the decorator's."""
   frame: Any = sys._getframe(1)
-  while frame.f_globals.get('__name__') in (__name__, 'rasp.program'):
+  ours = (__name__, 'rasp.program')
+  while frame.f_back is not None and ((name := frame.f_globals.get('__name__') or '') in ours or
+                                      name.startswith('rasp.compiling')):
     frame = frame.f_back
   return Source(frame.f_code.co_filename, frame.f_lineno)
 
@@ -93,12 +96,33 @@ class SOp:
     return dataclasses.replace(self, name=name)
 
   def __repr__(self) -> str:
-    return self.name or (f'{self.op}({", ".join(map(repr, self.args))})' if self.kind == 'map' else
-                         repr(self.value) if self.kind == 'constant' else self.kind)
+    return _shown(self, SHOWN)
 
   def __bool__(self):
     raise RaspError(here(), f"'{self!r}' has one value a position, not one in all; "
                              'write & | ~ and rasp.where in place of and, or, not and if')
+
+  def __getitem__(self, place):
+    raise RaspError(here(), f"'{self!r}' has no place {place!r}; rasp.aggregate(rasp.select(rasp.indices, place, '=='), x) "
+                            'reads the value at one')
+
+  def __len__(self):
+    raise RaspError(here(), f"the length of '{self!r}' is rasp.length, an s-op")
+
+  def __round__(self, digits=None):
+    return apply(round, self) if digits is None else apply(round, self, digits)
+
+  def __pow__(self, power):
+    raise RaspError(here(), f"'{self!r}' ** {power!r}; write a product, or rasp.apply(lambda v: v ** {power!r}, x)")
+
+  def __int__(self):
+    raise RaspError(here(), f"int('{self!r}') is not one number; rasp.apply(int, x) calls it at every position")
+
+  def __float__(self):
+    raise RaspError(here(), f"float('{self!r}') is not one number; s-ops calculate with exact fractions")
+
+  def __contains__(self, value):
+    raise RaspError(here(), f"{value!r} in '{self!r}'; rasp.selector_width(rasp.select(x, {value!r}, '==')) > 0 asks that")
 
   def __iter__(self):
     raise RaspError(here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
@@ -113,7 +137,10 @@ class SOp:
   __truediv__ = lambda a, b: _map('/', a, b)
   __rtruediv__ = lambda a, b: _map('/', b, a)
   __floordiv__ = lambda a, b: _map('//', a, b)
+  __rfloordiv__ = lambda a, b: _map('//', b, a)
   __mod__ = lambda a, b: _map('%', a, b)
+  __rmod__ = lambda a, b: _map('%', b, a)
+  __divmod__ = lambda a, b: (a // b, a % b)
   __neg__ = lambda a: _map('*', -1, a)
   __abs__ = lambda a: _map('abs', a)
   __eq__ = lambda a, b: _map('==', a, b)  # type: ignore[assignment, return-value]  # an s-op, as numpy's an array
@@ -127,6 +154,16 @@ class SOp:
   __or__ = lambda a, b: _map('|', a, b)
   __ror__ = lambda a, b: _map('|', b, a)
   __invert__ = lambda a: _map('~', a)
+
+
+SHOWN = 6  # levels of an expression that are printed
+
+
+def _shown(node: SOp, levels: int) -> str:
+  """An expression as text; what lies deeper is two dots, since shared parts are as often as there are ways to them."""
+  if node.name or node.kind != 'map':
+    return node.name or (repr(node.value) if node.kind == 'constant' else node.kind)
+  return f'{node.op}({", ".join(_shown(a, levels - 1) for a in node.args)})' if levels else '..'
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -155,6 +192,12 @@ class Selector:
 
   def __invert__(self) -> 'Selector':
     return _combine('not', self)
+
+  def __getitem__(self, place):
+    raise RaspError(here(), f'{self!r} is a selector, which has no place {place!r}; combine it with & | ~')
+
+  def __add__(self, other):
+    raise RaspError(here(), f'{self!r} is a selector, which has no sum; combine it with & | ~')
 
   def __bool__(self):
     raise RaspError(here(), 'a selector is no truth value; write & | ~ in place of and, or and not')
@@ -250,6 +293,8 @@ def divide(a: Any, b: Any, otherwise: Value = 0) -> SOp:
 
 def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bool]) -> Selector:
   """Query position i reads key position j where predicate(keys[j], queries[i]); '<' means key < query."""
+  if not isinstance(predicate, str) and not callable(predicate):
+    raise RaspError(here(), f"predicate {predicate!r}; expected one of {' '.join(PREDICATES)} or a function")
   if isinstance(predicate, str):
     if predicate not in PREDICATES:
       raise RaspError(here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")

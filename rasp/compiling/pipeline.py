@@ -36,10 +36,15 @@ def compile(  # pylint: disable=redefined-builtin
   Raises:
     RaspError: the program is wrong, or cannot be met at this length or dtype; the message quotes a line.
   """
+  if not isinstance(vocabulary, Iterable):
+    raise RaspError(None, f'vocabulary is {vocabulary!r}; expected the tokens, for example a string of letters')
   if isinstance(program, Program):
     root, name, vocabulary = program.result, program.name, tuple(vocabulary) or program.vocabulary
   else:
-    root, name, vocabulary = program, program.name or 'program', tuple(vocabulary)
+    root = language.lift(program)
+    name, vocabulary = root.name or 'program', tuple(vocabulary)
+  if not isinstance(longest, int) or isinstance(longest, bool):
+    raise RaspError(root.source, f'longest is {longest!r}; expected a whole number from 1 to {MOST}')
   if not vocabulary or longest < 1 or dtype not in bound.BITS:
     raise RaspError(root.source, f"vocabulary {vocabulary!r}, longest {longest}, dtype '{dtype}'; expected at least "
                                  'one token, a length of at least 1 and float32 or bfloat16')

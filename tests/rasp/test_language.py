@@ -146,3 +146,37 @@ def test_every_library_program_says_its_idea_and_has_an_example():
   for program in PROGRAMS.values():
     assert set(program.example) <= set(program.vocabulary)
     assert len(program(program.example)) == len(program.example)
+
+
+def test_what_python_would_answer_by_a_traceback_is_one_line():
+  x = rasp.indices
+  for wrong, message in ((lambda: x[0], "'indices' has no place 0"), (lambda: x ** 2, 'write a product'),
+                         (lambda: int(x), 'is not one number'), (lambda: len(x), 'rasp.length'),
+                         (lambda: 1 in x, 'selector_width'), (lambda: rasp.until[1], 'is a selector'),
+                         (lambda: rasp.until + 1, 'is a selector'), (lambda: rasp.select(x, x, 3), 'predicate 3'),
+                         (lambda: rasp.compile(x, 'ab', '5'), "longest is '5'; expected a whole number from 1 to 5000"),
+                         (lambda: rasp.compile(x, 5), 'vocabulary is 5'), (lambda: rasp.compile([], 'ab'), r'\[\] is list'),
+                         (lambda: rasp.compile(10 // x, 'ab', 4), 'divides by 0')):
+    with pytest.raises(rasp.RaspError, match=message) as error:
+      wrong()
+    assert '\n' not in str(error.value)
+  assert interpreter.run(10 // (x + 3) + 7 % (x + 2), list('ab')) == [4, 3]
+  assert interpreter.run(round(rasp.aggregate(rasp.everything, x * x)), list('abc')) == [2] * 3
+  assert [interpreter.run(part, list('abc')) for part in divmod(x, 2)] == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_expressions_of_strings_keep_no_line():
+  """As in python -c, in exec and in notebooks: an error names what it can."""
+  scope = {'rasp': rasp}
+  exec('x = rasp.tokens + 1', scope)
+  with pytest.raises(rasp.RaspError, match=r"^<string>:1: '\+' cannot take 'a', 1"):
+    rasp.compile(scope['x'], 'ab', 4)
+  with pytest.raises(rasp.RaspError):
+    eval('1 if rasp.tokens else 2', {'rasp': rasp, '__name__': None})
+
+
+def test_a_map_of_shared_parts_is_printed_at_once():
+  x = rasp.tokens
+  for _ in range(200):
+    x = x + x
+  assert len(repr(x)) < 2000
