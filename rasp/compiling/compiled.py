@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from rasp import decoder, interpreter
-from rasp.compiling import bound, emit
+from rasp import activations, decoder, interpreter
+from rasp.compiling import wiring
 from rasp.compiling.readout import Readout
 from rasp.compiling.schedule import Plan
+from rasp.compiling.wiring import Wiring
 from rasp.language import RaspError, SOp, Value
 
 
@@ -53,6 +55,7 @@ class Compiled:
   readout: Readout
   number: int = 0
   plan: Plan | None = None
+  saved: Wiring | None = None  # of a program that was loaded
 
   @property
   def module(self):
@@ -77,25 +80,57 @@ class Compiled:
     """(hidden states [B, L, D], logits [B, L, V]); products in full precision on every device."""
     return decoder.run(self.module, self.params if params is None else params, tokens_BxL, segments_BxL)
 
+  @functools.cached_property
+  def wiring(self) -> Wiring:
+    """Which heads and units compute which s-op, what they read, and which direction holds what: the circuit."""
+    return self.saved or wiring.wiring(self.plan)
+
   def circuit(self) -> list[tuple[str, str]]:
     """Which heads and units compute which s-op: what interpretability methods are asked to find."""
-    if self.plan is None:
-      return []
-    out = []
-    used: dict[int, int] = {}  # heads of a half-layer so far, from 0
-    for head in self.plan.circuit.heads:
-      number = used[head.time] = used.get(head.time, -1) + 1
-      out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))
-    for layer in range(self.plan.layers):
-      unit = emit.clearing(self.plan, layer)
-      for step in (s for s in self.plan.circuit.steps if s.time == 2 * layer + 1):
-        last = unit + 2 * len(bound.ramps(step))
-        out.append((f'layer {layer + 1} units {unit + 1}-{last}', repr(step.node)))
-        unit = last
-      for gate in (g for g in self.plan.circuit.gates if g.time == 2 * layer + 1):
-        unit += 1
-        out.append((f'layer {layer + 1} units {unit}-{unit}', repr(gate.node)))
+    where = lambda p: f'layer {p.layer + 1} ' + (
+        f'head {p.numbers[0] + 1}' if p.kind == 'head' else f'units {p.numbers[0] + 1}-{p.numbers[-1] + 1}')
+    parts = sorted(self.wiring.parts, key=lambda p: p.kind)  # heads first
+    return [(where(p), p.name) for p in parts if p.numbers]
+
+  def activations(self, sequence: Iterable[Value], exchange: activations.Exchange | None = None
+                  ) -> activations.Activations:
+    """Everything that the decoder computes on one input, in NumPy."""
+    return activations.run(self.model, self.params, self.tokenize([list(sequence)])[0][0], exchange)
+
+  def residual(self, sequence: Iterable[Value]) -> dict[str, np.ndarray]:
+    """The number that each direction holds at every position after BOS, when it has been written: {variable: [L]}.
+    A variable of several directions is counted: histogram, histogram.2, .."""
+    stream = self.activations(sequence).residual_2NxTxD
+    out: dict[str, np.ndarray] = {}
+    for v in self.wiring.variables:
+      number = sum(name.split('.')[0] == v.of for name in out)
+      out[v.of if not number else f'{v.of}.{number + 1}'] = stream[v.born + 1, 1:, v.dim]
     return out
+
+  def attention(self, sequence: Iterable[Value]) -> dict[str, np.ndarray]:
+    """The attention weights of each head, BOS first: {part: [1 + L, 1 + L]}."""
+    weights = self.activations(sequence).weights_NxHxTxT
+    return {p.name: weights[p.layer, p.numbers[0]] for p in self.wiring.parts if p.kind == 'head'}
+
+  def ablate(self, part: str) -> 'Compiled':
+    """The same program without one part of its wiring, whose output is multiplied by 0."""
+    p = self.wiring.part(part)
+    name = 'out' if p.kind == 'head' else 'down'
+    weight = self.params['blocks'][name]['weight'].copy()
+    weight[p.layer, list(p.numbers)] = 0
+    blocks = self.params['blocks'] | {name: self.params['blocks'][name] | {'weight': weight}}
+    return dataclasses.replace(self, params=self.params | {'blocks': blocks}, saved=self.wiring)
+
+  def patch(self, sequence: Iterable[Value], part: str, other: Iterable[Value]) -> list[Value]:
+    """The output on `sequence` with one part's activations taken from another input of the same length: an
+    interchange intervention (Geiger et al. 2021, arXiv:2106.02997). Raises RaspError where the lengths differ."""
+    sequence, other = list(sequence), list(other)
+    if len(sequence) != len(other):
+      raise RaspError(self.program.source, f'inputs of {len(sequence)} and {len(other)} tokens; expected one length')
+    p, there = self.wiring.part(part), self.activations(other)
+    exchange = {('head', p.layer, h): there.heads_NxHxTxK[p.layer, h] for h in p.numbers} if p.kind == 'head' else {
+        ('unit', p.layer, u): there.units_NxTxF[p.layer, :, u] for u in p.numbers}
+    return self.decode(self.activations(sequence, exchange).logits_TxV[None])[0]
 
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
     """The values that logits say, BOS left out."""

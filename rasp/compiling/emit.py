@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rasp import decoder
-from rasp.compiling import bound, readout
+from rasp.compiling import bound, readout, wiring
 from rasp.compiling.circuit import Head, Reading
 from rasp.compiling.schedule import Column, Plan
 
@@ -17,7 +17,7 @@ Params = dict[str, Any]
 def settings(plan: Plan, dtype: str) -> decoder.Model:
   """The decoder that holds the plan."""
   heads, steps, layers = plan.circuit.heads, plan.circuit.steps, range(plan.layers)
-  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + clearing(plan, l)
+  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + wiring.clearing(plan, l)
            + sum(g.time == 2 * l + 1 for g in plan.circuit.gates) for l in layers]
   return decoder.settings(
       layers=plan.layers, width=plan.width, heads=max([1, *(sum(h.time == 2 * l for h in heads) for l in layers)]),
@@ -25,16 +25,6 @@ def settings(plan: Plan, dtype: str) -> decoder.Model:
       position='learned' if any(c.source == 'index' for c in plan.columns) else 'none',
       relative_bias=max([0, *(len(h.bias) // 2 for h in heads if h.bias is not None)]),
       mask='causal' if plan.circuit.causal else 'bidirectional', dtype=dtype)
-
-
-def clearing(plan: Plan, layer: int) -> int:
-  """How many units of a layer remove old values, before those of its steps."""
-  return sum(len(_signs(c)) for c in plan.cleared.get(2 * layer + 1, ()))
-
-
-def _signs(c: Column) -> tuple[int, ...]:
-  """Of the units that hold a column's value: one is enough for what is never negative."""
-  return (1,) if c.vector is not None and c.vector.min() >= 0 and c.at_bos >= 0 else (1, -1)
 
 
 def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, tuple[float, ...]]) -> Params:
@@ -102,7 +92,7 @@ def _feedforward(plan: Plan, layer: int, w: dict[str, dict[str, np.ndarray]]) ->
   up, up_bias, down, down_bias = w['up']['weight'], w['up']['bias'], w['down']['weight'], w['down']['bias']
   dims, unit = plan.dims, 0
   for c in plan.cleared.get(2 * layer + 1, ()):
-    for sign in _signs(c):
+    for sign in wiring.signs(c):
       up[dims[c], unit], down[unit, dims[c]] = sign, -sign
       unit += 1
   for step in (s for s in plan.circuit.steps if s.time == 2 * layer + 1):
