@@ -54,7 +54,8 @@ def run(model: decoder.Model, params: Any, tokens_T: Sequence[int], exchange: Ex
     all_weights.append(weights)
     all_heads.append(heads)
     all_units.append(units)
-  return Activations(*map(np.stack, (residual, all_weights, all_heads, all_units)), x @ params['head'].T)
+  return Activations(np.stack(residual), np.stack(all_weights), np.stack(all_heads), np.stack(all_units),
+                     x @ params['head'].T)
 
 
 def _bias(model: decoder.Model, blocks: Any, layer: int, at: np.ndarray) -> np.ndarray:

@@ -83,7 +83,10 @@ class Compiled:
   @functools.cached_property
   def wiring(self) -> Wiring:
     """Which heads and units compute which s-op, what they read, and which direction holds what: the circuit."""
-    return self.saved or wiring.wiring(self.plan)
+    if self.saved is not None:
+      return self.saved
+    assert self.plan is not None  # what was not loaded was compiled
+    return wiring.wiring(self.plan)
 
   def circuit(self) -> list[tuple[str, str]]:
     """Which heads and units compute which s-op: what interpretability methods are asked to find."""

@@ -64,7 +64,7 @@ def _single(s: Selector, analysis: Analysis) -> Leaf | None:
         side, m = language.indices, np.take(m, analysis.at_indices(side), axis)
       sides.append(side if len(d.values) > 1 else None)
     return Leaf(sides[0], sides[1], m, s.source) if m.size <= MERGED else None
-  parts = [_single(part, analysis) for part in s.args]
+  parts: list[Any] = [_single(part, analysis) for part in s.args]
   if any(p is None for p in parts) or s.kind in ('first', 'last'):
     return None
   keys, queries = ({id(side): side for p in parts for side in (getattr(p, name),) if side is not None}
@@ -73,7 +73,8 @@ def _single(s: Selector, analysis: Analysis) -> Leaf | None:
     return None
   m = parts[0].matrix
   m = ~m if s.kind == 'not' else m & parts[1].matrix if s.kind == 'and' else m | parts[1].matrix
-  return Leaf(*(next(iter(side.values()), None) for side in (keys, queries)), m, s.source)  # None: a constant
+  key, query = (next(iter(side.values()), None) for side in (keys, queries))  # None: a constant
+  return Leaf(key, query, m, s.source)
 
 
 def _both(one: list[Term], two: list[Term]) -> list[Term]:
@@ -118,6 +119,6 @@ def product(selector: Selector, analysis: Analysis) -> Selector:
       return analysis.matrix(s)[places[1][s.queries]][:, places[0][s.keys]]
     m = [matrix(part) for part in s.args]
     return ~m[0] if s.kind == 'not' else m[0] & m[1] if s.kind == 'and' else m[0] | m[1]
-  leaf = Selector('leaf', (), *nodes, 'apply product', None, selector.source)
+  leaf = Selector('leaf', (), nodes[0], nodes[1], 'apply product', None, selector.source)
   analysis.matrices[leaf] = matrix(selector)
   return leaf

@@ -87,7 +87,8 @@ class Plan:
     together: dict[Any, list[np.ndarray]] = {}  # columns of one table hold features of one value
     for c, a in columns.items():
       together.setdefault(c if c.vector is None else c.source, []).append(a * c.values)
-    for values in map(sum, together.values()):
+    for group in together.values():
+      values = np.sum(group, axis=0)
       low, high = low + float(values.min()), high + float(values.max())
     return low, high
 
@@ -169,7 +170,8 @@ def schedule(circuit: Circuit) -> Plan:
     columns.append(Column(gate, None, gate.time))
     on, const = _expand(parts, gate.on * gate.low)
     parts[gate] = {columns[-1]: 1.0} | on, const
-  layers = max([item.time for item in (*circuit.heads, *circuit.steps, *circuit.gates)] + [0]) // 2 + 1
+  items: list[Any] = [*circuit.heads, *circuit.steps, *circuit.gates]
+  layers = max([item.time for item in items] + [0]) // 2 + 1
   one, bos = Column('one', None, -1, 1.0), Column('bos', None, -1, 1.0)
   last = {one: 2 * layers, bos: 2 * layers}  # the half-layer that reads a column last
   def read(r: Reading, time: int) -> None:
@@ -183,9 +185,9 @@ def schedule(circuit: Circuit) -> Plan:
   for gate in circuit.gates:
     read(gate.value, gate.time)
     read(gate.on, gate.time)
-  for r in (circuit.output.number, *circuit.output.digits):
-    if r is not None:
-      read(r, 2 * layers)
+  for said in (circuit.output.number, *circuit.output.digits):
+    if said is not None:
+      read(said, 2 * layers)
   kept = (one, *([bos] if circuit.heads or circuit.steps or circuit.gates else []), *(c for c in columns if c in last))
   dims, width, cleared = allocate(kept, last, layers)
   return Plan(circuit, parts, kept, dims[one], dims.get(bos), layers, width, dims, cleared)

@@ -104,7 +104,8 @@ def _names(plan: Plan) -> dict[Any, str]:
   """A name for each head, step and gate: its s-op's, with a number where that is taken; slots have their head's."""
   names: dict[Any, str] = {}
   taken: dict[str, int] = {}
-  for item in sorted((*plan.circuit.heads, *plan.circuit.steps, *plan.circuit.gates), key=lambda item: item.time):
+  items: list[Any] = [*plan.circuit.heads, *plan.circuit.steps, *plan.circuit.gates]
+  for item in sorted(items, key=lambda item: item.time):
     name = repr(item.node)
     taken[name] = taken.get(name, 0) + 1
     names[item] = name if taken[name] == 1 else f'{name}#{taken[name]}'
