@@ -121,14 +121,18 @@ def _assumed(root: SOp, analysis: Analysis, vocabulary: Sequence[Value]) -> tupl
 
 def _proven(root: SOp, analysis: Analysis, causal: bool, dtype: str) -> tuple[schedule.Plan, float]:
   """The cheapest plan with a proof, and its largest error. Raises Refused if no effort gives one."""
-  effort = encode.Effort()
+  effort, first = encode.Effort(), None
   while True:
     circuit = encode.encode(root, analysis, causal, effort)
     plan = schedule.schedule(circuit)
     try:
       return plan, bound.prove(plan, dtype)
     except Refused as reason:
-      effort = _harder(effort, reason, root, analysis)
+      first = first or reason  # the cheapest attempt says best what the program needs
+      try:
+        effort = _harder(effort, reason, root, analysis)
+      except Refused:
+        raise first from None
       if effort.apart != analysis.apart:
         analysis = analysis.keeping(effort.apart)
 

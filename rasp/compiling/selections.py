@@ -108,12 +108,13 @@ class Selections:
     if selector.kind in ('first', 'last'):
       selector = selector.args[0]
     counts = self._counts(selector)
-    return counts is not None and counts[0] >= 1 or self._by_rank(selector)
+    return counts is not None and counts[0] >= 1 or self._by_rank(selector) and (
+        selector.queries.kind == 'indices' or selector.queries.kind == 'constant' and selector.queries.value == 0)
 
   def _by_rank(self, selector: Selector) -> bool:
-    """Whether index i reads the position of rank i in a strict total order: always exactly one."""
-    return selector.kind == 'leaf' and selector.op == '==' and selector.queries.kind == 'indices' and (
-        selector.keys.kind == 'width' and orders.is_strict_order(selector.keys.selector, self))
+    """Whether it selects by the rank in a strict total order, 0 .. n - 1, of which every key has another."""
+    return selector.kind == 'leaf' and selector.op == '==' and selector.keys.kind == 'width' and (
+        orders.is_strict_order(selector.keys.selector, self))
 
   def unique(self, selector: Selector) -> bool:
     """Whether no query can select two keys."""
