@@ -71,6 +71,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     '&': lambda a, b: bool(a) and bool(b), '|': lambda a, b: bool(a) or bool(b), '~': operator.not_,
     'abs': abs, 'int': int, 'where': lambda c, a, b: None if c is None else a if c else b}
 SEE_UNDEFINED = ('default', 'where')  # every other map of undefined is undefined
+PICKS = ('first', 'last', 'largest', 'smallest')  # one key of those that are selected
 PREDICATES = ('==', '!=', '<', '<=', '>', '>=')
 
 
@@ -170,7 +171,8 @@ def _shown(node: SOp, levels: int) -> str:
 class Selector:
   """For every query position, the key positions that it reads.
 
-  kind is leaf (`op` or `fn` on a key's and a query's value), and, or, not, first or last.
+  kind is leaf (`op` or `fn` on a key's and a query's value), and, or, not, or one of PICKS, of which largest and
+  smallest compare `keys`.
   """
   kind: str
   args: tuple['Selector', ...] = ()
@@ -220,8 +222,8 @@ def _combine(kind: str, *parts: Selector) -> Selector:
   for part in parts:
     if not isinstance(part, Selector):
       raise RaspError(here(), f'{part!r} is no selector; expected rasp.select(keys, queries, predicate)')
-    if part.kind in ('first', 'last'):
-      raise RaspError(here(), f'.{part.kind}() must be the last step of a selector; combine first, then call it')
+    if part.kind in PICKS:
+      raise RaspError(here(), f'{part.kind} must be the last step of a selector; combine first, then call it')
   return Selector(kind, parts, source=here())
 
 
@@ -320,6 +322,16 @@ def selector_width(selector: Selector) -> SOp:
   return SOp('width', selector=selector, source=here())
 
 
+def largest(selector: Selector, key: Any) -> Selector:
+  """Of the selected keys the one where `key` is largest, of several the leftmost; undefined is never the largest."""
+  return dataclasses.replace(_combine('largest', selector), keys=lift(key))
+
+
+def smallest(selector: Selector, key: Any) -> Selector:
+  """Of the selected keys the one where `key` is smallest, of several the leftmost; undefined is never the smallest."""
+  return dataclasses.replace(_combine('smallest', selector), keys=lift(key))
+
+
 def total(selector: Selector, values: Any) -> SOp:
   """The sum of the selected numbers: 0 where none is selected, undefined where one of them is."""
   if not isinstance(selector, Selector):
@@ -374,6 +386,8 @@ def inputs(node: SOp) -> list[SOp]:
   """The s-ops that a node reads directly, those of its selector included."""
   out = list(node.args)
   if node.selector is not None:
+    if node.selector.keys is not None and node.selector.kind != 'leaf':
+      out.append(node.selector.keys)
     for leaf in leaves(node.selector):
       out += [leaf.keys, leaf.queries]
   return out

@@ -18,7 +18,7 @@ import statistics
 from typing import Any
 
 from rasp.language import (
-    SOp, aggregate, apply, before, default, everything, indices, length, select, selector_width, tokens, total, until,
+    SOp, aggregate, apply, before, default, everything, indices, largest, length, select, selector_width, tokens, total, until,
     where)
 from rasp.library import sequences
 from rasp.program import Program, program
@@ -142,6 +142,10 @@ def _orders() -> None:
   _add('minimum', DIGITS, aggregate(select(rank, 0, '=='), t), lambda x, k: min(x))
   _add('maximum', DIGITS, aggregate(select(rank, n - 1, '=='), t), lambda x, k: max(x))
   _add('lower_median', DIGITS, aggregate(select(rank, (n - 1) // 2, '=='), t), lambda x, k: statistics.median_low(x))
+  _add('running_maximum', DIGITS, aggregate(largest(until, t), t), lambda x, k: max(x[:k + 1]))
+  _add('index_of_maximum', DIGITS, aggregate(largest(everything, t), i), lambda x, k: x.index(max(x)))
+  _add('largest_other_letter', LETTERS, aggregate(largest(select(t, t, '!='), apply(LETTERS.index, t)), t, '-'),
+       lambda x, k: max((v for v in x if v != x[k]), default='-'))
   _add('is_maximum', DIGITS, selector_width(select(t, t, '>')) == 0, lambda x, k: x[k] == max(x))
   _add('index_of_minimum', DIGITS, aggregate(select(rank, 0, '=='), i), lambda x, k: x.index(min(x)))
   _add('is_sorted', DIGITS, ~_any(default(_at(i - 1) > t, False)), lambda x, k: x == sorted(x))

@@ -65,7 +65,7 @@ def _single(s: Selector, analysis: Analysis) -> Leaf | None:
       sides.append(side if len(d.values) > 1 else None)
     return Leaf(sides[0], sides[1], m, s.source) if m.size <= MERGED else None
   parts: list[Any] = [_single(part, analysis) for part in s.args]
-  if any(p is None for p in parts) or s.kind in ('first', 'last'):
+  if any(p is None for p in parts) or s.kind in language.PICKS:
     return None
   keys, queries = ({id(side): side for p in parts for side in (getattr(p, name),) if side is not None}
                    for name in ('keys', 'queries'))

@@ -235,14 +235,14 @@ class _Builder:
   def _total(self, node: SOp) -> Reading:
     """The sum of what a node selects; of a width, of ones."""
     s, x = node.selector, node.args[0] if node.args else language.constant(1)
-    if s.kind in ('first', 'last'):  # one key if any
+    if s.kind in language.PICKS:  # one key if any
       one = self.analysis.derived(('one', node), lambda: language.aggregate(s, x, 0, one=True))
       return self.aggregate(one, None)
     d, out = self.analysis(x), Reading()
     value = self._plain(x) if node.args else ONE
     most = max(abs(float(d.low)), abs(float(d.high)))
     for term in self._terms_of(s):
-      out = out + self._slot(node, term, 'count', '', value, 0.0, (
+      out = out + self._slot(node, term, 'count', None, value, 0.0, (
           float(min(0, d.low * self.longest)), float(max(0, d.high * self.longest))), most)
     return out
 
@@ -256,7 +256,7 @@ class _Builder:
     """An aggregate's value (codes None), or a code of it where it copies one."""
     d, x = self.analysis(node), node.args[0]
     s = node.selector
-    prior = s.kind if s.kind in ('first', 'last') else ''
+    prior = (s.kind, s.keys) if s.kind in language.PICKS else None
     terms = self._terms_of(s.args[0] if prior else s)
     default, copies = language.plain(node.value), self.analysis.copies(node)
     total = self.analysis.total(s)
@@ -290,11 +290,11 @@ class _Builder:
       return self._slot(node, terms[0], 'total' if total else 'sink', prior, value, sink, span)
     out = Reading(const=sink)  # at most one of them selects: each brings the difference from the default, or 0
     for term in terms:
-      out = out + self._slot(node, term, 'sink', '', value + Reading(const=-sink), 0.0,
+      out = out + self._slot(node, term, 'sink', None, value + Reading(const=-sink), 0.0,
                              (span[0] - sink, span[1] - sink))
     return out
 
-  def _slot(self, node: SOp, term: Term, mode: str, prior: str, value: Reading, sink: float,
+  def _slot(self, node: SOp, term: Term, mode: str, prior: Any, value: Reading, sink: float,
             span: tuple[float, float], most: float = 1.0) -> Reading:
     """A head's output for one value, on a head shared by all that select alike."""
     known = (term, mode, prior, value, sink)
@@ -307,7 +307,7 @@ class _Builder:
       self._slots[known] = Reading(((slot, 1.0),))
     return self._slots[known]
 
-  def _head(self, node: SOp, term: Term, mode: str, prior: str, value: Reading, spread: float) -> Any:
+  def _head(self, node: SOp, term: Term, mode: str, prior: Any, value: Reading, spread: float) -> Any:
     """The key in `_heads` of the head that selects by `term`, as sharp as a value of this spread needs it.
 
     Keys that do not match lose at most RAW_ERROR of the spread of the values, by the gap between scores.
@@ -318,7 +318,8 @@ class _Builder:
       level, gap = math.ceil(math.log(max(2, N) ** 2 * max(spread, 1.0) * 2.0**self.effort.sharpness)), math.ceil(
           math.log(N * N * max(spread, 1.0) / RAW_ERROR))
     elif prior:
-      level, gap = -unit * (N - 1) - unit, unit * (N - 1) + 2 * unit
+      order, most_order = self._order(*prior)
+      level, gap = -unit * most_order - unit, unit * most_order + 2 * unit
     elif mode == 'sink':
       level, gap = -unit, 2 * unit
     else:
@@ -333,8 +334,7 @@ class _Builder:
         leaf = Leaf(language.indices, language.indices, leaf.matrix, leaf.source)
       scores += self._scores(leaf, gap, mode == 'total' and len(term.leaves) == 1 and not prior)
     if prior:
-      away = np.arange(N) - (N - 1.0) if prior == 'last' else -np.arange(N, dtype=float)
-      scores.append((Reading(const=float(unit)), self.index.reading(away)))
+      scores += [(Reading(const=float(unit)), reading) for reading in order]
     scores = _merged(scores)
     latest = max([value.time] + [r.time for pair in scores for r in pair])
     time = latest + 1 if latest % 2 else latest + 2
@@ -345,6 +345,23 @@ class _Builder:
                               tuple(scores), bias, at_bos)
     self._brought.setdefault(key, [])
     return key
+
+  def _order(self, kind: str, key: SOp | None) -> tuple[list[Reading], int]:
+    """(whole numbers that rank the keys, 0 for the best; the most that their sum goes below)."""
+    N = self.longest
+    away = np.arange(N) - (N - 1.0) if kind == 'last' else -np.arange(N, dtype=float)
+    if key is None:
+      return [self.index.reading(away)], N - 1
+    d = self.analysis(key)
+    if d.values is None or None in d.values:
+      raise RaspError(key.source, f'{kind} by {key!r}, which has too many values or may be undefined; expected listed '
+                                  'values, rasp.default(.., a number) replaces undefined')
+    places = np.arange(len(d.values), dtype=float)
+    if d.whole and d.high - d.low <= 4 * len(d.values):  # the number itself needs no table
+      places = np.array(d.values, float) - float(d.low)
+    if kind == 'smallest':
+      places = places.max() - places
+    return [self.exact(key, (places - places.max()) * N), self.index.reading(away)], int(places.max()) * N + N - 1
 
   def _by_distance(self, leaf: Leaf, gap: int) -> tuple[np.ndarray | None, Reading] | None:
     """(bias, what BOS needs against it) of a predicate on indices that the mask or the distance decides, or None."""

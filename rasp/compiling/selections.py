@@ -60,7 +60,7 @@ class Selections:
     return self.grids[selector]
 
   def _grid(self, s: Selector) -> np.ndarray | None:
-    if s.kind in ('first', 'last'):
+    if s.kind in language.PICKS:
       return None
     if s.kind == 'leaf':
       if not (self(s.keys).index and self(s.queries).index):
@@ -105,7 +105,7 @@ class Selections:
 
   def total(self, selector: Selector) -> bool:
     """Whether every query provably selects a key."""
-    if selector.kind in ('first', 'last'):
+    if selector.kind in language.PICKS:
       selector = selector.args[0]
     counts = self._counts(selector)
     return counts is not None and counts[0] >= 1 or self._by_rank(selector) and (
@@ -118,7 +118,7 @@ class Selections:
 
   def unique(self, selector: Selector) -> bool:
     """Whether no query can select two keys."""
-    if selector.kind in ('first', 'last') or self.longest == 1:
+    if selector.kind in language.PICKS or self.longest == 1:
       return True
     if selector.kind == 'and':
       return any(map(self.unique, selector.args))
@@ -146,7 +146,7 @@ class Selections:
 
   def causal(self, selector: Selector) -> bool:
     """Whether no query can select a key after itself."""
-    if selector.kind in ('first', 'last'):
+    if selector.kind in language.PICKS:
       return self.causal(selector.args[0])
     if selector.kind == 'and':
       return any(map(self.causal, selector.args))

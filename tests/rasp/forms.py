@@ -63,7 +63,7 @@ class Generator:
         lambda: ('op', r.choice('+-'), s(), s()), lambda: ('op', '*', s(), ('const', r.randint(-2, 3))),
         lambda: ('op', r.choice(('//', '%')), s(), ('const', r.randint(2, 3))), lambda: ('abs', s()),
         lambda: ('where', self.truth(d - 1), s(), s()), lambda: ('width', self.selector(d - 1)),
-        lambda: ('width', self.selector(d - 1)), lambda: ('apply', r.choice(('clip', 'half', 'odd', 'square')), s()),
+        lambda: ('total', self.selector(d - 1), ('default', s(), 0)), lambda: ('apply', r.choice(('clip', 'half', 'odd', 'square')), s()),
         lambda: ('apply', r.choice(('larger', 'mix')), s(), s()), lambda: ('default', s(), r.choice((0, -1))),
         lambda: self.copy(s(), (0, -1, None), d), lambda: self.copy(s(), (0, -1, None), d), lambda: self.truth(d - 1),
         lambda: self.number(0))
@@ -75,7 +75,10 @@ class Generator:
       return ('aggregate', ('or', self.selector(d - 1), self.selector(d - 1)), ('const', r.choice(('y', 7))), None, True)
     if r.random() < 0.3:
       return ('aggregate', ('select', ('indices',), self.place(), '=='), x, r.choice(defaults), r.random() < 0.5)
-    return ('aggregate', (r.choice(('first', 'last')), self.selector(d - 1)), x, r.choice(defaults), r.random() < 0.5)
+    pick = (r.choice(('first', 'last')), self.selector(d - 1))
+    if r.random() < 0.25:
+      pick = (r.choice(('largest', 'smallest')), self.selector(d - 1), ('default', self.number(d - 2), 0))
+    return ('aggregate', pick, x, r.choice(defaults), r.random() < 0.5)
 
   def place(self):
     return self.r.choice([('op', '-', ('indices',), ('const', 1)), ('const', 0), ('op', '+', ('indices',), ('const', 2)),
@@ -164,6 +167,8 @@ def build(p):
     return rasp.apply(FUNCTIONS[rest[0]], *map(build, rest[1:]))
   if kind == 'width':
     return rasp.selector_width(build(rest[0]))
+  if kind in ('total', 'largest', 'smallest'):
+    return getattr(rasp, kind)(build(rest[0]), build(rest[1]))
   if kind == 'select':
     return rasp.select(build(rest[0]), build(rest[1]), CHOICES.get(rest[2], rest[2]))
   selector, x, default, one = rest
@@ -199,6 +204,9 @@ class Values:
               for a, b in zip(self(rest[0]), self(rest[1]))]
     if kind == 'width':
       return [sum(row) for row in self.pairs(rest[0])]
+    if kind == 'total':
+      values = self(rest[1])
+      return [self.run(sum, ([v for v, chosen in zip(values, row) if chosen],)) for row in self.pairs(rest[0])]
     if kind == 'aggregate':
       selector, x, default, one = rest
       values = self(x)
@@ -234,6 +242,12 @@ class Values:
       keys, queries = self(rest[0]), self(rest[1])
       f = CHOICES.get(rest[2]) or BINARY[rest[2]]
       return [[k is not None and q is not None and bool(self.run(f, (k, q))) for k in keys] for q in queries]
+    if kind in ('largest', 'smallest'):
+      values, out = self(rest[1]), []
+      for row in self.pairs(rest[0]):
+        keys = sorted((j for j in n if row[j]), key=lambda j: (-values[j] if kind == 'largest' else values[j], j))
+        out.append([keys != [] and j == keys[0] for j in n])
+      return out
     parts = [self.pairs(part) for part in rest]
     if kind == 'not':
       return [[not v for v in row] for row in parts[0]]

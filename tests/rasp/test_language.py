@@ -6,7 +6,7 @@ import re
 import pytest
 
 import rasp
-from rasp import interpreter
+from rasp import interpreter, verify
 from rasp.library import PROGRAMS, dyck, sequences
 
 # Weiss, Goldberg and Yahav 2021 (arXiv:2106.06981), sections 2 and 3: results as they are printed there.
@@ -180,3 +180,21 @@ def test_a_map_of_shared_parts_is_printed_at_once():
   for _ in range(200):
     x = x + x
   assert len(repr(x)) < 2000
+
+
+def test_largest_and_smallest_pick_one_key():
+  t, i = rasp.tokens, rasp.indices
+  programs = [rasp.aggregate(rasp.largest(rasp.until, t), i), rasp.aggregate(rasp.smallest(rasp.before, t), t, -1),
+              rasp.aggregate(rasp.largest(rasp.select(t, t, '!='), t), t), rasp.selector_width(rasp.smallest(rasp.until, t)),
+              rasp.aggregate(rasp.largest(rasp.everything, rasp.selector_width(rasp.select(t, t, '=='))), t),
+              rasp.aggregate(rasp.smallest(rasp.before, -t + i), t, one=True), rasp.total(rasp.largest(rasp.before, t), t)]
+  row = [3, 1, 4, 1, 4, 0]
+  assert interpreter.run(programs[0], row) == [0, 0, 2, 2, 2, 2]  # the leftmost of two
+  assert interpreter.run(programs[1], row) == [-1, 3, 1, 1, 1, 1]
+  assert interpreter.run(programs[4], row) == [1] * 6
+  for sop in programs:
+    compiled = rasp.compile(sop, range(5), 8)
+    verdict = verify.verify(compiled, sop, 3, 3)
+    assert verdict.right and verdict.worst <= compiled.report.bound and not compiled.report.assumed, verdict
+  with pytest.raises(rasp.RaspError, match='which has too many values or may be undefined'):
+    rasp.compile(rasp.aggregate(rasp.largest(rasp.until, programs[5]), t), range(5), 4)
