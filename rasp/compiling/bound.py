@@ -129,13 +129,15 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
 
 
 def _check_step(plan: Plan, step: Step, error: float, bits: int) -> None:
-  columns = plan.written_by(step)
-  if not ramps(step):
+  columns, count = plan.written_by(step), int(np.count_nonzero(np.diff(step.places)))
+  if not count:
     return
+  if count > RAMPS:
+    raise Refused(f'{step.node!r} needs {count} ramps, more than {RAMPS}', step, count)
   o = offset(step, columns)
   q = 2.0 ** (o.m - bits + 1)
   parts, _ = plan.expand(step.z)
-  if (len(parts) + 3) * q > 0.375 or len(ramps(step)) > RAMPS:
+  if (len(parts) + 3) * q > 0.375:
     raise Refused(f'{step.node!r} needs {len(ramps(step))} ramps with units up to 2^{o.m}, which {bits} bits do not '
                   'hold apart', step, len(ramps(step)))
   for r in ramps(step):

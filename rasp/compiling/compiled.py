@@ -93,7 +93,7 @@ class Compiled:
     where = lambda p: f'layer {p.layer + 1} ' + (
         f'head {p.numbers[0] + 1}' if p.kind == 'head' else f'units {p.numbers[0] + 1}-{p.numbers[-1] + 1}')
     parts = sorted(self.wiring.parts, key=lambda p: p.kind)  # heads first
-    return [(where(p), p.name) for p in parts if p.numbers]
+    return [(where(p), p.sop) for p in parts if p.numbers]
 
   def activations(self, sequence: Iterable[Value], exchange: activations.Exchange | None = None
                   ) -> activations.Activations:

@@ -26,8 +26,10 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A head, or the units of a feed-forward layer, that computes an s-op. numbers: the head's, or the units', from 0."""
+  """A head, or the units of a feed-forward layer, that computes an s-op. name: the s-op's, and #2, .. where several
+  parts compute it. numbers: the head's, or the units', from 0."""
   name: str
+  sop: str
   kind: str  # 'head' or 'units'
   layer: int
   numbers: tuple[int, ...]
@@ -68,10 +70,10 @@ def wiring(plan: Plan) -> Wiring:
   parts = []
   for layer in range(plan.layers):
     for number, head in enumerate(h for h in plan.circuit.heads if h.time == 2 * layer):
-      parts.append(Part(names[head], 'head', layer, (number,), reads(
+      parts.append(Part(names[head], repr(head.node), 'head', layer, (number,), reads(
           head.at_bos, *(r for pair in head.scores for r in pair), *(s.value for s in head.slots))))
     for item, first, last in units(plan, layer):
-      parts.append(Part(names[item], 'units', layer, tuple(range(first, last)), reads(
+      parts.append(Part(names[item], repr(item.node), 'units', layer, tuple(range(first, last)), reads(
           *((item.value, item.on) if isinstance(item, Gate) else (item.z,)))))
   output = plan.circuit.output
   return Wiring(variables, tuple(parts), reads(output.number, *output.digits))
