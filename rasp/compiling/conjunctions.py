@@ -9,6 +9,7 @@ from rasp import language
 from rasp.compiling.analysis import Analysis
 from rasp.language import RaspError, Selector, SOp
 
+TRUE = language.constant(True)  # in place of any constant, so that predicates against two of them meet
 MERGED = 2**20  # the largest matrix that several predicates become
 CELLS = 2**11  # the most tuples of keys, and of queries, that `product` tabulates
 
@@ -36,18 +37,20 @@ def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) ->
   if selector.kind != 'leaf' and (selector.kind == 'and') != wanted:
     one = _single(selector, analysis)
     if one is not None:
-      true = language.constant(True)
-      return _tidy([(Leaf(true if one.keys is None else one.keys, true if one.queries is None else one.queries,
+      return _tidy([(Leaf(TRUE if one.keys is None else one.keys, TRUE if one.queries is None else one.queries,
                           one.matrix == wanted, one.source),)])
   if selector.kind == 'leaf':
-    return _tidy([(Leaf(selector.keys, selector.queries, analysis.matrix(selector) == wanted, selector.source),)])
+    keys, queries = (TRUE if len(analysis(side).values or ()) == 1 else side for side in (selector.keys, selector.queries))
+    return _tidy([(Leaf(keys, queries, analysis.matrix(selector) == wanted, selector.source),)])
   if selector.kind == 'not':
     return conjunctions(selector.args[0], analysis, not wanted)
   a, b = selector.args
   if (selector.kind == 'and') == wanted:
     return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
-  rest = _both(conjunctions(a, analysis, not wanted), conjunctions(b, analysis, wanted))
-  return conjunctions(a, analysis, wanted) + rest
+  one, two = conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted)
+  if _both(one, two):  # they may select the same key
+    two = _both(conjunctions(a, analysis, not wanted), two)
+  return one + two
 
 
 def _single(s: Selector, analysis: Analysis) -> Leaf | None:

@@ -23,6 +23,7 @@ from rasp.language import RaspError, Selector, SOp
 
 POINTER = 100  # the most values for which a computed v^2 stays exact through its ramps
 SQUARES = 2**23  # the largest scores of pointers
+HEADS = 12  # more for one selector than a head that reads tuples is worth
 RAW_ERROR = 2.0**-17  # what is lost to keys that are not selected
 ONE = Reading(const=1.0)
 
@@ -229,7 +230,13 @@ class _Builder:
 
   def _terms_of(self, selector: Selector) -> list[Term]:
     if selector not in self._terms:
-      self._terms[selector] = conjunctions(selector, self.analysis)
+      terms = conjunctions(selector, self.analysis)
+      if len(terms) > HEADS:
+        try:  # one head that reads tuples
+          terms = conjunctions(self.analysis.derived(selector, lambda: product(selector, self.analysis)), self.analysis)
+        except RaspError:
+          pass
+      self._terms[selector] = terms
     return self._terms[selector]
 
   def _total(self, node: SOp) -> Reading:
@@ -285,7 +292,8 @@ class _Builder:
       value = self._plain(x)
       span = (float(xd.low), float(xd.high))
     if len(terms) > 1 and (prior or not copies or not self.analysis.unique(s)):
-      terms = self._terms_of(self.analysis.derived(s, lambda: product(s.args[0] if prior else s, self.analysis)))
+      terms = self._terms_of(self.analysis.derived(
+          s.args[0] if prior else s, lambda: product(s.args[0] if prior else s, self.analysis)))
     if len(terms) == 1:
       return self._slot(node, terms[0], 'total' if total else 'sink', prior, value, sink, span)
     out = Reading(const=sink)  # at most one of them selects: each brings the difference from the default, or 0

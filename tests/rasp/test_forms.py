@@ -136,6 +136,16 @@ def test_the_complement_of_later_keys_is_causal():
   assert rasp.compile(rasp.selector_width(~(rasp.select(i, i, '>') | rasp.select(t, t, '=='))), 'ab', 12).report.causal
 
 
+def test_an_or_of_conjunctions_that_never_meet_is_a_head_each():
+  """Once 2^k - 1 heads, since each was made disjoint from all before it."""
+  union = None
+  for back, letter in enumerate('abcdefgh', 1):
+    earlier = rasp.aggregate(rasp.select(i, i - back, '=='), t, '-')
+    part = rasp.select(earlier, t, '==') & rasp.select(t, letter, '==')
+    union = part if union is None else union | part
+  assert rasp.compile(rasp.selector_width(union), 'abcdefgh', 10).report.heads == 8
+
+
 def test_a_mixed_vocabulary_in_a_complement():
   """Once wrong: the columns of a merged predicate in the order of the vocabulary, not of its sorted values."""
   right(rasp.selector_width(~rasp.select(t, 2, '==')), ('a', 'b', 1, 2), 4)
