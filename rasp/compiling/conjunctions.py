@@ -47,10 +47,10 @@ def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) ->
   a, b = selector.args
   if (selector.kind == 'and') == wanted:
     return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
-  one, two = conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted)
-  if _both(one, two):  # they may select the same key
-    two = _both(conjunctions(a, analysis, not wanted), two)
-  return one + two
+  terms, more = conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted)
+  if _both(terms, more):  # they may select the same key
+    more = _both(conjunctions(a, analysis, not wanted), more)
+  return terms + more
 
 
 def _single(s: Selector, analysis: Analysis) -> Leaf | None:
