@@ -8,5 +8,5 @@ from rasp.compiling import Compiled, Report, compile  # pylint: disable=redefine
 
 __all__ = [
     'Compiled', 'Program', 'RaspError', 'Report', 'SOp', 'Selector', 'aggregate', 'apply', 'before', 'compile',
-    'constant', 'default', 'divide', 'everything', 'indices', 'largest', 'length', 'program', 'select', 'selector_width', 'smallest', 'tokens',
-    'total', 'until', 'where']
+    'constant', 'default', 'divide', 'everything', 'indices', 'largest', 'length', 'program', 'select',
+    'selector_width', 'smallest', 'tokens', 'total', 'until', 'where']

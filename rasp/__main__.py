@@ -45,7 +45,7 @@ def find(text: str) -> rasp.Program:
 
 
 def read(text: str, vocabulary: tuple) -> list:
-  """The tokens of a text: characters, or words between commas where tokens have several characters or text has words."""
+  """The tokens of a text: characters, or words between commas where tokens or words have several characters."""
   words = text.split(',')
   wide = any(len(str(v)) > 1 for v in vocabulary) or len(words) > 1 and all(words) and max(map(len, words)) > 1
   named = {str(v): v for v in vocabulary}

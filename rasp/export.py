@@ -36,7 +36,8 @@ def save(compiled: Compiled, folder: pathlib.Path) -> None:
   files.write_json(folder / 'program.json', {
       'name': compiled.name, 'vocabulary': list(compiled.vocabulary),
       'outputs': [[t, v, said.codes[v]] for t, v in compiled.outputs.items()], 'number': compiled.number,
-      'readout': [said.weights.tolist(), said.const.tolist(), said.number, said.unlisted], 'report': dataclasses.asdict(compiled.report)})
+      'readout': [said.weights.tolist(), said.const.tolist(), said.number, said.unlisted],
+      'report': dataclasses.asdict(compiled.report)})
   files.write_json(folder / CIRCUIT, dataclasses.asdict(compiled.wiring))
   buffer = io.BytesIO()
   np.savez(buffer, **traverse_util.flatten_dict(compiled.params, sep='.'))

@@ -104,8 +104,8 @@ class SOp:
                              'write & | ~ and rasp.where in place of and, or, not and if')
 
   def __getitem__(self, place):
-    raise RaspError(here(), f"'{self!r}' has no place {place!r}; rasp.aggregate(rasp.select(rasp.indices, place, '=='), x) "
-                            'reads the value at one')
+    raise RaspError(here(), f"'{self!r}' has no place {place!r}; rasp.aggregate(rasp.select(rasp.indices, "
+                            "place, '=='), x) reads the value at one")
 
   def __len__(self):
     raise RaspError(here(), f"the length of '{self!r}' is rasp.length, an s-op")
@@ -123,7 +123,8 @@ class SOp:
     raise RaspError(here(), f"float('{self!r}') is not one number; s-ops calculate with exact fractions")
 
   def __contains__(self, value):
-    raise RaspError(here(), f"{value!r} in '{self!r}'; rasp.selector_width(rasp.select(x, {value!r}, '==')) > 0 asks that")
+    raise RaspError(here(), f"{value!r} in '{self!r}' is no truth value; expected "
+                            f"rasp.selector_width(rasp.select(x, {value!r}, '==')) > 0")
 
   def __iter__(self):
     raise RaspError(here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
@@ -250,7 +251,8 @@ def constant(value: Value) -> SOp:
   if isinstance(value, numbers.Number):
     value = plain(value)
   if value is not None and not isinstance(value, (int, str, Fraction)):
-    raise RaspError(here(), f'{value!r} is {type(value).__name__}; expected an s-op, a number, a string, a bool or None')
+    raise RaspError(here(), f'{value!r} is {type(value).__name__}; expected an s-op, a number, a string, a '
+                            'bool or None')
   return SOp('constant', value=value, source=here())
 
 

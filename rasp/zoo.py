@@ -18,8 +18,8 @@ import statistics
 from typing import Any
 
 from rasp.language import (
-    SOp, aggregate, apply, before, default, everything, indices, largest, length, select, selector_width, tokens, total, until,
-    where)
+    SOp, aggregate, apply, before, default, everything, indices, largest, length, select, selector_width, tokens, total,
+    until, where)
 from rasp.library import sequences
 from rasp.program import Program, program
 
@@ -68,7 +68,8 @@ def _element_wise() -> None:
   _add('above_4', DIGITS, t > 4, lambda x, k: x[k] > 4)
   _add('clip_2_to_6', DIGITS, apply(lambda v: min(6, max(2, v)), t), lambda x, k: min(6, max(2, x[k])))
   _add('is_vowel', 'abcde', (t == 'a') | (t == 'e'), lambda x, k: x[k] in 'ae')
-  _add('swap_a_and_b', LETTERS, where(t == 'a', 'b', where(t == 'b', 'a', t)), lambda x, k: {'a': 'b', 'b': 'a'}.get(x[k], x[k]))
+  _add('swap_a_and_b', LETTERS, where(t == 'a', 'b', where(t == 'b', 'a', t)),
+       lambda x, k: {'a': 'b', 'b': 'a'}.get(x[k], x[k]))
   _add('next_letter', LETTERS, apply(lambda v: LETTERS[(LETTERS.index(v) + 1) % 4], t),
        lambda x, k: LETTERS[(LETTERS.index(x[k]) + 1) % 4])
   _add('add_index', DIGITS, t + i, lambda x, k: x[k] + k)
@@ -85,7 +86,8 @@ def _positions() -> None:
   _add('is_middle', LETTERS, i == n // 2, lambda x, k: k == len(x) // 2)
   _add('second_half', LETTERS, 2 * i >= n, lambda x, k: 2 * k >= len(x))
   _add('tokens_at_even_index', LETTERS, where(i % 2 == 0, t, '-'), lambda x, k: '-' if k % 2 else x[k])
-  _add('counting_game', LETTERS, where(i % 15 == 0, 'both', where(i % 5 == 0, 'five', where(i % 3 == 0, 'three', 'no'))),
+  _add('counting_game', LETTERS,
+       where(i % 15 == 0, 'both', where(i % 5 == 0, 'five', where(i % 3 == 0, 'three', 'no'))),
        lambda x, k: 'both' if k % 15 == 0 else 'five' if k % 5 == 0 else 'three' if k % 3 == 0 else 'no')
 
 
@@ -127,7 +129,8 @@ def _counts() -> None:
   _add('occurs_again', LETTERS, sequences.histogram() > 1, lambda x, k: x.count(x[k]) > 1)
   _add('first_occurrence', LETTERS, again == 0, lambda x, k: x[k] not in x[:k])
   _add('last_occurrence', LETTERS, selector_width(select(t, t, '==') & ~until) == 0, lambda x, k: x[k] not in x[k + 1:])
-  _add('twice_or_more_dropped', LETTERS, where(sequences.histogram() > 1, '-', t), lambda x, k: '-' if x.count(x[k]) > 1 else x[k])
+  _add('twice_or_more_dropped', LETTERS, where(sequences.histogram() > 1, '-', t),
+       lambda x, k: '-' if x.count(x[k]) > 1 else x[k])
   _add('most_common', LETTERS, sequences.most_common(), lambda x, k: max(x, key=lambda v: (x.count(v), -x.index(v))))
 
 
@@ -135,7 +138,8 @@ def _orders() -> None:
   rank = sequences.rank(t)
   _add('sort', DIGITS, sequences.sort(), lambda x, k: sorted(x)[k])
   _add('sort_descending', DIGITS, sequences.sort(t, -t), lambda x, k: sorted(x, reverse=True)[k])
-  _add('sort_by_frequency', LETTERS, sequences.sort_by_frequency(), lambda x, k: sorted(x, key=lambda v: -x.count(v))[k])
+  _add('sort_by_frequency', LETTERS, sequences.sort_by_frequency(),
+       lambda x, k: sorted(x, key=lambda v: -x.count(v))[k])
   _add('stable_rank', DIGITS, rank, lambda x, k: sum(v < x[k] for v in x) + x[:k].count(x[k]))
   _add('count_smaller', DIGITS, selector_width(select(t, t, '<')), lambda x, k: sum(v < x[k] for v in x))
   _add('larger_before', DIGITS, selector_width(select(t, t, '>') & before), lambda x, k: sum(v > x[k] for v in x[:k]))
@@ -195,8 +199,8 @@ def _sums() -> None:
   _add('depth', ROUND, depth, lambda x, k: x[:k + 1].count('(') - x[:k + 1].count(')'))
   _add('never_negative', ROUND, ~_any(depth < 0, until),
        lambda x, k: all(x[:j].count('(') >= x[:j].count(')') for j in range(k + 2)))
-  _add('is_balanced', ROUND, ~_any(depth < 0) & (_at(n - 1, depth) == 0), lambda x, k: x.count('(') == x.count(')') and all(
-      x[:j].count('(') >= x[:j].count(')') for j in range(len(x))))
+  _add('is_balanced', ROUND, ~_any(depth < 0) & (_at(n - 1, depth) == 0),
+       lambda x, k: x.count('(') == x.count(')') and all(x[:j].count('(') >= x[:j].count(')') for j in range(len(x))))
   _add('xor_with_previous', BITS, (t + _at(i - 1, t, 0)) % 2, lambda x, k: x[k] ^ (x[k - 1] if k else 0))
 
 

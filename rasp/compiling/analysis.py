@@ -134,8 +134,8 @@ class Analysis(Selections):
     extra: tuple[Value, ...] = () if total else (language.plain(node.value),)
     if self.copies(node):
       if not node.one and not self.unique(node.selector) and sum(map(is_number, x.values)) > 1:
-        raise RaspError(node.source, f'aggregate may select several numbers of {node.args[0]!r}, which holds numbers and '
-                                     'text: a mean or one value; select one key (.first() or .last()), or say one=True')
+        raise RaspError(node.source, f'aggregate may select several numbers of {node.args[0]!r}, which holds '
+                                     'numbers and text: a mean or one value; select one key (.first() or .last()), or say one=True')
       if x.values is None:
         raise RaspError(node.source, f'{node.args[0]!r} has too many values to copy; give it a range by rounding, or '
                                      'aggregate its parts')
@@ -164,10 +164,12 @@ class Analysis(Selections):
 
   def _means(self, x: Domain) -> set | None:
     """Every mean of 1 .. N values of x."""
-    if x.values is None or any(isinstance(v, Fraction) for v in x.values) or (x.high - x.low) * self.longest**2 > 2 * LISTED:
+    if x.values is None or any(isinstance(v, Fraction) for v in x.values) or (
+        (x.high - x.low) * self.longest**2 > 2 * LISTED):
       return None
     low, high = int(x.low), int(x.high)
-    step = int(np.gcd.reduce([int(v) - low for v in x.values if v is not None] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
+    gaps = [int(v) - low for v in x.values if v is not None]
+    step = int(np.gcd.reduce(gaps or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
     return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
             for k in range((high - low) // step * n + 1)}
 
@@ -309,7 +311,7 @@ class Analysis(Selections):
       if not top:
         d = self(part)
         terms = list(d.terms or ())
-        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'total', 'width', 'indices', 'tokens') for t in terms):
+        if keep_sums and len(terms) > 1 and all(t.kind not in ('map', 'constant') for t in terms):
           inputs[part] = None
           return
         if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):

@@ -40,7 +40,8 @@ def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) ->
       return _tidy([(Leaf(TRUE if one.keys is None else one.keys, TRUE if one.queries is None else one.queries,
                           one.matrix == wanted, one.source),)])
   if selector.kind == 'leaf':
-    keys, queries = (TRUE if len(analysis(side).values or ()) == 1 else side for side in (selector.keys, selector.queries))
+    keys, queries = (TRUE if len(analysis(side).values or ()) == 1 else side
+                     for side in (selector.keys, selector.queries))
     return _tidy([(Leaf(keys, queries, analysis.matrix(selector) == wanted, selector.source),)])
   if selector.kind == 'not':
     return conjunctions(selector.args[0], analysis, not wanted)

@@ -33,8 +33,9 @@ class Effort:
   """How dearly a program is encoded: the cheapest at first, and more where a proof is refused.
 
   apart: maps that keep their own arguments as inputs, for two layers in place of a step of too many ramps. sharpness:
-  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. gated: `where`s
-  that pass a number on or stop it, in place of a table of its values. listed: whether fractions are said as listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
+  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. gated:
+  `where`s that pass a number on or stop it, in place of a table of its values. listed: whether fractions are said as
+  listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
   """
   apart: frozenset[SOp] = frozenset()
   sharpness: int = 6
@@ -89,7 +90,7 @@ class _Builder:
   # Values
 
   def codes(self, node: SOp) -> np.ndarray:
-    """A number for every value: the value itself, what is none above all; where there is text its place, but of a mean."""
+    """A number for every value: the value itself, or its place where there is text; what is no number above a mean's."""
     d = self.analysis(node)
     mean = node.kind == 'aggregate' and not self.analysis.copies(node)
     if not mean and any(isinstance(v, str) for v in d.values):
@@ -348,7 +349,8 @@ class _Builder:
     time = latest + 1 if latest % 2 else latest + 2
     key = (term, mode, prior, time)
     same = self._heads.get(key)
-    if same is None or gap > same.gap or level > same.level and mode == 'count':  # a slot with a wider spread: the sharper head serves both
+    # A slot with a wider spread: the sharper head serves both.
+    if same is None or gap > same.gap or level > same.level and mode == 'count':
       self._heads[key] = Head(same.node if same else node, mode, time, gap, level, gap if mode == 'count' else unit,
                               tuple(scores), bias, at_bos)
     self._brought.setdefault(key, [])
@@ -405,7 +407,8 @@ class _Builder:
       u, v = equal
       d_k, d_q = self.analysis(leaf.keys), self.analysis(leaf.queries)
       computed = [d for d, needed in ((d_k, True), (d_q, not relative)) if needed and not (d.token or d.index)]
-      if all(len(d.values) <= POINTER for d in computed) and gap * float(max(u.max(), v.max()) - min(u.min(), v.min())) ** 2 <= SQUARES:
+      reach = float(max(u.max(), v.max()) - min(u.min(), v.min()))
+      if all(len(d.values) <= POINTER for d in computed) and gap * reach**2 <= SQUARES:
         middle = round((v.min() + v.max()) / 2)
         u, v = u - middle, v - middle
         scores = [(2.0 * gap * self.exact(leaf.queries, u), self.exact(leaf.keys, v)),

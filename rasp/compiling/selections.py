@@ -1,4 +1,4 @@
-"""What is known of selectors before they are compiled: what they select, how many keys, which queries come too early."""
+"""What is known of selectors before they are compiled: what they select, how many keys, and what is causal."""
 
 from typing import Any
 

@@ -46,7 +46,8 @@ class Wiring:
   @property
   def edges(self) -> list[tuple[str, str]]:
     """(from, to): names of parts, tokens, indices and `output`."""
-    return [(name, part.name) for part in self.parts for name in part.reads] + [(name, 'output') for name in self.output]
+    return [(name, part.name) for part in self.parts for name in part.reads] + [
+        (name, 'output') for name in self.output]
 
   def part(self, name: str) -> Part:
     """The part of a name. Raises KeyError that lists them."""
