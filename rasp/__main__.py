@@ -1,22 +1,27 @@
 """RASP from the command line: python -m rasp COMMAND [--program=NAME|path.py] [flags].
 
-A path.py holds functions under @rasp.program; with several, --program=path.py:NAME picks one. The tokens of --input
-are its characters; those of a program over numbers are digits.
+A path.py holds functions under @rasp.program; with several, --program=path.py:NAME picks one. A folder that `compile
+--out` wrote is run by its name. The tokens of --input are its characters, those of a program over numbers digits;
+tokens of several characters, as 12, -3 or cat, stand between commas.
 
 Example:
   python -m rasp run --program=reverse --input=abcd
 """
 
 import pathlib
+import re
 import sys
 
 from foundation import entries
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError, nearest
 import rasp
-from rasp import draw, export, interpreter, library, lint, verify
+from rasp import draw, export, interpreter, language, library, lint, verify
 from rasp.library import PROGRAMS
 from rasp.program import programs as programs_of
+
+
+WHOLE = re.compile(r'-?\d+')
 
 
 def find(text: str) -> rasp.Program:
@@ -39,13 +44,22 @@ def find(text: str) -> rasp.Program:
   return programs[name] if name else next(iter(programs.values()))
 
 
+def read(text: str, vocabulary: tuple) -> list:
+  """The tokens of a text: characters, or words between commas where tokens or words have several characters."""
+  words = text.split(',')
+  wide = any(len(str(v)) > 1 for v in vocabulary) or len(words) > 1 and all(words) and max(map(len, words)) > 1
+  named = {str(v): v for v in vocabulary}
+  numbers = all(isinstance(v, int) for v in vocabulary) if vocabulary else wide and all(map(WHOLE.fullmatch, words))
+  parts = [word.strip() for word in words if word.strip()] if wide else list(text)
+  return [named[p] if p in named else int(p) if numbers and WHOLE.fullmatch(p) else p for p in parts]
+
+
 def tokens(flags) -> tuple[rasp.Program, list, tuple]:
   """(program, input, vocabulary) of the flags."""
   program = find(flags.program)
-  digits = bool(program.vocabulary) and all(isinstance(v, int) for v in program.vocabulary)
-  read = lambda text: [int(c) if digits and c.isdigit() else c for c in text]
-  sequence = read(flags.input) if flags.input else list(program.example)
-  vocabulary = tuple(read(flags.vocabulary)) or program.vocabulary or tuple(sorted(set(sequence)))
+  vocabulary = tuple(read(flags.vocabulary, program.vocabulary)) or program.vocabulary
+  sequence = read(flags.input, vocabulary) if flags.input else list(program.example)
+  vocabulary = vocabulary or tuple(sorted(set(sequence), key=language.order))
   if not sequence:
     raise ConfigError(f"--input is '' and the program '{program.name}' has no example; expected at least one token, or "
                       "@rasp.program(vocabulary='...', example='...')")
@@ -65,8 +79,23 @@ def output(values) -> str:
   return ('' if all(v is None or isinstance(v, str) and len(v) == 1 for v in values) else ' ').join(shown)
 
 
+def run_folder(flags) -> None:
+  """Prints the output of a compiled program that `compile --out` wrote."""
+  if flags.interpret or flags.vocabulary or flags.longest or flags.causal is not None:
+    raise ConfigError(f"--program is the folder '{flags.program}', whose weights are fixed; expected --input alone")
+  decoder = export.load(pathlib.Path(flags.program))
+  sequence = read(flags.input, decoder.vocabulary)
+  if not sequence:
+    raise ConfigError("--input is ''; expected at least one token, since a folder holds no example")
+  print(decoder.report)
+  print(output(decoder(sequence)))
+
+
 def run_run(flags) -> None:
   """Prints the output of a program, by its decoder or its interpreter."""
+  if pathlib.Path(flags.program).is_dir() and flags.program:
+    run_folder(flags)
+    return
   program, sequence, vocabulary = tokens(flags)
   if flags.interpret:
     print(output(interpreter.run(program.result, sequence, vocabulary)))
@@ -110,8 +139,8 @@ def run_list(_) -> None:
 
 
 PROGRAM = (
-    Flag('program', str, '', 'a name of `list`, or a file path.py, or path.py:NAME'),
-    Flag('input', str, '', 'the tokens, one a character; default: the example of the program'),
+    Flag('program', str, '', 'a name of `list`, a file path.py, path.py:NAME, or for run a compiled folder'),
+    Flag('input', str, '', 'the tokens, one a character or between commas; default: the example of the program'),
     Flag('vocabulary', str, '', "every token that may occur; default: the program's own"),
     Flag('longest', int, 0, 'tokens; default: those of the input, at least 16', least=0),
     Flag('causal', bool, None, 'compile to a causal decoder; default: where the program allows it'),

@@ -46,36 +46,11 @@ def panels(program: SOp, sequence: Sequence[Value], compiled: Compiled | None = 
     return Panel(title, trace.matrix(node.selector), above, list(sequence), trace(node), attention)
   if compiled is None or compiled.plan is None:
     return [panel(n, repr(n)) for n in language.nodes(program) if n.selector is not None]
-  out = []
+  out, weights = [], compiled.activations(sequence).weights_NxHxTxT
   for layer in range(compiled.plan.layers):
-    weights = attention(compiled, sequence, layer)
     for number, head in enumerate(h for h in compiled.plan.circuit.heads if h.time == 2 * layer):
-      out.append(panel(head.node, f'layer {layer + 1}, head {number + 1}: {head.node!r}', weights[number, 1:]))
+      out.append(panel(head.node, f'layer {layer + 1}, head {number + 1}: {head.node!r}', weights[layer, number, 1:]))
   return out
-
-
-def attention(compiled: Compiled, sequence: Sequence[Value], layer: int) -> np.ndarray:
-  """The weights of one layer's heads [H, 1 + n, 1 + n] from its parameters and the decoder's own hidden states."""
-  tokens, segments = compiled.tokenize([list(sequence)])
-  first = {name: {k: a[:max(1, layer)] for k, a in part.items()} if isinstance(part, dict) else part[:max(1, layer)]
-           for name, part in compiled.params['blocks'].items()}
-  if layer == 0:  # one layer that adds nothing: the embedding
-    first |= {name: {k: np.zeros_like(a) for k, a in first[name].items()} for name in ('out', 'down')}
-  short = dataclasses.replace(compiled, model=dataclasses.replace(compiled.model, layers=max(1, layer)))
-  hidden, _ = short.forward(tokens, segments, compiled.params | {'blocks': first})
-  x = np.asarray(hidden[0], np.float64)
-  block = {name: {k: a[layer] for k, a in compiled.params['blocks'][name].items()} for name in ('query', 'key')}
-  q, k = (np.einsum('ld,dhk->hlk', x, block[n]['weight']) + block[n]['bias'][:, None] for n in ('query', 'key'))
-  scores = np.einsum('hqk,htk->hqt', q, k)
-  n = np.arange(len(x))
-  if compiled.model.relative_bias:
-    R = compiled.model.relative_bias
-    table = compiled.params['blocks']['relative_bias'][layer]
-    scores += table[:, np.clip(n[:, None] - n, -R, R) + R]
-  if compiled.report.causal:
-    scores = np.where(n[:, None] >= n, scores, -np.inf)
-  weights = np.exp(scores - scores.max(-1, keepdims=True))
-  return weights / weights.sum(-1, keepdims=True)
 
 
 def text(program: SOp, sequence: Sequence[Value]) -> str:

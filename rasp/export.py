@@ -1,4 +1,4 @@
-"""A compiled program as a folder: model.json (the decoder's settings), program.json and params.npz."""
+"""A compiled program as a folder: model.json (the decoder's settings), program.json, circuit.json and params.npz."""
 
 import dataclasses
 import io
@@ -13,10 +13,13 @@ from foundation import files, outputs
 from foundation.errors import ConfigError
 from rasp import decoder
 from rasp.compiling import Compiled, Report
+from rasp.compiling.readout import Readout
+from rasp.compiling.wiring import Part, Variable, Wiring
 from rasp.language import constant
 
 PARAMS = 'params.npz'
-FILES = ('model.json', 'program.json', PARAMS)
+CIRCUIT = 'circuit.json'
+FILES = ('model.json', 'program.json', CIRCUIT, PARAMS)
 
 
 def save(compiled: Compiled, folder: pathlib.Path) -> None:
@@ -29,11 +32,13 @@ def save(compiled: Compiled, folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   (folder / PARAMS).unlink(missing_ok=True)
   files.write_json(folder / 'model.json', dataclasses.asdict(compiled.model))
-  weights, const = compiled.readout
+  said = compiled.readout
   files.write_json(folder / 'program.json', {
       'name': compiled.name, 'vocabulary': list(compiled.vocabulary),
-      'outputs': None if compiled.outputs is None else [[t, v, compiled.codes[v]] for t, v in compiled.outputs.items()],
-      'readout': [weights.tolist(), const], 'report': dataclasses.asdict(compiled.report)})
+      'outputs': [[t, v, said.codes[v]] for t, v in compiled.outputs.items()], 'number': compiled.number,
+      'readout': [said.weights.tolist(), said.const.tolist(), said.number, said.unlisted],
+      'report': dataclasses.asdict(compiled.report)})
+  files.write_json(folder / CIRCUIT, dataclasses.asdict(compiled.wiring))
   buffer = io.BytesIO()
   np.savez(buffer, **traverse_util.flatten_dict(compiled.params, sep='.'))
   files.write_atomically(folder / PARAMS, buffer.getvalue())
@@ -46,11 +51,17 @@ def load(folder: pathlib.Path) -> Compiled:
     program = json.loads((folder / 'program.json').read_text())
     params = traverse_util.unflatten_dict(dict(np.load(folder / PARAMS)), sep='.')
     report = Report(**program['report'] | {'assumed': tuple(program['report']['assumed'])})
-    outputs = None if program['outputs'] is None else {t: v for t, v, _ in program['outputs']}
-    codes = {v: c for _, v, c in program['outputs'] or ()}
+    outputs = {t: v for t, v, _ in program['outputs']}
+    circuit = json.loads((folder / CIRCUIT).read_text())
+    wiring = Wiring(
+        tuple(Variable(**v | {'vector': v['vector'] and tuple(v['vector'])}) for v in circuit['variables']),
+        tuple(Part(**p | {'numbers': tuple(p['numbers']), 'reads': tuple(p['reads'])}) for p in circuit['parts']),
+        tuple(circuit['output']))
+    weights, const, number, unlisted = program['readout']
+    readout = Readout(np.array(weights), np.array(const), number, {v: tuple(c) for _, v, c in program['outputs']},
+                      unlisted and tuple(unlisted))
   except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
     raise ConfigError(f"'{folder}' holds no compiled program ({type(error).__name__}: {error}); expected a folder that "
                       'python -m rasp compile --out wrote') from None
-  weights, const = program['readout']
-  return Compiled(program['name'], model, params, tuple(program['vocabulary']), outputs, codes, report,
-                  constant(0).named(program['name']), None, (np.array(weights), const))
+  return Compiled(program['name'], model, params, tuple(program['vocabulary']), outputs, report,
+                  constant(0).named(program['name']), readout, program['number'], saved=wiring)

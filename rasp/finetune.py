@@ -49,7 +49,7 @@ def train(
     optimizer: optax.GradientTransformation, exact: Callable[[Sequence[Value]], Sequence[Value]]) -> Course:
   """One step a batch; `exact(sequence)` gives the values that are wanted."""
   module = compiled.module
-  token = {value: t for t, value in (compiled.outputs or {}).items()}
+  token = {value: t for t, value in compiled.outputs.items()}
   longest = compiled.report.longest
   def targets(rows):
     out = np.zeros((len(rows), 1 + longest), np.int32)

@@ -42,8 +42,20 @@ class Trace:
       return [[parts[0][i][j] or parts[1][i][j] for j in n] for i in n]
     if s.kind == 'not':
       return [[not parts[0][i][j] for j in n] for i in n]
+    if s.kind in ('largest', 'smallest'):
+      return [self._best(s, row) for row in parts[0]]
     keep = min if s.kind == 'first' else max
     return [[row[j] and j == keep(k for k in n if row[k]) for j in n] for row in parts[0]]
+
+  def _best(self, s: Selector, row: list[bool]) -> list[bool]:
+    """Of the keys of a row the one whose value is largest or smallest, and leftmost."""
+    values = self(s.keys)
+    keys = [j for j, chosen in enumerate(row) if chosen and values[j] is not None]
+    try:
+      best = (max if s.kind == 'largest' else min)(keys, key=lambda j: values[j], default=None)
+    except TypeError:
+      raise RaspError(s.source, f'{s.kind} compares text with numbers; expected keys of one type') from None
+    return [j == best for j in range(len(row))]
 
   def __call__(self, node: SOp) -> list[Value]:
     for part in language.nodes(node) if node not in self.values else ():
@@ -61,6 +73,9 @@ class Trace:
       return [language.plain(node.value)] * n
     if node.kind == 'width':
       return [sum(row) for row in self.matrix(node.selector)]
+    if node.kind == 'total':
+      values = self(node.args[0])
+      return [total(node, [v for v, chosen in zip(values, row) if chosen]) for row in self.matrix(node.selector)]
     if node.kind == 'aggregate':
       values = self(node.args[0])
       return [aggregate(node, [v for v, chosen in zip(values, row) if chosen]) for row in self.matrix(node.selector)]
@@ -103,6 +118,13 @@ def aggregate(node: SOp, chosen: list[Value]) -> Value:
                                    '.first() takes one of several), or aggregate numbers')
     return chosen[0]
   return language.plain(Fraction(sum(map(Fraction, chosen)), len(chosen)))
+
+
+def total(node: SOp, chosen: list[Value]) -> Value:
+  """The sum of the values selected by one query."""
+  if any(isinstance(v, str) for v in chosen):
+    raise RaspError(node.source, f'total adds {next(v for v in chosen if isinstance(v, str))!r}; expected numbers')
+  return None if None in chosen else language.plain(sum(chosen, Fraction(0)))
 
 
 def run(node: SOp, sequence: list[Value], vocabulary: tuple[Value, ...] = ()) -> list[Value]:

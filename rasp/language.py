@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 import dataclasses
 from fractions import Fraction
 import linecache
+import math
+import numbers
 import operator
 import sys
 from typing import Any
@@ -36,7 +38,8 @@ class Source:
     return linecache.getline(self.path, self.line).strip()
 
   def __str__(self) -> str:
-    return f"{self.path.rsplit('/', 1)[-1]}:{self.line} `{self.text}`"
+    where = f"{self.path.rsplit('/', 1)[-1] or 'program'}:{self.line}"
+    return f'{where} `{self.text}`' if self.text else where  # python -c and strings keep no lines
 
 
 class RaspError(ConfigError):
@@ -50,7 +53,9 @@ class RaspError(ConfigError):
 def here() -> Source:
   """The user's line that is being run: not one of this file, nor of the decorator's."""
   frame: Any = sys._getframe(1)
-  while frame.f_globals.get('__name__') in (__name__, 'rasp.program'):
+  ours = (__name__, 'rasp.program')
+  while frame.f_back is not None and ((name := frame.f_globals.get('__name__') or '') in ours or
+                                      name.startswith('rasp.compiling')):
     frame = frame.f_back
   return Source(frame.f_code.co_filename, frame.f_lineno)
 
@@ -66,6 +71,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     '&': lambda a, b: bool(a) and bool(b), '|': lambda a, b: bool(a) or bool(b), '~': operator.not_,
     'abs': abs, 'int': int, 'where': lambda c, a, b: None if c is None else a if c else b}
 SEE_UNDEFINED = ('default', 'where')  # every other map of undefined is undefined
+PICKS = ('first', 'last', 'largest', 'smallest')  # one key of those that are selected
 PREDICATES = ('==', '!=', '<', '<=', '>', '>=')
 
 
@@ -73,7 +79,7 @@ PREDICATES = ('==', '!=', '<', '<=', '>', '>=')
 class SOp:
   """A sequence operator: a value for every position of any input.
 
-  kind is tokens, indices, constant, map, aggregate or width; `op` names a map's function, `fn` is that function.
+  kind is tokens, indices, constant, map, aggregate, total or width; `op` names a map's function, `fn` is that function.
   A field is None where the kind has none, which `| Any` says here: who asks for it has asked for the kind.
   """
   kind: str
@@ -91,12 +97,34 @@ class SOp:
     return dataclasses.replace(self, name=name)
 
   def __repr__(self) -> str:
-    return self.name or (f'{self.op}({", ".join(map(repr, self.args))})' if self.kind == 'map' else
-                         repr(self.value) if self.kind == 'constant' else self.kind)
+    return _shown(self, SHOWN)
 
   def __bool__(self):
     raise RaspError(here(), f"'{self!r}' has one value a position, not one in all; "
                              'write & | ~ and rasp.where in place of and, or, not and if')
+
+  def __getitem__(self, place):
+    raise RaspError(here(), f"'{self!r}' has no place {place!r}; rasp.aggregate(rasp.select(rasp.indices, "
+                            "place, '=='), x) reads the value at one")
+
+  def __len__(self):
+    raise RaspError(here(), f"the length of '{self!r}' is rasp.length, an s-op")
+
+  def __round__(self, digits=None):
+    return apply(round, self) if digits is None else apply(round, self, digits)
+
+  def __pow__(self, power):
+    raise RaspError(here(), f"'{self!r}' ** {power!r}; write a product, or rasp.apply(lambda v: v ** {power!r}, x)")
+
+  def __int__(self):
+    raise RaspError(here(), f"int('{self!r}') is not one number; rasp.apply(int, x) calls it at every position")
+
+  def __float__(self):
+    raise RaspError(here(), f"float('{self!r}') is not one number; s-ops calculate with exact fractions")
+
+  def __contains__(self, value):
+    raise RaspError(here(), f"{value!r} in '{self!r}' is no truth value; expected "
+                            f"rasp.selector_width(rasp.select(x, {value!r}, '==')) > 0")
 
   def __iter__(self):
     raise RaspError(here(), f"'{self!r}' cannot be looped over; a selector and an aggregate move values")
@@ -111,7 +139,10 @@ class SOp:
   __truediv__ = lambda a, b: _map('/', a, b)
   __rtruediv__ = lambda a, b: _map('/', b, a)
   __floordiv__ = lambda a, b: _map('//', a, b)
+  __rfloordiv__ = lambda a, b: _map('//', b, a)
   __mod__ = lambda a, b: _map('%', a, b)
+  __rmod__ = lambda a, b: _map('%', b, a)
+  __divmod__ = lambda a, b: (a // b, a % b)
   __neg__ = lambda a: _map('*', -1, a)
   __abs__ = lambda a: _map('abs', a)
   __eq__ = lambda a, b: _map('==', a, b)  # type: ignore[assignment, return-value]  # an s-op, as numpy's an array
@@ -127,11 +158,22 @@ class SOp:
   __invert__ = lambda a: _map('~', a)
 
 
+SHOWN = 6  # levels of an expression that are printed
+
+
+def _shown(node: SOp, levels: int) -> str:
+  """An expression as text; what lies deeper is two dots, since shared parts are as often as there are ways to them."""
+  if node.name or node.kind != 'map':
+    return node.name or (repr(node.value) if node.kind == 'constant' else node.kind)
+  return f'{node.op}({", ".join(_shown(a, levels - 1) for a in node.args)})' if levels else '..'
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Selector:
   """For every query position, the key positions that it reads.
 
-  kind is leaf (`op` or `fn` on a key's and a query's value), and, or, not, first or last.
+  kind is leaf (`op` or `fn` on a key's and a query's value), and, or, not, or one of PICKS, of which largest and
+  smallest compare `keys`.
   """
   kind: str
   args: tuple['Selector', ...] = ()
@@ -154,6 +196,12 @@ class Selector:
   def __invert__(self) -> 'Selector':
     return _combine('not', self)
 
+  def __getitem__(self, place):
+    raise RaspError(here(), f'{self!r} is a selector, which has no place {place!r}; combine it with & | ~')
+
+  def __add__(self, other):
+    raise RaspError(here(), f'{self!r} is a selector, which has no sum; combine it with & | ~')
+
   def __bool__(self):
     raise RaspError(here(), 'a selector is no truth value; write & | ~ in place of and, or and not')
 
@@ -175,13 +223,36 @@ def _combine(kind: str, *parts: Selector) -> Selector:
   for part in parts:
     if not isinstance(part, Selector):
       raise RaspError(here(), f'{part!r} is no selector; expected rasp.select(keys, queries, predicate)')
-    if part.kind in ('first', 'last'):
-      raise RaspError(here(), f'.{part.kind}() must be the last step of a selector; combine first, then call it')
+    if part.kind in PICKS:
+      raise RaspError(here(), f'{part.kind} must be the last step of a selector; combine first, then call it')
   return Selector(kind, parts, source=here())
 
 
+def plain(value: Value) -> Value:
+  """The one form of equal values, so that they can be compared: a whole Fraction and a float become exact.
+
+  A float is the fraction of a denominator up to 10^6 that it is nearest to, 1/3 for one, or the decimal that it prints.
+  """
+  if value is None or type(value) in (int, bool, str):
+    return value
+  if isinstance(value, float):
+    value = float(value)
+    if not math.isfinite(value):
+      raise RaspError(here(), f'the number {value}; expected a finite one')
+    simple = Fraction(value).limit_denominator(10**6)
+    value = simple if float(simple) == value else Fraction(repr(value))
+  elif isinstance(value, numbers.Integral) and not isinstance(value, (bool, int)):
+    value = int(value)
+  return int(value) if type(value) is Fraction and value.denominator == 1 else value
+
+
 def constant(value: Value) -> SOp:
-  """The same value at every position."""
+  """The same value at every position. Raises RaspError on what is no number, string, bool or None."""
+  if isinstance(value, numbers.Number):
+    value = plain(value)
+  if value is not None and not isinstance(value, (int, str, Fraction)):
+    raise RaspError(here(), f'{value!r} is {type(value).__name__}; expected an s-op, a number, a string, a '
+                            'bool or None')
   return SOp('constant', value=value, source=here())
 
 
@@ -191,10 +262,6 @@ def lift(x: Any) -> SOp:
     return x
   if isinstance(x, Selector):
     raise RaspError(here(), f'{x!r} is a selector; expected an s-op (aggregate or selector_width makes one)')
-  if isinstance(x, float):
-    x = Fraction(x).limit_denominator(10**6)
-  if x is not None and not isinstance(x, (int, str, Fraction)):
-    raise RaspError(here(), f'{x!r} is {type(x).__name__}; expected an s-op, a number, a string, a bool or None')
   return constant(x)
 
 
@@ -230,6 +297,8 @@ def divide(a: Any, b: Any, otherwise: Value = 0) -> SOp:
 
 def select(keys: Any, queries: Any, predicate: str | Callable[[Value, Value], bool]) -> Selector:
   """Query position i reads key position j where predicate(keys[j], queries[i]); '<' means key < query."""
+  if not isinstance(predicate, str) and not callable(predicate):
+    raise RaspError(here(), f"predicate {predicate!r}; expected one of {' '.join(PREDICATES)} or a function")
   if isinstance(predicate, str):
     if predicate not in PREDICATES:
       raise RaspError(here(), f"predicate '{predicate}'; expected one of {' '.join(PREDICATES)} or a function")
@@ -255,6 +324,23 @@ def selector_width(selector: Selector) -> SOp:
   return SOp('width', selector=selector, source=here())
 
 
+def largest(selector: Selector, key: Any) -> Selector:
+  """Of the selected keys the one where `key` is largest, of several the leftmost; undefined is never the largest."""
+  return dataclasses.replace(_combine('largest', selector), keys=lift(key))
+
+
+def smallest(selector: Selector, key: Any) -> Selector:
+  """Of the selected keys the one where `key` is smallest, of several the leftmost; undefined is never the smallest."""
+  return dataclasses.replace(_combine('smallest', selector), keys=lift(key))
+
+
+def total(selector: Selector, values: Any) -> SOp:
+  """The sum of the selected numbers: 0 where none is selected, undefined where one of them is."""
+  if not isinstance(selector, Selector):
+    raise RaspError(here(), f'{selector!r} is no selector; expected total(selector, values)')
+  return SOp('total', (lift(values),), selector=selector, source=here())
+
+
 tokens = SOp('tokens', name='tokens')
 indices = SOp('indices', name='indices')
 everything = Selector('leaf', (), constant(True), constant(True), '==', operator.eq).named('everything')
@@ -269,13 +355,6 @@ def evaluate(fn: Callable[..., Value], op: str, values: Iterable[Value]) -> Valu
   if op not in SEE_UNDEFINED and any(v is None for v in values):
     return None
   return plain(fn(*values))
-
-
-def plain(value: Value) -> Value:
-  """The one form of equal values, so that they can be compared: a whole Fraction and a float become exact."""
-  if isinstance(value, float):
-    value = Fraction(value).limit_denominator(10**6)
-  return int(value) if type(value) is Fraction and value.denominator == 1 else value
 
 
 def order(value: Value) -> tuple:
@@ -309,6 +388,8 @@ def inputs(node: SOp) -> list[SOp]:
   """The s-ops that a node reads directly, those of its selector included."""
   out = list(node.args)
   if node.selector is not None:
+    if node.selector.keys is not None and node.selector.kind != 'leaf':
+      out.append(node.selector.keys)
     for leaf in leaves(node.selector):
       out += [leaf.keys, leaf.queries]
   return out

@@ -6,7 +6,8 @@ ahead. A program may break these rules and compile all the same; it is then no c
 """
 
 from rasp import language
-from rasp.compiling.analysis import Analysis, is_everything
+from rasp.compiling.analysis import Analysis
+from rasp.compiling.selections import is_everything
 from rasp.language import SOp
 
 PROBE = 6  # the length at which causality is looked at

@@ -11,8 +11,9 @@
 
 Each pass reads only what the one before hands on, and changes nothing of it; `pipeline` alone knows their order, and
 goes back to `encode` with more Effort where `bound` refuses. `circuit` holds the values from Feature to Circuit,
-`conjunctions` turns selectors into what single heads can select, `orders` proves that a sort reads one key, and
-`compiled` is what runs.
+`selections` is the half of the analysis that is about selectors, `conjunctions` turns them into what single heads can
+select, and `orders` proves that a sort reads one key. `said` chooses how the output is said, `readout` writes that into
+the head and proves that it can be told apart, `wiring` names what the weights do, and `compiled` is what runs.
 """
 
 from rasp.compiling.compiled import Compiled, Report

@@ -6,15 +6,16 @@ is a linear map of others keeps that form, so that no layer is spent on it. A wr
 line quoted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 from fractions import Fraction
+import math
 from typing import Any
 
 import numpy as np
 
 from rasp import interpreter, language
-from rasp.compiling import orders
+from rasp.compiling.selections import Selections, is_everything
 from rasp.language import RaspError, Selector, SOp, Value
 
 CELLS = 2**16  # the largest table of one map
@@ -29,6 +30,8 @@ class Domain:
   token, index: it is a function of the token, of the index at its position alone. shape: of the index and the length.
   terms, const: it is the sum of coefficient * s-op, plus a constant; None if it is no linear map of numbers.
   inputs, table: of a map: table[a, b, ..] is its value where its inputs take their values number a, b, ..
+  levels: of a comparison of a number that is not listed: values of that input between which the map does not change.
+  parts: of a number that is not listed: it is a whole number divided by one of 1 .. parts; 0 if it need not be.
   """
   values: tuple[Value, ...] | Any  # or None: who reads it has asked, or knows from a flag
   low: Fraction | int = 0
@@ -40,11 +43,13 @@ class Domain:
   const: Any = 0
   inputs: tuple[SOp, ...] = ()
   table: np.ndarray | Any = None
+  levels: tuple[Any, ...] | Any = None
+  parts: int = 0
 
   @property
   def numeric(self) -> bool:
     """Whether it is always a number."""
-    return self.values is None or all(map(_number, self.values))
+    return self.values is None or all(map(is_number, self.values))
 
   @property
   def whole(self) -> bool:
@@ -59,22 +64,37 @@ class Domain:
 def listed(values: Iterable[Value], **fields) -> Domain:
   """The domain of an s-op that takes these values."""
   values = tuple(sorted(set(values), key=language.order))
-  numbers = [v for v in values if _number(v)]
+  numbers = [v for v in values if is_number(v)]
   return Domain(values, min(numbers, default=0), max(numbers, default=0), **fields)
 
 
-class Analysis:
+class Analysis(Selections):
   """Answers the later passes' questions about any s-op or selector; an answer, once given, is kept.
 
   apart: maps that keep their own arguments as inputs, whatever those depend on.
   """
 
-  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset()):
+  def __init__(self, vocabulary: Sequence[Value], longest: int, apart: frozenset[SOp] = frozenset(),
+               derived: dict[Any, Any] | None = None):
     self.apart = apart
+    self._derived = {} if derived is None else derived
     self.vocabulary = tuple(language.plain(v) for v in vocabulary)
     self.longest = longest
     self.domains: dict[SOp, Domain] = {}
     self.matrices: dict[Selector, np.ndarray] = {}
+    self.grids: dict[Selector, np.ndarray | None] = {}
+
+  def derived(self, key: Any, make: Callable[[], Any]) -> Any:
+    """An s-op or a selector that a pass makes for itself: the same one whenever it is asked for, also after `keeping`,
+    so that what was learnt of it holds."""
+    if key not in self._derived:
+      self._derived[key] = make()
+    return self._derived[key]
+
+  def keeping(self, apart: frozenset[SOp]) -> 'Analysis':
+    """A new analysis in which these maps keep their own arguments as inputs."""
+    return Analysis(self.vocabulary, self.longest, apart, {
+        key: value for key, value in self._derived.items() if not isinstance(value, Selector)})  # tables of the values
 
   def __call__(self, node: SOp) -> Domain:
     if node not in self.domains:
@@ -99,6 +119,8 @@ class Analysis:
       return self._atom(node, listed(range(least, self.longest + 1), shape=everything))
     if node.kind == 'aggregate':
       return self._atom(node, self._aggregate(node))
+    if node.kind == 'total':
+      return self._atom(node, self._total(node))
     return self._map(node)
 
   def _atom(self, node: SOp, d: Domain) -> Domain:
@@ -109,41 +131,69 @@ class Analysis:
   def _aggregate(self, node: SOp) -> Domain:
     x = self(node.args[0])
     total = self.total(node.selector)
-    extra = () if total else (language.plain(node.value),)
+    extra: tuple[Value, ...] = () if total else (language.plain(node.value),)
     if self.copies(node):
+      if not node.one and not self.unique(node.selector) and sum(map(is_number, x.values)) > 1:
+        raise RaspError(node.source, f'aggregate may select several numbers of {node.args[0]!r}, which holds '
+                                     'numbers and text: a mean or one value; select one key (.first() or .last()), or say one=True')
       if x.values is None:
         raise RaspError(node.source, f'{node.args[0]!r} has too many values to copy; give it a range by rounding, or '
                                      'aggregate its parts')
       return listed((*x.values, *extra))
-    low, high = min([x.low] + [e for e in extra if _number(e)]), max([x.high] + [e for e in extra if _number(e)])
+    low, high = min([x.low] + [e for e in extra if is_number(e)]), max([x.high] + [e for e in extra if is_number(e)])
     values = self._means(x)
+    if not x.numeric:  # all that are selected are undefined, or none is
+      extra = tuple({*extra, None})
     if values is None:
-      if extra and not _number(extra[0]):
-        raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside the default '
-                                     f'{extra[0]!r}; expected a number as default')
-      return Domain(None, low, high)
+      if any(not is_number(e) for e in extra):
+        raise RaspError(node.source, f'a mean of {node.args[0]!r} has too many values to list beside {extra[0]!r}; '
+                                     'expected a number as default, and rasp.default(.., a number) of what it averages')
+      return Domain(None, low, high, parts=self.longest if x.whole and all(isinstance(e, int) for e in extra) else 0)
     return listed((*values, *extra))
+
+  def _total(self, node: SOp) -> Domain:
+    x, N = self(node.args[0]), self.longest
+    if not x.numeric:
+      raise RaspError(node.source, f'total adds {node.args[0]!r}, which is not always a number; expected numbers, '
+                                   'rasp.default(.., 0) replaces undefined')
+    low, high = min(0, N * x.low), max(0, N * x.high)
+    step = int(np.gcd.reduce([int(v) for v in x.values])) or 1 if x.whole else 0  # type: ignore[call-overload]
+    if step and (high - low) // step < LISTED:
+      return listed(range(int(low), int(high) + 1, step))
+    return Domain(None, low, high, parts=int(bool(step)))
 
   def _means(self, x: Domain) -> set | None:
     """Every mean of 1 .. N values of x."""
-    if x.values is None or not x.whole or (x.high - x.low) * self.longest**2 > 2 * LISTED:
+    if x.values is None or any(isinstance(v, Fraction) for v in x.values) or (
+        (x.high - x.low) * self.longest**2 > 2 * LISTED):
       return None
     low, high = int(x.low), int(x.high)
-    step = int(np.gcd.reduce([int(v) - low for v in x.values] or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
+    gaps = [int(v) - low for v in x.values if v is not None]
+    step = int(np.gcd.reduce(gaps or [0])) or 1  # type: ignore[call-overload]  # NumPy 2.5
     return {language.plain(low + Fraction(k * step, n)) for n in range(1, self.longest + 1)
             for k in range((high - low) // step * n + 1)}
 
   def copies(self, node: SOp) -> bool:
     """Whether an aggregate gives one of the selected values itself, not a mean."""
-    return node.one or not self(node.args[0]).numeric or self.unique(node.selector)
+    values = self(node.args[0]).values
+    return node.one or self.unique(node.selector) or values is not None and (
+        any(isinstance(v, str) for v in values) or not any(map(is_number, values)))
 
   def _map(self, node: SOp) -> Domain:
     parts = [self(a) for a in node.args]
     flags = {flag: all(getattr(p, flag) for p in parts) for flag in ('token', 'index', 'shape')}
     d = self._linear(node, parts)
+    d = d or self._threshold(node)
+    if d is None and self.gates(node) and any(p.values is None for p in parts):
+      d = Domain(None, min(p.low for p in parts[1:]), max(p.high for p in parts[1:]), terms={node: 1})
     if d is None:
-      inputs, table = self._table(node)
-      d = listed(table.ravel().tolist(), inputs=inputs, table=table)
+      try:
+        inputs, table = self._table(node)
+        d = listed(table.ravel().tolist(), inputs=inputs, table=table)
+      except RaspError:
+        if not self.gates(node):
+          raise
+        d = listed((*parts[1].values, *parts[2].values))
       if len(d.values) > LISTED:
         raise RaspError(node.source, f'{node!r} takes more than {LISTED} values; give it a range, for example with //')
       if d.numeric:
@@ -151,6 +201,39 @@ class Analysis:
     for flag, value in flags.items():
       setattr(d, flag, value)
     return d
+
+  def _threshold(self, node: SOp) -> Domain | None:
+    """The domain of a number that is not listed, compared with a constant; None if it is another map."""
+    if node.op not in language.PREDICATES or sum(a.kind == 'constant' for a in node.args) != 1:
+      return None
+    x, c = node.args if node.args[1].kind == 'constant' else node.args[::-1]
+    d, bound = self(x), self(c).values[0]
+    if d.values is not None or not is_number(bound) or len(d.terms or ()) != 1:
+      return None
+    (term, k), = d.terms.items()
+    if not self(term).parts:
+      return None
+    # No whole number divided by 1 .. parts is nearer to p / q than 1 / (parts q), unless it is p / q.
+    near = abs(Fraction(k)) / (self(term).parts * Fraction(Fraction(bound - d.const) / k).denominator)
+    levels = tuple(sorted({v for v in (d.low, bound - near, bound, bound + near, d.high) if d.low <= v <= d.high}))
+    table = np.empty(len(levels), object)
+    table[:] = [interpreter.apply(node, tuple(v if a is x else bound for a in node.args)) for v in levels]
+    out = listed(table.tolist(), inputs=(x,), table=table, levels=levels)
+    out.terms = {node: 1}
+    return out
+
+  def gates(self, node: SOp) -> bool:
+    """Whether a map is a `where` of numbers with a condition that is always defined, which units can pass or stop."""
+    if node.kind != 'map' or node.op != 'where':
+      return False
+    condition, yes, no = (self(a) for a in node.args)
+    if condition.values is None or None in condition.values:
+      return False
+    if yes.numeric and no.numeric:
+      return True
+    values = [v for d in (yes, no) for v in d.values or ()]  # undefined must be the same number in both
+    return None not in (yes.values, no.values) and not any(isinstance(v, str) for v in values) and (
+        math.floor(yes.high) == math.floor(no.high))
 
   def _linear(self, node: SOp, parts: list[Domain]) -> Domain | None:
     if node.op not in '+-*' or any(p.terms is None for p in parts):
@@ -167,9 +250,9 @@ class Analysis:
       for t, k in b.terms.items():
         terms[t] = terms.get(t, 0) + sign * k
     terms = {t: k for t, k in terms.items() if k}
-    return self._sum(terms, const)
+    return self.sum_of(terms, const)
 
-  def _sum(self, terms: dict[SOp, Any], const: Any) -> Domain:
+  def sum_of(self, terms: dict[SOp, Any], const: Any) -> Domain:
     """The domain of a linear map: sums of every value of every term."""
     low, high = const, const
     values: set[Value] | None = {const}
@@ -228,7 +311,7 @@ class Analysis:
       if not top:
         d = self(part)
         terms = list(d.terms or ())
-        if keep_sums and len(terms) > 1 and all(t.kind in ('aggregate', 'width', 'indices') for t in terms):
+        if keep_sums and len(terms) > 1 and all(t.kind not in ('map', 'constant') for t in terms):
           inputs[part] = None
           return
         if d.table is not None and d.table.size > most or (d.terms is None and d.table is None):
@@ -258,141 +341,7 @@ class Analysis:
       return arrays[part]
     return np.broadcast_to(value(node), [len(self(i).values) for i in inputs])
 
-  # Selectors
 
-  def matrix(self, leaf: Selector) -> np.ndarray:
-    """The predicate over the values of queries and keys, bool [queries, keys]."""
-    if leaf not in self.matrices:
-      keys, queries = self(leaf.keys), self(leaf.queries)
-      for side, d in ((leaf.keys, keys), (leaf.queries, queries)):
-        if d.values is None or len(keys.values or ()) * len(queries.values or ()) > 2**22:
-          raise RaspError(leaf.source, f'{side!r} takes too many values to select by; compare with a bound, or use // '
-                                       'to narrow its range')
-      if leaf.op in language.PREDICATES and keys.whole and queries.whole:
-        m = leaf.fn(np.array(keys.values, np.int64)[None, :], np.array(queries.values, np.int64)[:, None])
-      else:
-        try:
-          m = np.array([[interpreter.truth(leaf, k, q) for k in keys.values] for q in queries.values], bool)
-        except Exception as error:
-          raise RaspError(leaf.source, f"the predicate '{leaf.op}' fails on keys {_examples(keys)} and queries "
-                                       f'{_examples(queries)} ({error}); compare values of one type') from None
-      self.matrices[leaf] = m.reshape(len(queries.values), len(keys.values))
-    return self.matrices[leaf]
-
-  def at_indices(self, node: SOp) -> np.ndarray:
-    """Place of an index-only s-op's value at every index, int [N]."""
-    d = self(node)
-    if node.kind == 'indices':
-      return np.arange(self.longest)
-    if d.values is not None and len(d.values) == 1:
-      return np.zeros(self.longest, int)
-    place = d.place
-    trace = interpreter.Trace([None] * self.longest)
-    return np.array([place[language.plain(v)] for v in trace(node)])
-
-  def grid(self, leaf: Selector) -> np.ndarray | None:
-    """A selector of indices by indices as bool [query index, key index]; None if it depends on more."""
-    if not (self(leaf.keys).index and self(leaf.queries).index):
-      return None
-    return self.matrix(leaf)[self.at_indices(leaf.queries)][:, self.at_indices(leaf.keys)]
-
-  def _counts(self, selector: Selector) -> tuple[int, int] | None:
-    """(fewest, most) keys that a query selects, over every length up to N, where lengths and indices decide it."""
-    parts = language.leaves(selector) if all(s.kind in ('leaf', 'and') for s in _selectors(selector)) else ()
-    N = self.longest
-    grids: list[Any] = [self.grid(p) for p in parts]
-    if parts and all(g is not None for g in grids):
-      # [i, n - 1]: among the first n keys
-      selected = np.logical_and.reduce(grids).cumsum(1)  # type: ignore[call-overload]  # NumPy 2.5
-      valid = np.tri(N, dtype=bool).T
-    elif len(parts) == 1 and self(parts[0].keys).index and self(parts[0].queries).shape and N <= 2000:
-      m = self.matrix(parts[0])[:, self.at_indices(parts[0].keys)].cumsum(1)  # [query value, n - 1]
-      q = self._by_shape(parts[0].queries)
-      if q is None:
-        return None
-      selected, valid = m[q, np.arange(N)[None, :]], np.tri(N, dtype=bool).T
-    else:
-      return None
-    return int(selected[valid].min()), int(selected[valid].max())
-
-  def _by_shape(self, node: SOp) -> np.ndarray | None:
-    """Place of the value of a linear map of index and length, int [i, n - 1]; impossible pairs hold 0."""
-    d, N = self(node), self.longest
-    if d.terms is None or not d.whole:
-      return None
-    out = np.full((N, N), int(d.const))
-    for t, k in d.terms.items():
-      if t.kind == 'indices':
-        out += int(k) * np.arange(N)[:, None]
-      elif t.kind == 'width' and is_everything(t.selector):
-        out += int(k) * np.arange(1, N + 1)[None, :]
-      else:
-        return None
-    return np.clip(np.searchsorted(np.array(d.values, np.int64), out), 0, len(d.values) - 1)
-
-  def total(self, selector: Selector) -> bool:
-    """Whether every query provably selects a key."""
-    if selector.kind in ('first', 'last'):
-      selector = selector.args[0]
-    counts = self._counts(selector)
-    return counts is not None and counts[0] >= 1 or self._by_rank(selector)
-
-  def _by_rank(self, selector: Selector) -> bool:
-    """Whether index i reads the position of rank i in a strict total order: always exactly one."""
-    return selector.kind == 'leaf' and selector.op == '==' and selector.queries.kind == 'indices' and (
-        selector.keys.kind == 'width' and orders.is_strict_order(selector.keys.selector, self))
-
-  def unique(self, selector: Selector) -> bool:
-    """Whether no query can select two keys."""
-    if selector.kind in ('first', 'last') or self.longest == 1:
-      return True
-    if selector.kind == 'and':
-      return any(map(self.unique, selector.args))
-    counts = self._counts(selector)
-    if counts is not None:
-      return counts[1] <= 1
-    if self._by_rank(selector):
-      return True
-    if selector.kind == 'leaf' and self(selector.keys).index:
-      return bool((self.matrix(selector)[:, self.at_indices(selector.keys)].sum(1) <= 1).all())
-    return False
-
-  def causal(self, selector: Selector) -> bool:
-    """Whether no query can select a key after itself."""
-    if selector.kind in ('first', 'last'):
-      return self.causal(selector.args[0])
-    if selector.kind == 'and':
-      return any(map(self.causal, selector.args))
-    if selector.kind == 'or':
-      return all(map(self.causal, selector.args))
-    if selector.kind == 'leaf':
-      grid = self.grid(selector)
-      return grid is not None and not np.triu(grid, 1).any()
-    return False
-
-  def first_not_causal(self, node: SOp) -> tuple[Any, Selector] | None:
-    """The line and the selector of the first aggregate or width that may read a later position."""
-    order = language.nodes(node)
-    for part in order:
-      if part.selector is not None and not self.causal(part.selector):
-        users = [n for n in order if any(i is part for i in language.inputs(n))]
-        return part.source or next((u.source for u in users if u.source), None), part.selector
-    return None
-
-
-def is_everything(selector: Selector) -> bool:
-  """Whether it is written as a selector of all keys, whose width is the length."""
-  return selector.kind == 'leaf' and selector.keys.kind == 'constant' and selector.queries.kind == 'constant' and (
-      interpreter.truth(selector, selector.keys.value, selector.queries.value))
-
-
-def _selectors(selector: Selector) -> list[Selector]:
-  return [selector] + [s for part in selector.args for s in _selectors(part)]
-
-
-def _number(value: Value) -> bool:
+def is_number(value: Value) -> bool:
+  """Whether a value is a number or a truth value, not text and not undefined."""
   return value is not None and not isinstance(value, str)
-
-
-def _examples(d: Domain) -> str:
-  return ', '.join(map(repr, d.values[:3])) + (', ..' if len(d.values) > 3 else '')

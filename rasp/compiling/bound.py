@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rasp.compiling.circuit import Head, Reading, Slot, Step
+from rasp.compiling import readout
+from rasp.compiling.circuit import Gate, Head, Reading, Refused, Slot, Step
 from rasp.compiling.schedule import Column, Plan
 
 BITS = {'float32': 24, 'bfloat16': 8}
@@ -38,6 +39,11 @@ class Offset:
   quantum: float
 
 
+def closing(gate: Gate) -> float:
+  """What a closed gate takes from its value, a power of two that exceeds it."""
+  return 2.0 ** math.ceil(math.log2(gate.high - gate.low + 1))
+
+
 def ramps(step: Step) -> list[Ramp]:
   """Where the step's value changes."""
   at: Any = np.flatnonzero(np.diff(step.places))
@@ -48,22 +54,14 @@ def ramps(step: Step) -> list[Ramp]:
 def offset(step: Step, columns: list[Column]) -> Offset:
   """The smallest m for which all sums of the step's units are exact."""
   low, high = float(step.levels[0]), float(step.levels[-1])
-  most, total = 8.0, {c: 0.0 for c in columns}
-  for r in ramps(step):
-    slope = 3.0 / r.gap
-    most = max(most, slope * (high - low) + 4)
-    for c in columns:
-      total[c] += abs(c.vector[r.after] - c.vector[r.before]) * 2 * (slope * max(0.0, high - r.low) + 2)
-  m = max(math.ceil(math.log2(most)), math.ceil(math.log2(max([1.0, *total.values()]))) - 1)
+  found = ramps(step)
+  slopes = np.array([3.0 / r.gap for r in found])
+  most = max([8.0, *(slopes * (high - low) + 4)])
+  reach = 2 * (slopes * np.maximum(0.0, high - np.array([r.low for r in found])) + 2)
+  before, after = np.array([r.before for r in found], int), np.array([r.after for r in found], int)
+  total = [float(np.abs(c.vector[after] - c.vector[before]) @ reach) for c in columns]
+  m = max(math.ceil(math.log2(most)), math.ceil(math.log2(max([1.0, *total]))) - 1)
   return Offset(m, 2.0 ** (m - 23))
-
-
-class Refused(ValueError):
-  """The reason why no proof was found, the step that it is about, and its ramps if they are too many."""
-
-  def __init__(self, reason: str, step: Step | None = None, ramps: int = 0):
-    super().__init__(reason)
-    self.step, self.ramps = step, ramps
 
 
 def prove(plan: Plan, dtype: str = 'float32') -> float:
@@ -74,34 +72,43 @@ def prove(plan: Plan, dtype: str = 'float32') -> float:
   def error(reading: Reading) -> float:
     parts, const = plan.expand(reading)
     low, high = plan.range(reading)
-    rounded = not all(c.exact and a == round(a) for c, a in parts.items()) or const != round(const)
-    return sum(abs(a) * errors.get(c.source, 0.0) for c, a in parts.items()) + (
-        (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * _size(c) for c, a in parts.items()))
+    rounded = not all(c.exact and a == round(a) and c.whole for c, a in parts.items()) or const != round(const)
+    return sum(abs(a) * (errors.get(c.source, 0.0) + c.lost + (0.0 if readout.held(c.values, bits) else u * c.largest))
+               for c, a in parts.items()) + (
+        (len(parts) + 2) * u * (max(abs(low), abs(high)) + sum(abs(a) * c.largest for c, a in parts.items()))
         if rounded else 0.0)
-  items: list[Head | Step] = [*plan.circuit.heads, *plan.circuit.steps]
+  items: list[Head | Step | Gate] = [*plan.circuit.heads, *plan.circuit.steps, *plan.circuit.gates]
   for item in sorted(items, key=lambda item: item.time):
     if isinstance(item, Head):
       _check_scores(plan, item, bits)
       for slot in item.slots:
-        errors[slot] = _slot_error(item, slot, longest, u) + (0.0 if item.mode == 'count' else error(slot.value))
+        most = max(map(abs, plan.range(slot.value)))
+        errors[slot] = _slot_error(item, slot, longest, u, most) + error(slot.value) * (
+            longest if item.mode == 'count' else 1)
+    elif isinstance(item, Gate):
+      parts, _ = plan.expand(item.on)
+      if any(not c.exact or c.lost or not c.whole for c in parts):
+        raise Refused(f'the condition of {item.node!r} is known nearly only')
+      largest = 2 * (max(map(abs, plan.range(item.value))) + abs(item.low) + 2 * closing(item))
+      errors[item] = error(item.value) + (len(plan.expand(item.value)[0]) + len(parts) + 4) * u * largest
     else:
       _check_step(plan, item, error(item.z), bits)
-  lost = error(plan.circuit.output)
-  if lost > WANTED:
-    raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g}')
-  return lost
+  output, lost = plan.circuit.output, 0.0
+  if output.number is not None:
+    lost, largest = error(output.number), max(map(abs, plan.range(output.number)))
+    if lost > WANTED * largest:
+      raise Refused(f'the output is known to {lost:.2g} only, worse than {WANTED:g} of its largest value {largest:.3g}',
+                    readout=True)
+  digits = [error(r) for r in output.digits]
+  readout.prove(plan, digits, bits)
+  return max([lost, *digits])
 
 
-def _size(c: Column) -> float:
-  return float(np.abs(c.vector).max()) if c.vector is not None else (
-      max(abs(c.source.low), abs(c.source.high)) if isinstance(c.source, Slot) else 1.0)
-
-
-def _slot_error(head: Head, slot: Slot, longest: int, u: float) -> float:
+def _slot_error(head: Head, slot: Slot, longest: int, u: float, most: float) -> float:
   rounding = (longest + 8) * u
   if head.mode == 'count':
     w = float(longest)
-    return w * w * math.exp(-head.level) + w * 1.0 * (rounding + 4 * u) + longest * math.exp(-head.gap)
+    return most * (w * w * math.exp(-head.level) + w * (rounding + 4 * u) + w * math.exp(-head.gap))
   spread = slot.high - slot.low
   return (longest + 1) * math.exp(-head.margin) * spread + rounding * max(abs(slot.low), abs(slot.high))
 
@@ -111,7 +118,7 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
   for q, k in head.scores:
     for r in (q, k):
       parts, const = plan.expand(r)
-      if any(not c.exact or a != round(a) for c, a in parts.items()) or const != round(const):
+      if any(not c.exact or c.lost or a != round(a) or not c.whole for c, a in parts.items()) or const != round(const):
         raise Refused(f'the scores of {head.node!r} are no whole numbers')
       if max(map(abs, plan.range(r))) > 2**bits:
         raise Refused(f'the scores of {head.node!r} need whole numbers up to {max(map(abs, plan.range(r))):.0f}, more '
@@ -122,13 +129,15 @@ def _check_scores(plan: Plan, head: Head, bits: int) -> None:
 
 
 def _check_step(plan: Plan, step: Step, error: float, bits: int) -> None:
-  columns = plan.written_by(step)
-  if not ramps(step):
+  columns, count = plan.written_by(step), int(np.count_nonzero(np.diff(step.places)))
+  if not count:
     return
+  if count > RAMPS:
+    raise Refused(f'{step.node!r} needs {count} ramps, more than {RAMPS}', step, count)
   o = offset(step, columns)
   q = 2.0 ** (o.m - bits + 1)
   parts, _ = plan.expand(step.z)
-  if (len(parts) + 3) * q > 0.375 or len(ramps(step)) > RAMPS:
+  if (len(parts) + 3) * q > 0.375:
     raise Refused(f'{step.node!r} needs {len(ramps(step))} ramps with units up to 2^{o.m}, which {bits} bits do not '
                   'hold apart', step, len(ramps(step)))
   for r in ramps(step):

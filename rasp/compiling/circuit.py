@@ -71,6 +71,13 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Gate(Slot):
+  """`value` where `on` is 1, and 0 where it is 0: one unit of a feed-forward layer, which needs no list of values."""
+  node: SOp
+  on: Reading
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Step:
   """A function of a number z, constant around each of its `levels`: value number `places[k]` at levels[k]."""
   node: SOp
@@ -89,15 +96,36 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Circuit:
-  """A whole program: what it computes on the way, and the reading that is its output.
+class Output:
+  """What the last hidden state says: one of listed values, told apart by codes; a number as it is; or either.
 
-  codes: the number that the output has for each value; empty where it is itself the program's number.
+  number: the program's number where it gives one that is not listed. digits: readings that tell the listed values
+  apart, each by whole codes. codes: of each listed value, a code a digit. unlisted: the codes that mean the number.
   """
+  number: Reading | None
+  digits: tuple[Reading, ...] = ()
+  codes: dict[Value, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+  unlisted: tuple[float, ...] | None = None
+
+
+class Refused(ValueError):
+  """The reason why no proof was found, the step that it is about, and its ramps if they are too many.
+
+  readout: whether what failed is telling the output's codes apart.
+  """
+
+  def __init__(self, reason: str, step: Step | None = None, ramps: int = 0, readout: bool = False):
+    super().__init__(reason)
+    self.step, self.ramps, self.readout = step, ramps, readout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+  """A whole program: what it computes on the way, and what is said of it."""
   heads: tuple[Head, ...]
   steps: tuple[Step, ...]
+  gates: tuple[Gate, ...]
   tables: tuple[Table, ...]  # of the token, of the index, then of each step
-  output: Reading
-  codes: dict[Value, float]
+  output: Output
   longest: int
   causal: bool

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from rasp import decoder, interpreter
-from rasp.compiling import bound, emit
+from rasp import activations, decoder, interpreter
+from rasp.compiling import wiring
+from rasp.compiling.readout import Readout
 from rasp.compiling.schedule import Plan
+from rasp.compiling.wiring import Wiring
 from rasp.language import RaspError, SOp, Value
 
 
@@ -39,18 +42,20 @@ class Compiled:
   """A program as a decoder: `model` and `params` are the framework's own, `module` runs them.
 
   Token 0 stands before every input; token 1 + v is number v of `vocabulary`. `outputs` maps token ids to the values
-  that they say; None: the program gives numbers, and logit 0 is the number.
+  that they say. A number that is not listed there is logit 0 itself: where there are no outputs, and where the token
+  that is said is `number`.
   """
   name: str
   model: decoder.Model
   params: Any
   vocabulary: tuple[Value, ...]
-  outputs: dict[int, Value] | None
-  codes: dict[Value, float]
+  outputs: dict[int, Value]
   report: Report
   program: SOp
+  readout: Readout
+  number: int = 0
   plan: Plan | None = None
-  readout: Any = None  # [D] and a constant: the code of the output, before the head picks the nearest
+  saved: Wiring | None = None  # of a program that was loaded
 
   @property
   def module(self):
@@ -75,29 +80,70 @@ class Compiled:
     """(hidden states [B, L, D], logits [B, L, V]); products in full precision on every device."""
     return decoder.run(self.module, self.params if params is None else params, tokens_BxL, segments_BxL)
 
+  @functools.cached_property
+  def wiring(self) -> Wiring:
+    """Which heads and units compute which s-op, what they read, and which direction holds what: the circuit."""
+    if self.saved is not None:
+      return self.saved
+    assert self.plan is not None  # what was not loaded was compiled
+    return wiring.wiring(self.plan)
+
   def circuit(self) -> list[tuple[str, str]]:
     """Which heads and units compute which s-op: what interpretability methods are asked to find."""
-    if self.plan is None:
-      return []
-    out = []
-    used: dict[int, int] = {}  # heads of a half-layer so far, from 0
-    for head in self.plan.circuit.heads:
-      number = used[head.time] = used.get(head.time, -1) + 1
-      out.append((f'layer {head.time // 2 + 1} head {number + 1}', repr(head.node)))
-    for layer in range(self.plan.layers):
-      unit = emit.clearing(self.plan, layer)
-      for step in (s for s in self.plan.circuit.steps if s.time == 2 * layer + 1):
-        last = unit + 2 * len(bound.ramps(step))
-        out.append((f'layer {layer + 1} units {unit + 1}-{last}', repr(step.node)))
-        unit = last
+    where = lambda p: f'layer {p.layer + 1} ' + (
+        f'head {p.numbers[0] + 1}' if p.kind == 'head' else f'units {p.numbers[0] + 1}-{p.numbers[-1] + 1}')
+    parts = sorted(self.wiring.parts, key=lambda p: p.kind)  # heads first
+    return [(where(p), p.sop) for p in parts if p.numbers]
+
+  def activations(self, sequence: Iterable[Value], exchange: activations.Exchange | None = None
+                  ) -> activations.Activations:
+    """Everything that the decoder computes on one input, in NumPy."""
+    return activations.run(self.model, self.params, self.tokenize([list(sequence)])[0][0], exchange)
+
+  def residual(self, sequence: Iterable[Value]) -> dict[str, np.ndarray]:
+    """The number that each direction holds at every position after BOS, when it has been written: {variable: [L]}.
+    A variable of several directions is counted: histogram, histogram.2, .."""
+    stream = self.activations(sequence).residual_2NxTxD
+    out: dict[str, np.ndarray] = {}
+    for v in self.wiring.variables:
+      number = sum(name.split('.')[0] == v.of for name in out)
+      out[v.of if not number else f'{v.of}.{number + 1}'] = stream[v.born + 1, 1:, v.dim]
     return out
+
+  def attention(self, sequence: Iterable[Value]) -> dict[str, np.ndarray]:
+    """The attention weights of each head, BOS first: {part: [1 + L, 1 + L]}."""
+    weights = self.activations(sequence).weights_NxHxTxT
+    return {p.name: weights[p.layer, p.numbers[0]] for p in self.wiring.parts if p.kind == 'head'}
+
+  def ablate(self, part: str) -> 'Compiled':
+    """The same program without one part of its wiring, whose output is multiplied by 0."""
+    p = self.wiring.part(part)
+    name = 'out' if p.kind == 'head' else 'down'
+    weight = self.params['blocks'][name]['weight'].copy()
+    weight[p.layer, list(p.numbers)] = 0
+    blocks = self.params['blocks'] | {name: self.params['blocks'][name] | {'weight': weight}}
+    return dataclasses.replace(self, params=self.params | {'blocks': blocks}, saved=self.wiring)
+
+  def patch(self, sequence: Iterable[Value], part: str, other: Iterable[Value]) -> list[Value]:
+    """The output on `sequence` with one part's activations taken from another input of the same length: an
+    interchange intervention (Geiger et al. 2021, arXiv:2106.02997). Raises RaspError where the lengths differ."""
+    sequence, other = list(sequence), list(other)
+    if len(sequence) != len(other):
+      raise RaspError(self.program.source, f'inputs of {len(sequence)} and {len(other)} tokens; expected one length')
+    p, there = self.wiring.part(part), self.activations(other)
+    exchange = {('head', p.layer, h): there.heads_NxHxTxK[p.layer, h] for h in p.numbers} if p.kind == 'head' else {
+        ('unit', p.layer, u): there.units_NxTxF[p.layer, :, u] for u in p.numbers}
+    return self.decode(self.activations(sequence, exchange).logits_TxV[None])[0]
 
   def decode(self, logits_BxLxV: np.ndarray) -> list[list[Value]]:
     """The values that logits say, BOS left out."""
     logits = np.asarray(logits_BxLxV)[:, 1:]
-    if self.outputs is None:
-      return logits[..., 0].astype(float).tolist()
-    return [[self.outputs.get(int(t)) for t in row] for row in logits.argmax(-1)]
+    numbers = logits[..., 0].astype(float).tolist()
+    if not self.outputs:
+      return numbers
+    said = 1 + logits[..., 1:].argmax(-1)
+    return [[number if t == self.number else self.outputs.get(int(t)) for t, number in zip(*row)]
+            for row in zip(said, numbers)]
 
   def batch(self, sequences: Sequence[Sequence[Value]], length: int = 0, params: Any = None) -> list[list[Value]]:
     """The outputs of several inputs at once."""
@@ -110,14 +156,9 @@ class Compiled:
   def errors(self, sequences: Sequence[Sequence[Value]], exact: Sequence[Sequence[Value]], length: int = 0
              ) -> np.ndarray:
     """|read out - exact| at every real position, flat: the distance that `report.bound` bounds."""
-    tokens, segments = self.tokenize(sequences, length)
-    hidden, _ = self.forward(tokens, segments)
-    weights, const = self.readout
-    read = np.asarray(hidden, np.float64)[:, 1:] @ weights + const
-    codes = np.zeros_like(read)
-    for row, values in enumerate(exact):
-      codes[row, :len(values)] = [self.codes[v] if self.outputs is not None else float(v) for v in values]
-    return np.abs(read - codes)[segments[:, 1:] == 1]
+    hidden, _ = self.forward(*self.tokenize(sequences, length))
+    rows = np.asarray(hidden, np.float64)[:, 1:]
+    return np.concatenate([self.readout.errors(row, values) for row, values in zip(rows, exact)])
 
   def cached(self, sequence: Iterable[Value]) -> list[Value]:
     """The outputs, one token at a time from the cache. Raises RaspError where the program is not causal."""

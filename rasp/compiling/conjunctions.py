@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from rasp import interpreter, language
+from rasp import language
 from rasp.compiling.analysis import Analysis
 from rasp.language import RaspError, Selector, SOp
 
+TRUE = language.constant(True)  # in place of any constant, so that predicates against two of them meet
+MERGED = 2**20  # the largest matrix that several predicates become
 CELLS = 2**11  # the most tuples of keys, and of queries, that `product` tabulates
 
 
@@ -29,18 +31,54 @@ class Term:
 
 def conjunctions(selector: Selector, analysis: Analysis, wanted: bool = True) -> list[Term]:
   """The terms that select what the selector does, or what it does not; no key is selected by two of them."""
+  grid = analysis.grid(selector)
+  if grid is not None:
+    return _tidy([(Leaf(None, None, grid == wanted, selector.source),)])
+  if selector.kind != 'leaf' and (selector.kind == 'and') != wanted:
+    one = _single(selector, analysis)
+    if one is not None:
+      return _tidy([(Leaf(TRUE if one.keys is None else one.keys, TRUE if one.queries is None else one.queries,
+                          one.matrix == wanted, one.source),)])
   if selector.kind == 'leaf':
-    grid = analysis.grid(selector)
-    if grid is not None:
-      return _tidy([(Leaf(None, None, grid == wanted, selector.source),)])
-    return _tidy([(Leaf(selector.keys, selector.queries, analysis.matrix(selector) == wanted, selector.source),)])
+    keys, queries = (TRUE if len(analysis(side).values or ()) == 1 else side
+                     for side in (selector.keys, selector.queries))
+    return _tidy([(Leaf(keys, queries, analysis.matrix(selector) == wanted, selector.source),)])
   if selector.kind == 'not':
     return conjunctions(selector.args[0], analysis, not wanted)
   a, b = selector.args
   if (selector.kind == 'and') == wanted:
     return _both(conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted))
-  rest = _both(conjunctions(a, analysis, not wanted), conjunctions(b, analysis, wanted))
-  return conjunctions(a, analysis, wanted) + rest
+  terms, more = conjunctions(a, analysis, wanted), conjunctions(b, analysis, wanted)
+  if _both(terms, more):  # they may select the same key
+    more = _both(conjunctions(a, analysis, not wanted), more)
+  return terms + more
+
+
+def _single(s: Selector, analysis: Analysis) -> Leaf | None:
+  """A whole selector as one predicate, where all of it compares the same two s-ops, or constants and functions of the
+  token or the index with one of them; None if it does not."""
+  if s.kind == 'leaf':
+    m = analysis.matrix(s)
+    sides = []
+    for axis, side in ((1, s.keys), (0, s.queries)):
+      d = analysis(side)
+      if len(d.values) > 1 and d.token:
+        side, m = language.tokens, np.take(m, analysis.at_tokens(side), axis)
+      elif len(d.values) > 1 and d.index:
+        side, m = language.indices, np.take(m, analysis.at_indices(side), axis)
+      sides.append(side if len(d.values) > 1 else None)
+    return Leaf(sides[0], sides[1], m, s.source) if m.size <= MERGED else None
+  parts: list[Any] = [_single(part, analysis) for part in s.args]
+  if any(p is None for p in parts) or s.kind in language.PICKS:
+    return None
+  keys, queries = ({id(side): side for p in parts for side in (getattr(p, name),) if side is not None}
+                   for name in ('keys', 'queries'))
+  if len(keys) > 1 or len(queries) > 1:
+    return None
+  m = parts[0].matrix
+  m = ~m if s.kind == 'not' else m & parts[1].matrix if s.kind == 'and' else m | parts[1].matrix
+  key, query = (next(iter(side.values()), None) for side in (keys, queries))  # None: a constant
+  return Leaf(key, query, m, s.source)
 
 
 def _both(one: list[Term], two: list[Term]) -> list[Term]:
@@ -65,7 +103,7 @@ def _tidy(conjuncts: list[tuple[Leaf, ...]]) -> list[Term]:
 def product(selector: Selector, analysis: Analysis) -> Selector:
   """Any selector as one predicate on tuples: what a mean over an `or` needs. Raises RaspError if that is too large."""
   leaves = language.leaves(selector)
-  sides = []
+  nodes, places = [], []  # of keys and queries: an s-op of tuples, and the place of each part's value in every tuple
   for side in ('keys', 'queries'):
     parts = list(dict.fromkeys(getattr(leaf, side) for leaf in leaves))
     tuples: dict[str, tuple] = {}
@@ -77,12 +115,14 @@ def product(selector: Selector, analysis: Analysis) -> Selector:
     if size > CELLS:
       raise RaspError(selector.source, f'an aggregate over `|` needs a table of {size:.0f} {side}; aggregate each '
                                        'part by itself, or narrow the ranges')
-    analysis(node)
-    sides.append((node, {part: i for i, part in enumerate(parts)}, tuples))
-  (keys, key_place, key_of), (queries, query_place, query_of) = sides
-  def holds(s: Selector, k: str, q: str) -> bool:
+    values = [tuples[name] for name in analysis(node).values]
+    nodes.append(node)
+    places.append({part: np.array([analysis(part).place[row[k]] for row in values]) for k, part in enumerate(parts)})
+  def matrix(s: Selector) -> np.ndarray:
     if s.kind == 'leaf':
-      return interpreter.truth(s, key_of[k][key_place[s.keys]], query_of[q][query_place[s.queries]])
-    parts = [holds(part, k, q) for part in s.args]
-    return not parts[0] if s.kind == 'not' else all(parts) if s.kind == 'and' else any(parts)
-  return Selector('leaf', (), keys, queries, 'apply product', lambda k, q: holds(selector, k, q), selector.source)
+      return analysis.matrix(s)[places[1][s.queries]][:, places[0][s.keys]]
+    m = [matrix(part) for part in s.args]
+    return ~m[0] if s.kind == 'not' else m[0] & m[1] if s.kind == 'and' else m[0] | m[1]
+  leaf = Selector('leaf', (), nodes[0], nodes[1], 'apply product', None, selector.source)
+  analysis.matrices[leaf] = matrix(selector)
+  return leaf

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rasp import decoder
-from rasp.compiling import bound
+from rasp.compiling import bound, readout, wiring
 from rasp.compiling.circuit import Head, Reading
 from rasp.compiling.schedule import Column, Plan
 
@@ -17,7 +17,8 @@ Params = dict[str, Any]
 def settings(plan: Plan, dtype: str) -> decoder.Model:
   """The decoder that holds the plan."""
   heads, steps, layers = plan.circuit.heads, plan.circuit.steps, range(plan.layers)
-  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + clearing(plan, l) for l in layers]
+  units = [2 * sum(len(bound.ramps(s)) for s in steps if s.time == 2 * l + 1) + wiring.clearing(plan, l)
+           + sum(g.time == 2 * l + 1 for g in plan.circuit.gates) for l in layers]
   return decoder.settings(
       layers=plan.layers, width=plan.width, heads=max([1, *(sum(h.time == 2 * l for h in heads) for l in layers)]),
       head_width=max([1, *(max(len(h.scores) + 1, len(h.slots)) for h in heads)]), feedforward=max([1, *units]),
@@ -26,18 +27,8 @@ def settings(plan: Plan, dtype: str) -> decoder.Model:
       mask='causal' if plan.circuit.causal else 'bidirectional', dtype=dtype)
 
 
-def clearing(plan: Plan, layer: int) -> int:
-  """How many units of a layer remove old values, before those of its steps."""
-  return sum(len(_signs(c)) for c in plan.cleared.get(2 * layer + 1, ()))
-
-
-def _signs(c: Column) -> tuple[int, ...]:
-  """Of the units that hold a column's value: one is enough for what is never negative."""
-  return (1,) if c.vector is not None and c.vector.min() >= 0 and c.at_bos >= 0 else (1, -1)
-
-
-def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, float] | None) -> Params:
-  """The parameters. `outputs`: token id -> the code at which its logit is greatest; None: logit 0 is the number."""
+def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, tuple[float, ...]]) -> Params:
+  """The parameters. `outputs`: token id -> the codes at which its logit is greatest."""
   D, H, K, F, N = plan.width, model.heads, model.head_width, model.feedforward, plan.layers
   zeros = lambda *shape: np.zeros(shape, np.float32)
   blocks: Params = {name: {'weight': zeros(N, D, H, K), 'bias': zeros(N, H, K)} for name in ('query', 'key', 'value')}
@@ -65,7 +56,7 @@ def emit(plan: Plan, model: decoder.Model, vocabulary: int, outputs: dict[int, f
         R, r = model.relative_bias, len(head.bias) // 2
         blocks['relative_bias'][layer, number] = head.bias[np.clip(np.arange(-R, R + 1), -r, r) + r]
     _feedforward(plan, layer, {k: {n: a[layer] for n, a in blocks[k].items()} for k in ('up', 'down')})
-  _output(plan, params['head'], outputs)
+  readout.write(plan, params['head'], outputs)
   return params
 
 
@@ -75,13 +66,6 @@ def _write(array: np.ndarray, plan: Plan, r: Reading) -> float:
   for c, a in parts.items():
     array[plan.dims[c]] += a
   return const
-
-
-def readout(plan: Plan) -> tuple[np.ndarray, float]:
-  """The output's code as a linear map of the last hidden state, weights [D] and a constant."""
-  weights = np.zeros(plan.width)
-  const = _write(weights, plan, plan.circuit.output)
-  return weights, const
 
 
 def _head(plan: Plan, head: Head, w: dict[str, dict[str, np.ndarray]], h: int) -> None:
@@ -108,7 +92,7 @@ def _feedforward(plan: Plan, layer: int, w: dict[str, dict[str, np.ndarray]]) ->
   up, up_bias, down, down_bias = w['up']['weight'], w['up']['bias'], w['down']['weight'], w['down']['bias']
   dims, unit = plan.dims, 0
   for c in plan.cleared.get(2 * layer + 1, ()):
-    for sign in _signs(c):
+    for sign in wiring.signs(c):
       up[dims[c], unit], down[unit, dims[c]] = sign, -sign
       unit += 1
   for step in (s for s in plan.circuit.steps if s.time == 2 * layer + 1):
@@ -128,20 +112,11 @@ def _feedforward(plan: Plan, layer: int, w: dict[str, dict[str, np.ndarray]]) ->
         for c in columns:
           down[unit, dims[c]] = (1 - 2 * later) * (c.vector[r.after] - c.vector[r.before])
         unit += 1
-
-
-def _output(plan: Plan, head: np.ndarray, outputs: dict[int, float] | None) -> None:
-  parts, const = plan.expand(plan.circuit.output)
-  if outputs is None:
-    for c, a in parts.items():
-      head[0, plan.dims[c]] = a
-    head[0, plan.one] += const
-    return
-  middle = round((min(outputs.values()) + max(outputs.values())) / 2)
-  head[:, plan.one] = -4  # a token that is no output: the nearest code has at least about 0
-  for token, code in outputs.items():  # 2 c y - c^2 is greatest at the code c nearest to y
-    code -= middle
-    head[token] = 0
-    for c, a in parts.items():
-      head[token, plan.dims[c]] = 2 * code * a
-    head[token, plan.one] += 2 * code * (const - middle) - code * code
+  for gate in (g for g in plan.circuit.gates if g.time == 2 * layer + 1):
+    shut = bound.closing(gate)
+    const = _write(up[:, unit], plan, gate.value + gate.on * shut)
+    up[plan.one, unit] += const - gate.low - shut
+    up[plan.bos, unit] -= 4 * (shut + abs(gate.low) + max(map(abs, plan.range(gate.value))))
+    for column in (c for c in plan.columns if c.source is gate):
+      down[unit, dims[column]] = 1
+    unit += 1

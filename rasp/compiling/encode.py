@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from rasp import interpreter, language
-from rasp.compiling.analysis import Analysis
-from rasp.compiling.circuit import Circuit, Feature, Head, Reading, Slot, Step, Table
+from rasp.compiling import said
+from rasp.compiling.analysis import Analysis, is_number
+from rasp.compiling.circuit import Circuit, Feature, Gate, Head, Output, Reading, Slot, Step, Table
 from rasp.compiling.conjunctions import Leaf, Term, conjunctions, product
-from rasp.language import RaspError, Selector, SOp, Value
+from rasp.language import RaspError, Selector, SOp
 
 POINTER = 100  # the most values for which a computed v^2 stays exact through its ramps
+SQUARES = 2**23  # the largest scores of pointers
+HEADS = 12  # more for one selector than a head that reads tuples is worth
 RAW_ERROR = 2.0**-17  # what is lost to keys that are not selected
 ONE = Reading(const=1.0)
 
@@ -30,23 +33,22 @@ class Effort:
   """How dearly a program is encoded: the cheapest at first, and more where a proof is refused.
 
   apart: maps that keep their own arguments as inputs, for two layers in place of a step of too many ramps. sharpness:
-  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before.
+  log2 of how nearly a count is proportional. decoded: maps whose inputs are made exact in a layer before. gated:
+  `where`s that pass a number on or stop it, in place of a table of its values. listed: whether fractions are said as
+  listed values, where they cannot be read as numbers. digits: in how many the listed values of the output are said.
   """
   apart: frozenset[SOp] = frozenset()
   sharpness: int = 6
   decoded: frozenset[SOp] = frozenset()
+  gated: frozenset[SOp] = frozenset()
+  listed: bool = False
+  digits: int = 1
 
 
-def encode(root: SOp, analysis: Analysis, causal: bool, categorical: bool, effort: Effort) -> Circuit:
-  """The heads, steps and features that compute `root`; `categorical`: its values are told apart by whole codes."""
+def encode(root: SOp, analysis: Analysis, causal: bool, effort: Effort) -> Circuit:
+  """The heads, steps and features that compute `root` and say it."""
   builder = _Builder(analysis, causal, effort)
-  if not categorical:
-    return builder.circuit(builder.number(root), {})
-  codes = builder.codes(root)
-  # A copied value is read out as it comes; the rest from a feed-forward layer, where it is exact.
-  copied = root.kind == 'aggregate' and analysis.copies(root)
-  output = builder.number(root) if copied else builder.exact(root, codes)
-  return builder.circuit(output, dict(zip(analysis(root).values, codes.tolist())))
+  return builder.circuit(said.output(builder, root))
 
 
 class _Features:
@@ -75,24 +77,26 @@ class _Builder:
     self._heads: dict[Any, Head] = {}
     self._brought: dict[Any, list[Slot]] = {}  # by each of these heads
     self._slots: dict[Any, Reading] = {}
+    self._gates: dict[Any, Gate] = {}
     self._terms: dict[Selector, list[Term]] = {}
 
-  def circuit(self, output: Reading, codes: dict[Value, float]) -> Circuit:
+  def circuit(self, output: Output) -> Circuit:
     heads = [dataclasses.replace(head, slots=tuple(self._brought[key])) for key, head in self._heads.items()]
     return Circuit(
-        tuple(heads), tuple(step.source for step in self._steps.values()),
-        tuple(features.table() for features in (self.token, self.index, *self._steps.values())), output, codes,
+        tuple(heads), tuple(step.source for step in self._steps.values()), tuple(self._gates.values()),
+        tuple(features.table() for features in (self.token, self.index, *self._steps.values())), output,
         self.longest, self.causal)
 
   # Values
 
   def codes(self, node: SOp) -> np.ndarray:
-    """A number for every value: the value itself, undefined above all; for text its place."""
+    """A number for every value: the value itself, or its place where there is text; what is no number above a mean's."""
     d = self.analysis(node)
-    if any(isinstance(v, str) for v in d.values):
+    mean = node.kind == 'aggregate' and not self.analysis.copies(node)
+    if not mean and any(isinstance(v, str) for v in d.values):
       return np.arange(len(d.values), dtype=np.float64)
-    undefined = math.floor(d.high) + 1
-    return np.array([undefined if v is None else float(v) for v in d.values])
+    above = itertools.count(math.floor(d.high) + 1)
+    return np.array([float(v) if is_number(v) else float(next(above)) for v in d.values])
 
   def number(self, node: SOp) -> Reading:
     """The codes of a node, exact or nearly: what a feed-forward layer may read."""
@@ -102,11 +106,36 @@ class _Builder:
       for term, k in d.terms.items():
         out = out + self.number(term) * float(k)
       return out
-    if node.kind == 'width':
-      return self._width(node)
+    if node.kind in ('width', 'total'):
+      return self._total(node)
     if node.kind == 'aggregate':
-      return self._aggregate(node, None)
+      return self.aggregate(node, None)
+    if self._is_gated(node):
+      return self._gated(node)
     return self.exact(node, self.codes(node))
+
+  def _is_gated(self, node: SOp) -> bool:
+    return node in self.effort.gated or node.op == 'where' and self.analysis(node).table is None
+
+  def _gated(self, node: SOp) -> Reading:
+    """A `where` as the sum of its two branches, of which one is stopped."""
+    condition, *branches = node.args
+    yes = self.exact(condition, np.array([float(bool(v)) for v in self.analysis(condition).values]))
+    out = Reading()
+    for on, branch in zip((yes, ONE + yes * -1.0), branches):
+      d = self.analysis(branch)
+      if branch.kind == 'constant':
+        out = out + on * float(math.floor(self.analysis(node).high) + 1 if d.values[0] is None else d.values[0])
+        continue
+      key = branch, on
+      if key not in self._gates:
+        value = self.number(branch)
+        codes = np.array([float(d.low), float(d.high)]) if d.values is None else self.codes(branch)
+        time = max(value.time, on.time)
+        self._gates[key] = Gate(value, 0.0, float(codes.min()), float(codes.max()),
+                                time + 1 if time % 2 == 0 else time + 2, node, on)
+      out = out + Reading(((self._gates[key], 1.0),))
+    return out
 
   def exact(self, node: SOp, vector: np.ndarray) -> Reading:
     """A whole number for every value of a node, without error: what attention may read."""
@@ -178,8 +207,9 @@ class _Builder:
         table = np.take(table, np.sort(first), axis)
         codes.append(np.arange(len(first), dtype=float))
       else:
-        decoded = node in self.effort.decoded and i is not node
-        code = np.arange(table.shape[axis], dtype=float) if decoded else self.codes(i)
+        decoded = node in self.effort.decoded and i is not node and not d.levels
+        code = np.array([float(v) for v in d.levels]) if d.levels else (
+            np.arange(table.shape[axis], dtype=float) if decoded else self.codes(i))
         order = np.argsort(code)
         readings.append(self.exact(i, code) if decoded else self.number(i))
         table = np.take(table, order, axis)
@@ -189,36 +219,52 @@ class _Builder:
   def _free(self, node: SOp) -> bool:
     """Whether any code of a node's values can be had for a column."""
     d = self.analysis(node)
-    return d.token or d.index or node.kind == 'map' and d.table is not None or (
+    return d.token or d.index or node.kind == 'map' and d.table is not None and not self._is_gated(node) or (
         node.kind == 'aggregate' and self.analysis.copies(node))
 
   def _coded(self, node: SOp, codes: np.ndarray) -> Reading:
     if node.kind == 'aggregate' and not (self.analysis(node).token or self.analysis(node).index):
-      return self._aggregate(node, codes)
+      return self.aggregate(node, codes)
     return self.exact(node, codes)
 
   # Attention
 
   def _terms_of(self, selector: Selector) -> list[Term]:
     if selector not in self._terms:
-      self._terms[selector] = conjunctions(selector, self.analysis)
+      terms = conjunctions(selector, self.analysis)
+      if len(terms) > HEADS:
+        try:  # one head that reads tuples
+          terms = conjunctions(self.analysis.derived(selector, lambda: product(selector, self.analysis)), self.analysis)
+        except RaspError:
+          pass
+      self._terms[selector] = terms
     return self._terms[selector]
 
-  def _width(self, node: SOp) -> Reading:
-    s = node.selector
-    prior = s.kind if s.kind in ('first', 'last') else ''
-    if prior:  # one key if any: whether there is one
-      return self._aggregate(language.aggregate(s, 1, 0, one=True), None)
-    out = Reading()
+  def _total(self, node: SOp) -> Reading:
+    """The sum of what a node selects; of a width, of ones."""
+    s, x = node.selector, node.args[0] if node.args else language.constant(1)
+    if s.kind in language.PICKS:  # one key if any
+      one = self.analysis.derived(('one', node), lambda: language.aggregate(s, x, 0, one=True))
+      return self.aggregate(one, None)
+    d, out = self.analysis(x), Reading()
+    value = self._plain(x) if node.args else ONE
+    most = max(abs(float(d.low)), abs(float(d.high)))
     for term in self._terms_of(s):
-      out = out + self._slot(node, term, 'count', '', ONE, 0.0, (0.0, 1.0))
+      out = out + self._slot(node, term, 'count', None, value, 0.0, (
+          float(min(0, d.low * self.longest)), float(max(0, d.high * self.longest))), most)
     return out
 
-  def _aggregate(self, node: SOp, codes: np.ndarray | None) -> Reading:
+  def _plain(self, x: SOp) -> Reading:
+    """The number that an s-op is, exact where it is whole."""
+    d = self.analysis(x)
+    whole = d.whole and all(self.analysis(t).whole for t in d.terms or ())
+    return self.exact(x, np.array(d.values, float)) if whole else self.number(x)
+
+  def aggregate(self, node: SOp, codes: np.ndarray | None) -> Reading:
     """An aggregate's value (codes None), or a code of it where it copies one."""
     d, x = self.analysis(node), node.args[0]
     s = node.selector
-    prior = s.kind if s.kind in ('first', 'last') else ''
+    prior = (s.kind, s.keys) if s.kind in language.PICKS else None
     terms = self._terms_of(s.args[0] if prior else s)
     default, copies = language.plain(node.value), self.analysis.copies(node)
     total = self.analysis.total(s)
@@ -239,34 +285,38 @@ class _Builder:
       else:
         value = self.exact(x, vector)
       span = (float(vector.min()), float(vector.max()))
+    elif not xd.numeric:  # undefined is a number above all others: the one that says undefined of the result
+      vector = np.array([code[None] if v is None else float(v) for v in xd.values])
+      value = self.number(x) if np.array_equal(vector, self.codes(x)) else self.exact(x, vector)
+      span = (float(vector.min()), float(vector.max()))
     else:
-      whole = xd.whole and all(self.analysis(t).whole for t in xd.terms or ())
-      value = self.exact(x, np.array(xd.values, float)) if whole else self.number(x)
+      value = self._plain(x)
       span = (float(xd.low), float(xd.high))
-    if len(terms) > 1 and (prior or not copies):
-      terms = self._terms_of(product(s.args[0] if prior else s, self.analysis))
+    if len(terms) > 1 and (prior or not copies or not self.analysis.unique(s)):
+      terms = self._terms_of(self.analysis.derived(
+          s.args[0] if prior else s, lambda: product(s.args[0] if prior else s, self.analysis)))
     if len(terms) == 1:
       return self._slot(node, terms[0], 'total' if total else 'sink', prior, value, sink, span)
     out = Reading(const=sink)  # at most one of them selects: each brings the difference from the default, or 0
     for term in terms:
-      out = out + self._slot(node, term, 'sink', '', value + Reading(const=-sink), 0.0,
+      out = out + self._slot(node, term, 'sink', None, value + Reading(const=-sink), 0.0,
                              (span[0] - sink, span[1] - sink))
     return out
 
-  def _slot(self, node: SOp, term: Term, mode: str, prior: str, value: Reading, sink: float,
-            span: tuple[float, float]) -> Reading:
+  def _slot(self, node: SOp, term: Term, mode: str, prior: Any, value: Reading, sink: float,
+            span: tuple[float, float], most: float = 1.0) -> Reading:
     """A head's output for one value, on a head shared by all that select alike."""
     known = (term, mode, prior, value, sink)
     if known not in self._slots:
       low, high = span
       spread = max(abs(high - low), abs(sink - low), abs(sink - high))
-      head = self._head(node, term, mode, prior, value, spread)
+      head = self._head(node, term, mode, prior, value, most if mode == 'count' else spread)
       slot = Slot(value, sink, min(low, sink), max(high, sink), self._heads[head].time)
       self._brought[head].append(slot)
       self._slots[known] = Reading(((slot, 1.0),))
     return self._slots[known]
 
-  def _head(self, node: SOp, term: Term, mode: str, prior: str, value: Reading, spread: float) -> Any:
+  def _head(self, node: SOp, term: Term, mode: str, prior: Any, value: Reading, spread: float) -> Any:
     """The key in `_heads` of the head that selects by `term`, as sharp as a value of this spread needs it.
 
     Keys that do not match lose at most RAW_ERROR of the spread of the values, by the gap between scores.
@@ -274,10 +324,11 @@ class _Builder:
     N = self.longest
     unit = math.ceil(math.log((N + 1) * max(spread, 1.0) / RAW_ERROR))
     if mode == 'count':
-      level, gap = math.ceil(math.log(max(2, N) ** 2 * 2.0**self.effort.sharpness)), math.ceil(
-          math.log(N * N / RAW_ERROR))
+      level, gap = math.ceil(math.log(max(2, N) ** 2 * max(spread, 1.0) * 2.0**self.effort.sharpness)), math.ceil(
+          math.log(N * N * max(spread, 1.0) / RAW_ERROR))
     elif prior:
-      level, gap = -unit * (N - 1) - unit, unit * (N - 1) + 2 * unit
+      order, most_order = self._order(*prior)
+      level, gap = -unit * most_order - unit, unit * most_order + 2 * unit
     elif mode == 'sink':
       level, gap = -unit, 2 * unit
     else:
@@ -292,18 +343,35 @@ class _Builder:
         leaf = Leaf(language.indices, language.indices, leaf.matrix, leaf.source)
       scores += self._scores(leaf, gap, mode == 'total' and len(term.leaves) == 1 and not prior)
     if prior:
-      away = np.arange(N) - (N - 1.0) if prior == 'last' else -np.arange(N, dtype=float)
-      scores.append((Reading(const=float(unit)), self.index.reading(away)))
+      scores += [(Reading(const=float(unit)), reading) for reading in order]
     scores = _merged(scores)
     latest = max([value.time] + [r.time for pair in scores for r in pair])
     time = latest + 1 if latest % 2 else latest + 2
     key = (term, mode, prior, time)
     same = self._heads.get(key)
-    if same is None or gap > same.gap:  # a slot with a wider spread: the sharper head serves both
+    # A slot with a wider spread: the sharper head serves both.
+    if same is None or gap > same.gap or level > same.level and mode == 'count':
       self._heads[key] = Head(same.node if same else node, mode, time, gap, level, gap if mode == 'count' else unit,
                               tuple(scores), bias, at_bos)
     self._brought.setdefault(key, [])
     return key
+
+  def _order(self, kind: str, key: SOp | None) -> tuple[list[Reading], int]:
+    """(whole numbers that rank the keys, 0 for the best; the most that their sum goes below)."""
+    N = self.longest
+    away = np.arange(N) - (N - 1.0) if kind == 'last' else -np.arange(N, dtype=float)
+    if key is None:
+      return [self.index.reading(away)], N - 1
+    d = self.analysis(key)
+    if d.values is None or None in d.values:
+      raise RaspError(key.source, f'{kind} by {key!r}, which has too many values or may be undefined; expected listed '
+                                  'values, rasp.default(.., a number) replaces undefined')
+    places = np.arange(len(d.values), dtype=float)
+    if d.whole and d.high - d.low <= 4 * len(d.values):  # the number itself needs no table
+      places = np.array(d.values, float) - float(d.low)
+    if kind == 'smallest':
+      places = places.max() - places
+    return [self.exact(key, (places - places.max()) * N), self.index.reading(away)], int(places.max()) * N + N - 1
 
   def _by_distance(self, leaf: Leaf, gap: int) -> tuple[np.ndarray | None, Reading] | None:
     """(bias, what BOS needs against it) of a predicate on indices that the mask or the distance decides, or None."""
@@ -339,7 +407,8 @@ class _Builder:
       u, v = equal
       d_k, d_q = self.analysis(leaf.keys), self.analysis(leaf.queries)
       computed = [d for d, needed in ((d_k, True), (d_q, not relative)) if needed and not (d.token or d.index)]
-      if all(len(d.values) <= POINTER for d in computed):
+      reach = float(max(u.max(), v.max()) - min(u.min(), v.min()))
+      if all(len(d.values) <= POINTER for d in computed) and gap * reach**2 <= SQUARES:
         middle = round((v.min() + v.max()) / 2)
         u, v = u - middle, v - middle
         scores = [(2.0 * gap * self.exact(leaf.queries, u), self.exact(leaf.keys, v)),
@@ -366,10 +435,11 @@ class _Builder:
   def _equality(self, leaf: Leaf) -> tuple[np.ndarray, np.ndarray] | None:
     """Whole codes of queries and keys if the leaf asks whether the two are equal."""
     k, q = self.analysis(leaf.keys), self.analysis(leaf.queries)
-    if k.whole and q.whole:
+    both = {*k.values, *q.values}
+    if k.whole and q.whole and max(both) - min(both) <= 4 * len(both):
       u, v = np.array(q.values, float), np.array(k.values, float)
     else:
-      place = {x: float(i) for i, x in enumerate(sorted({*k.values, *q.values}, key=language.order))}
+      place = {x: float(i) for i, x in enumerate(sorted(both, key=language.order))}
       u, v = np.array([place[x] for x in q.values]), np.array([place[x] for x in k.values])
       if None in place:  # undefined selects nothing: not even undefined
         return None

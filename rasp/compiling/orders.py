@@ -24,7 +24,7 @@ def is_strict_order(selector: Selector, analysis: Any) -> bool:  # an Analysis, 
   if len({id(side) for leaf in valued for side in (leaf.keys, leaf.queries)}) > 1:
     return False
   values = analysis(valued[0].keys).values if valued else (None,)
-  if values is None or len(values) > MOST or selector.kind in ('first', 'last'):
+  if values is None or len(values) > MOST or selector.kind in language.PICKS:
     return False
   relation = _relation(selector, analysis, len(values))  # [where the key stands, key value, query value]
   if relation is None or relation[SAME].diagonal().any() or (relation[BEFORE] == relation[AFTER].T).any():

@@ -55,10 +55,55 @@ def rewrite(root: SOp, analysis: Analysis) -> SOp:
   """The program after every rule, until nothing changes; `analysis` is of the same vocabulary and length."""
   merger = _Merger()
   root = merger.rebuild(root, {})
-  for rule in (merge_means, split_and, sum_or):
+  for rule in (totals, differences, merge_means, split_and, sum_or):
     while changes := rule(root, analysis):
       root = merger.rebuild(root, changes)
   return root
+
+
+def totals(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """mean(S, x) * (how many S selects) -> total(S, x), a sum of one head, in place of a table of both."""
+  changes: dict[SOp, SOp] = {}
+  for node in language.nodes(root):
+    if node.kind != 'map' or node.op != '*':
+      continue
+    for mean, count in (node.args, node.args[::-1]):
+      try:
+        terms, const = analysis(mean).terms, analysis(mean).const
+        if terms and all(_mean(t, analysis) and _counts(count, t.selector, analysis) for t in terms):
+          out: Any = count * const if const else None
+          for t, k in terms.items():
+            out = _plus(out, k, dataclasses.replace(t, kind='total', value=None, one=False, name=''))
+          changes[node] = dataclasses.replace(out, name=node.name, source=node.source)
+          break
+      except RaspError:  # an input that is itself such a product: the next round
+        continue
+  return changes
+
+
+def _counts(x: SOp, selector: Selector, analysis: Analysis) -> bool:
+  """Whether x is the width of the selector, also where only the index says how many keys there are."""
+  if x.kind == 'width':
+    return x.selector is selector
+  grid = analysis.grid(selector)
+  if grid is None or not analysis(x).index or not analysis.causal(selector):
+    return False
+  values = analysis(x).values
+  return [values[place] for place in analysis.at_indices(x)] == grid.sum(1).tolist()
+
+
+def differences(root: SOp, analysis: Analysis) -> dict[SOp, SOp]:
+  """a < b -> a - b < 0 for whole numbers: one input in place of two, so two ramps in place of a table."""
+  changes = {}
+  for node in language.nodes(root):
+    if node.kind != 'map' or node.op not in language.PREDICATES or any(a.kind == 'constant' for a in node.args):
+      continue
+    a, b = (analysis(x) for x in node.args)
+    if a.terms and b.terms and a.whole and b.whole and not (a.token and b.token or a.index and b.index):
+      difference = dataclasses.replace(node.args[0] - node.args[1], source=node.source)
+      if analysis(difference).values is not None:
+        changes[node] = dataclasses.replace(node, args=(difference, language.constant(0)))
+  return changes
 
 
 def _mean(node: SOp, analysis: Analysis) -> bool:

@@ -8,12 +8,14 @@ subtract it), so that the width is the largest number of columns alive at once, 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
-from rasp.compiling.circuit import Circuit, Feature, Reading, Slot, Step, Table
+from rasp.compiling.circuit import Circuit, Feature, Gate, Reading, Slot, Step, Table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,25 +23,38 @@ class Column:
   """A direction of the residual stream for a time, from the half-layer `born` that writes it.
 
   vector: its value for every value of its table; None for a slot and for the two constants. at_bos: its value at the
-  first token.
+  first token. lost: how far the vector is from what was asked for, at most: of fractions, which are put on a grid.
   """
   source: Slot | Step | str  # a table's source, a slot, 'one' or 'bos'
   vector: np.ndarray | Any
   born: int
   at_bos: float = 0.0
+  lost: float = 0.0
 
   @property
   def exact(self) -> bool:
-    """Whether it holds its values without error: everything but what a head brings."""
+    """Whether it holds its vector without error: everything but what a head brings."""
     return not isinstance(self.source, Slot)
 
-  @property
-  def values(self) -> list[float]:
+  @functools.cached_property
+  def values(self) -> np.ndarray:
     """What it may hold, BOS included."""
-    return [self.at_bos] + (self.vector.tolist() if self.vector is not None else
-                            [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1.0, 0.0])
+    if isinstance(self.source, Gate):
+      return np.array([0.0, self.source.high - self.source.low])
+    return np.array([self.at_bos, *(self.vector if self.vector is not None else
+                                    [self.source.low, self.source.high] if isinstance(self.source, Slot) else [1, 0])])
+
+  @functools.cached_property
+  def largest(self) -> float:
+    return float(np.abs(self.values).max())
+
+  @functools.cached_property
+  def whole(self) -> bool:
+    """Whether all that it may hold are whole numbers."""
+    return bool((self.values == np.round(self.values)).all())
 
 
+FINEST = 18.0  # log2 of the largest sum of a step's units, in steps of the grid for its fractions
 Parts = dict[Feature | Slot, tuple[dict[Column, float], float]]  # each as coefficients of columns and a constant
 
 
@@ -69,9 +84,12 @@ class Plan:
     """Least and greatest value of a reading, BOS included."""
     columns, low = self.expand(r)
     high = low
+    together: dict[Any, list[np.ndarray]] = {}  # columns of one table hold features of one value
     for c, a in columns.items():
-      values = [a * v for v in c.values]
-      low, high = low + min(values), high + max(values)
+      together.setdefault(c if c.vector is None else c.source, []).append(a * c.values)
+    for group in together.values():
+      values = np.sum(group, axis=0)
+      low, high = low + float(values.min()), high + float(values.max())
     return low, high
 
   def written_by(self, step: Step) -> list[Column]:
@@ -95,25 +113,44 @@ def primitive(vector: np.ndarray) -> tuple[np.ndarray, float, float]:
   b = float(vector[0])
   column = vector - b
   a = float(column[np.flatnonzero(column)[0]]) if column.any() else 1.0
-  if (column == column.round()).all():
+  if column.any() and (column == column.round()).all():
     a = float(np.gcd.reduce(column.astype(np.int64))) * (1 if a > 0 else -1)  # type: ignore[call-overload]  # NumPy 2.5
   return column / a, a, b
+
+
+def _on_grid(step: Step, vector: np.ndarray) -> tuple[np.ndarray, float, float, float]:
+  """(column, a, b, lost): a column of whole numbers with vector = a * column + b up to `lost` of its units, as fine as
+  the step's units can hold without rounding."""
+  at = np.flatnonzero(np.diff(step.places))
+  jumps = np.abs(np.diff(vector[step.places])[at])
+  reach = 3.0 / np.diff(step.levels)[at] * (step.levels[-1] - step.levels[at]) + 2
+  a, b = 2.0 ** -math.floor(FINEST - math.log2(2 * float(jumps @ reach))), float(vector[0])
+  column = np.round((vector - b) / a)
+  return column, a, b, float(np.abs(column - (vector - b) / a).max())
 
 
 def _columns(table: Table) -> tuple[list[Column], Parts]:
   """(columns, features by columns) of a table: a column for all that differ by scale and constant, or a one-hot."""
   step = table.source if isinstance(table.source, Step) else None
   columns: dict[bytes, Column] = {}
+  lost: dict[bytes, float] = {}
   def column(vector: np.ndarray) -> Column:
     return columns.setdefault(vector.tobytes(), Column(
-        table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0))
-  split = [(f, *primitive(f.vector)) for f in table.features]
+        table.source, vector, step.time if step else -1, float(vector[step.places[0]]) if step else 0.0,
+        lost.get(vector.tobytes(), 0.0)))
+  split = []
+  for f in table.features:
+    c, a, b = primitive(f.vector)
+    if step and (c != c.round()).any():
+      c, a, b, far = _on_grid(step, f.vector)
+      lost[c.tobytes()] = far
+    split.append((f, c, a, b))
   if len({c.tobytes() for _, c, _, _ in split}) < table.size:
-    parts: Parts = {f: ({column(c): a} if c.any() else {}, b) for f, c, a, b in split}
+    parts: Parts = {f: ({column(c): a} if c.any() or c.tobytes() in lost else {}, b) for f, c, a, b in split}
   else:
     onehot = np.eye(table.size)
-    parts = {f: ({column(onehot[i]): float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b)
-             for f, _, _, b in split}
+    hot = {i: column(onehot[i]) for i in np.unique([i for f, _, _, b in split for i in np.flatnonzero(f.vector != b)])}
+    parts = {f: ({hot[i]: float(f.vector[i] - b) for i in np.flatnonzero(f.vector != b)}, b) for f, _, _, b in split}
   return list(columns.values()), parts
 
 
@@ -129,7 +166,12 @@ def schedule(circuit: Circuit) -> Plan:
     for slot in head.slots:
       columns.append(Column(slot, None, head.time, slot.sink))
       parts[slot] = {columns[-1]: 1.0}, 0.0
-  layers = max([h.time for h in circuit.heads] + [s.time for s in circuit.steps] + [0]) // 2 + 1
+  for gate in sorted(circuit.gates, key=lambda gate: gate.time):  # the unit holds what is above the lowest value
+    columns.append(Column(gate, None, gate.time))
+    on, const = _expand(parts, gate.on * gate.low)
+    parts[gate] = {columns[-1]: 1.0} | on, const
+  items: list[Any] = [*circuit.heads, *circuit.steps, *circuit.gates]
+  layers = max([item.time for item in items] + [0]) // 2 + 1
   one, bos = Column('one', None, -1, 1.0), Column('bos', None, -1, 1.0)
   last = {one: 2 * layers, bos: 2 * layers}  # the half-layer that reads a column last
   def read(r: Reading, time: int) -> None:
@@ -140,8 +182,13 @@ def schedule(circuit: Circuit) -> Plan:
       read(r, head.time)
   for step in circuit.steps:
     read(step.z, step.time)
-  read(circuit.output, 2 * layers)
-  kept = (one, *([bos] if circuit.heads or circuit.steps else []), *(c for c in columns if c in last))
+  for gate in circuit.gates:
+    read(gate.value, gate.time)
+    read(gate.on, gate.time)
+  for said in (circuit.output.number, *circuit.output.digits):
+    if said is not None:
+      read(said, 2 * layers)
+  kept = (one, *([bos] if circuit.heads or circuit.steps or circuit.gates else []), *(c for c in columns if c in last))
   dims, width, cleared = allocate(kept, last, layers)
   return Plan(circuit, parts, kept, dims[one], dims.get(bos), layers, width, dims, cleared)
 
@@ -164,6 +211,7 @@ def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int
     dead = [c for c in alive if last[c] <= t]
     # Exact columns are overwritten in place; a clean direction is kept for attention, which cannot clear one.
     removed: list[Column] = []
+    later = sum(c.born > t for c in columns)
     for c in born:
       old = next((d for d in dead if d.exact and d not in removed), None)
       if clean or old is None:
@@ -172,7 +220,7 @@ def allocate(columns: Sequence[Column], last: Mapping[Column, int], layers: int
         removed.append(old)
         dims[c] = dims[old]
     for old in dead:
-      if old not in removed and len(clean) < sum(c.born > t for c in columns):
+      if old not in removed and len(clean) < later:
         removed.append(old)
         clean.append(dims[old])
     alive = [c for c in alive if c not in removed] + born

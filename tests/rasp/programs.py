@@ -103,6 +103,7 @@ def padded(compiled):
   old['blocks']['relative_bias'] = bias[:, :, np.clip(np.arange(-far, far + 1), -own, own) + own]
   old.setdefault('position', np.zeros((1, m.width), np.float32))
   grow = lambda a, like: np.pad(a, [(0, to - n) for n, to in zip(a.shape, like.shape)])
-  weights, const = compiled.readout
   return dataclasses.replace(compiled, model=new, params=jax.tree.map(grow, old, zeros),
-                             readout=(np.pad(weights, (0, new.width - m.width)), const))
+                             readout=dataclasses.replace(
+                                 compiled.readout, weights=np.pad(compiled.readout.weights,
+                                                                  ((0, new.width - m.width), (0, 0)))))

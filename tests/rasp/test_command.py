@@ -146,3 +146,31 @@ def test_the_compiled_adder_stays_right_in_training_and_a_random_start_does_not_
   assert len(courses) == 4
   for name, course in courses.items():
     assert max(course.accuracy) < 0.8, name
+
+
+def test_tokens_of_several_characters_stand_between_commas():
+  read = program.read
+  assert read('abca', ('a', 'b', 'c')) == list('abca') and read('120', (0, 1, 2)) == [1, 2, 0]
+  assert read('10,-3,7', (-3, 7, 10)) == [10, -3, 7] and read('cat,dog', ('cat', 'dog', 'a')) == ['cat', 'dog']
+  assert read('12,-3,4', ()) == [12, -3, 4] and read('a,b', ()) == ['a', ',', 'b'] and read('', (1,)) == []
+  assert read('a,b', ('a', 'b', ',')) == ['a', ',', 'b'] and read('cat,7', ()) == ['cat', '7']
+
+
+def test_an_exported_folder_runs(tmp_path, capsys):
+  (tmp_path / 'mine.py').write_text("""import rasp
+
+@rasp.program(vocabulary=(10, -3, 7), example=(7, 10))
+def sorted_numbers():
+  from rasp.library import sequences
+  return sequences.sort()
+""")
+  do = lambda *words: run(program.__name__, '', program.COMMANDS, list(words), (rasp.RaspError,))
+  folder = f'{tmp_path}/made'
+  assert do('compile', f'--program={tmp_path}/mine.py', '--longest=6', f'--out={folder}') == 0
+  assert do('run', f'--program={folder}', '--input=10,-3,7,-3') == 0
+  assert capsys.readouterr().out.splitlines()[-1] == '-3 -3 7 10'
+  assert do('run', f'--program={folder}', '--input=10,4') == 2
+  assert 'token 4 is not in the vocabulary' in capsys.readouterr().err
+  assert do('run', f'--program={folder}') == 2 and do('run', f'--program={folder}', '--input=7', '--interpret') == 2
+  assert do('run', f'--program={tmp_path}', '--input=7') == 2
+  assert 'holds no compiled program' in capsys.readouterr().err

@@ -214,7 +214,7 @@ def test_the_circuit_names_what_ablation_breaks():
 def test_what_a_pass_hands_on_cannot_be_changed():
   plan = rasp.compile(sequences.reverse(), 'abcd', 5).plan
   circuit = plan.circuit
-  for value in (plan, plan.columns[0], circuit, circuit.output, circuit.heads[0], circuit.heads[0].slots[0],
+  for value in (plan, plan.columns[0], circuit, circuit.output, circuit.output.digits[0], circuit.heads[0], circuit.heads[0].slots[0],
                 circuit.steps[0], circuit.tables[0], circuit.tables[0].features[0]):
     with pytest.raises(dataclasses.FrozenInstanceError):
       value.time = 0

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import rasp
-from rasp import interpreter
+from rasp import interpreter, verify
 from rasp.library import PROGRAMS, dyck, sequences
 
 # Weiss, Goldberg and Yahav 2021 (arXiv:2106.06981), sections 2 and 3: results as they are printed there.
@@ -146,3 +146,55 @@ def test_every_library_program_says_its_idea_and_has_an_example():
   for program in PROGRAMS.values():
     assert set(program.example) <= set(program.vocabulary)
     assert len(program(program.example)) == len(program.example)
+
+
+def test_what_python_would_answer_by_a_traceback_is_one_line():
+  x = rasp.indices
+  for wrong, message in ((lambda: x[0], "'indices' has no place 0"), (lambda: x ** 2, 'write a product'),
+                         (lambda: int(x), 'is not one number'), (lambda: len(x), 'rasp.length'),
+                         (lambda: 1 in x, 'selector_width'), (lambda: rasp.until[1], 'is a selector'),
+                         (lambda: rasp.until + 1, 'is a selector'), (lambda: rasp.select(x, x, 3), 'predicate 3'),
+                         (lambda: rasp.compile(x, 'ab', '5'), "longest is '5'; expected a whole number from 1 to 5000"),
+                         (lambda: rasp.compile(x, 5), 'vocabulary is 5'), (lambda: rasp.compile([], 'ab'), r'\[\] is list'),
+                         (lambda: rasp.compile(10 // x, 'ab', 4), 'divides by 0')):
+    with pytest.raises(rasp.RaspError, match=message) as error:
+      wrong()
+    assert '\n' not in str(error.value)
+  assert interpreter.run(10 // (x + 3) + 7 % (x + 2), list('ab')) == [4, 3]
+  assert interpreter.run(round(rasp.aggregate(rasp.everything, x * x)), list('abc')) == [2] * 3
+  assert [interpreter.run(part, list('abc')) for part in divmod(x, 2)] == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_expressions_of_strings_keep_no_line():
+  """As in python -c, in exec and in notebooks: an error names what it can."""
+  scope = {'rasp': rasp}
+  exec('x = rasp.tokens + 1', scope)
+  with pytest.raises(rasp.RaspError, match=r"^<string>:1: '\+' cannot take 'a', 1"):
+    rasp.compile(scope['x'], 'ab', 4)
+  with pytest.raises(rasp.RaspError):
+    eval('1 if rasp.tokens else 2', {'rasp': rasp, '__name__': None})
+
+
+def test_a_map_of_shared_parts_is_printed_at_once():
+  x = rasp.tokens
+  for _ in range(200):
+    x = x + x
+  assert len(repr(x)) < 2000
+
+
+def test_largest_and_smallest_pick_one_key():
+  t, i = rasp.tokens, rasp.indices
+  programs = [rasp.aggregate(rasp.largest(rasp.until, t), i), rasp.aggregate(rasp.smallest(rasp.before, t), t, -1),
+              rasp.aggregate(rasp.largest(rasp.select(t, t, '!='), t), t), rasp.selector_width(rasp.smallest(rasp.until, t)),
+              rasp.aggregate(rasp.largest(rasp.everything, rasp.selector_width(rasp.select(t, t, '=='))), t),
+              rasp.aggregate(rasp.smallest(rasp.before, -t + i), t, one=True), rasp.total(rasp.largest(rasp.before, t), t)]
+  row = [3, 1, 4, 1, 4, 0]
+  assert interpreter.run(programs[0], row) == [0, 0, 2, 2, 2, 2]  # the leftmost of two
+  assert interpreter.run(programs[1], row) == [-1, 3, 1, 1, 1, 1]
+  assert interpreter.run(programs[4], row) == [1] * 6
+  for sop in programs:
+    compiled = rasp.compile(sop, range(5), 8)
+    verdict = verify.verify(compiled, sop, 3, 3)
+    assert verdict.right and verdict.worst <= compiled.report.bound and not compiled.report.assumed, verdict
+  with pytest.raises(rasp.RaspError, match='which has too many values or may be undefined'):
+    rasp.compile(rasp.aggregate(rasp.largest(rasp.until, programs[5]), t), range(5), 4)
