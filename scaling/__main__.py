@@ -116,8 +116,9 @@ def run_predict(flags) -> int:
   interval = uncertainty.profile(result, quantity, flags.level, new_run=True)
   mean = uncertainty.profile(result, quantity, flags.level)
   if flags.simulations:
-    share = uncertainty.coverage(result, [quantity], flags.level, flags.simulations, fit_scale=flags.delta == 0)
-    mean = dataclasses.replace(mean, coverage=float(share[0]))
+    share, noise = uncertainty.worst_coverage(result, [quantity], flags.level, flags.simulations,
+                                              flags.delta == 0)[0]
+    mean = dataclasses.replace(mean, coverage=share, noise=noise)
   o = result.observations
   print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
   print(f'{6 * flags.N * flags.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '

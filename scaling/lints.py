@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from foundation.errors import ConfigError, nearest
-from scaling.observations import Counting, Observations
+from scaling.observations import Counting, Observations, levels
 from scaling.table import Runs
 
 SIZES, STEPS, DECADES = 5, 200, 1.5
+LEVEL = 0.02  # relative difference up to which two values are one size
 CODES = ('few_sizes', 'few_tokens', 'short_range', 'few_steps', 'no_interior_minimum', 'rate_edge', 'mixed_schedules',
          'duplicates', 'log10_column', 'perplexity', 'bits', 'mixed_units', 'compute', 'swapped', 'scaled_column',
          'rounded', 'seeds', 'above_uniform', 'not_falling', 'unfinished')
@@ -34,12 +35,6 @@ def _names(rows, keep, most: int = 3) -> str:
   return ', '.join(hits[:most]) + (f' and {len(hits) - most} more' if len(hits) > most else '')
 
 
-def levels(column, tolerance: float = 0.02) -> np.ndarray:
-  """Distinct values, those within `tolerance` of the one before (relative) taken as one."""
-  ordered = np.sort(np.asarray(column, float))
-  return ordered[np.concatenate([[True], np.diff(np.log(ordered)) > tolerance])]
-
-
 def isoflop_groups(o: Observations, tolerance: float = 0.1, least: int = 4) -> list[np.ndarray]:
   """Row indices of runs of nearly equal C (each within `tolerance` of ln C of the group's middle), by C.
 
@@ -53,14 +48,14 @@ def isoflop_groups(o: Observations, tolerance: float = 0.1, least: int = 4) -> l
     if len(group) < least:
       break
     remaining[group] = False
-    if len(levels(o.N[group])) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
+    if len(levels(o.N[group], LEVEL)[0]) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
       groups.append(group)
   return sorted(groups, key=lambda g: c[g].mean())
 
 
 def _shape(o: Observations) -> list[Finding]:
   out = []
-  sizes, tokens = levels(o.N), levels(o.D)
+  sizes, tokens = levels(o.N, LEVEL)[0], levels(o.D, LEVEL)[0]
   decades = float(np.log10(o.C.max() / o.C.min()))
   corner = np.corrcoef(np.log(o.N * o.D), o.loss)[0, 1] if decades > 0 else 0.0
   if corner > 0:
@@ -136,7 +131,7 @@ def _units(o: Observations, uninformed: float | None) -> list[Finding]:
     out.append(Finding('swapped', True, f'{int((o.D < o.N).sum())} of {len(o)} rows have fewer tokens than parameters, '
                        f'first {_names(o.rows, o.D < o.N, 1)}; are N and D swapped, or D in sequences or steps?'))
   digits = [len(f'{v:.10e}'.split('e')[0].replace('.', '').rstrip('0')) for v in o.N]
-  if len(levels(o.N)) > 2 and max(digits) <= 2:
+  if len(levels(o.N, LEVEL)[0]) > 2 and max(digits) <= 2:
     out.append(Finding('rounded', False, f'every N has two digits or fewer (such as {o.N[0]:g}); exact counts move the '
                        'optimum noticeably'))
   return out

@@ -11,6 +11,21 @@ PARAMETER_COUNTS = ('given', 'total', 'no_input', 'body')
 COMPUTE_COUNTS = ('given', 'exact', '6nd')
 
 
+def levels(column, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+  """(the least value of each level, the level of each value) of positive values; a level ends `tolerance` (relative)
+  above its least value, so that no chain of small steps becomes one level."""
+  order = np.argsort(column, kind='stable')
+  ordered = np.asarray(column, float)[order]
+  starts, label = [], np.empty(len(ordered), int)
+  at = 0
+  while at < len(ordered):
+    end = int(np.searchsorted(ordered, ordered[at] * (1.0 + tolerance), 'right'))
+    label[order[at:end]] = len(starts)
+    starts.append(ordered[at])
+    at = max(end, at + 1)
+  return np.array(starts), label
+
+
 @dataclasses.dataclass(frozen=True)
 class Counting:
   """What N and C mean.

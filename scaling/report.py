@@ -21,7 +21,8 @@ from scaling.objective import Loss
 from scaling.holdout import Holdout, holdout, thin, weights
 from scaling.observations import Counting, Observations
 from scaling.table import Runs, best_rate
-from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
+from scaling.quantities import best_loss, d_opt, n_opt, parameter, share
+from scaling.uncertainty import Interval, bootstrap, profile, worst_coverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
   if simulations:
-    shares = coverage(result, wanted, level, simulations, fit_scale=fit_scale)
-    intervals = [dataclasses.replace(i, coverage=float(c)) for i, c in zip(intervals, shares)]
+    shares = worst_coverage(result, wanted, level, simulations, fit_scale=fit_scale)
+    intervals = [dataclasses.replace(i, coverage=c, noise=noise) for i, (c, noise) in zip(intervals, shares)]
   return Doubt(thetas, spread, tuple(intervals))
 
 
@@ -71,7 +72,7 @@ def parameter_row(interval: Interval, error: float) -> str:
 
 def _bounded(interval: Interval) -> str:
   """An interval in words; an open end is a bound and not a number."""
-  tail = '' if interval.coverage is None else f'   simulated coverage {100 * interval.coverage:.0f} %'
+  tail = f'   {interval.covers}' if interval.covers else ''
   level = f'{100 * interval.level:g} %'
   low_open, high_open = not np.isfinite(interval.low) or interval.low == 0, not np.isfinite(interval.high)
   if low_open and high_open:
