@@ -20,8 +20,11 @@ def _runs(flags):
   from scaling import table
   if not flags.runs:
     raise ConfigError('--runs is missing: a folder of runs with result.json, or a CSV with columns N, D, loss')
-  runs = table.read(flags.runs, table.parse_assignments(flags.columns, '--columns'),
-                    table.parse_assignments(flags.units, '--units'))
+  columns = table.parse_assignments(flags.columns, '--columns')
+  units = table.parse_assignments(flags.units, '--units')
+  whole = pathlib.Path(flags.runs).exists()  # a path may hold a comma
+  paths = [flags.runs] if whole else [path.strip() for path in flags.runs.split(',')]
+  runs = table.joined([table.read(path, columns, units) for path in paths])
   runs = runs.where(flags.where) if flags.where else runs
   return runs.exclude(flags.exclude) if flags.exclude else runs
 
@@ -35,12 +38,11 @@ def _uninformed(flags) -> float | None:
   return math.log(flags.vocabulary) if flags.vocabulary else None
 
 
-def _table(flags):
-  """(observations, findings) of the runs, each cell at its best learning rate."""
-  from scaling import lints, table
-  runs = _runs(flags)
-  _, findings = lints.check(runs, _counting(flags), flags.allow, _uninformed(flags))
-  return table.best_rate(runs).observe(_counting(flags)), findings
+def _table(flags, *read_by):
+  """(observations, findings) of the runs that these laws read, each cell at its best learning rate and batch."""
+  from scaling import lints
+  reads = tuple(dict.fromkeys(column for law in read_by for column in law.reads))
+  return lints.selected(_runs(flags), _counting(flags), flags.allow, _uninformed(flags), reads)
 
 
 def _loss(flags):
@@ -57,10 +59,9 @@ def _experts(flags, law):
   return flags.K
 
 
-def _fitted(flags):
-  """(fit, findings) of the law to the runs; what is wrong in the flags is refused before a table is read."""
+def _asked(flags):
+  """(law, objective, fixed values) of the flags; what is wrong in them is refused before a table is read."""
   from scaling import laws
-  from scaling.fit import fit
   from scaling.table import parse_assignments
   law, loss = laws.law(flags.law, _uninformed(flags), '--law'), _loss(flags)
   fixed = {}
@@ -69,7 +70,14 @@ def _fitted(flags):
       fixed[name] = float(value)
     except ValueError:
       raise ConfigError(f'--fix: {name}={value!r} is not a number') from None
-  observations, findings = _table(flags)
+  return law, loss, fixed
+
+
+def _fitted(flags):
+  """(fit, findings) of the law to the runs."""
+  from scaling.fit import fit
+  law, loss, fixed = _asked(flags)
+  observations, findings = _table(flags, law)
   return fit(observations, law, loss, fixed), findings
 
 
@@ -106,32 +114,44 @@ def run_fit(flags) -> int:
 
 def run_predict(flags) -> int:
   """Prints the loss of one run with its interval; writes it to --ledger."""
-  from scaling import ledger, uncertainty
+  from scaling import ledger, prediction, uncertainty
+  from scaling.fit import fit
   if flags.N <= 0 or flags.D <= 0:
     raise ConfigError(f'--N={flags.N:g} --D={flags.D:g}: expected the parameters and tokens of the run to predict')
   if flags.ledger and not flags.name:
     raise ConfigError('--ledger needs --name, the name of the prediction')
-  result, findings = _fitted(flags)
-  quantity = uncertainty.loss_at(result.law, flags.N, flags.D, flags.U or None, _experts(flags, result.law))
-  interval = uncertainty.profile(result, quantity, flags.level, new_run=True)
-  mean = uncertainty.profile(result, quantity, flags.level)
+  law, loss, fixed = _asked(flags)
+  if flags.U and 'u' not in law.columns:
+    raise ConfigError(f'--U={flags.U:g}: law {law.name} knows no repetition; fit --law=repeated, repeated_tied or '
+                      'repeated_coupled')
+  experts = _experts(flags, law)
+  o, findings = _table(flags, law)
+  held = prediction.same_cell(o, flags.N, flags.D) if flags.ledger else o.N < 0
+  o = o.take(~held)
+  result = fit(o, law, loss, fixed)
+  quantity = uncertainty.loss_at(law, flags.N, flags.D, flags.U or None, experts)
+  interval, mean, walk = prediction.predict(result, quantity, flags.N, flags.D, flags.level, loss)
   if flags.simulations:
     share, noise = uncertainty.worst_coverage(result, [quantity], flags.level, flags.simulations,
                                               flags.delta == 0)[0]
     mean = dataclasses.replace(mean, coverage=share, noise=noise)
-  o = result.observations
-  print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
-  print(f'{6 * flags.N * flags.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '
+  print(f'{law.name}: {interval} (one run, with its noise)\n{law.name}: {mean} (the law itself)')
+  C = o.convention.k * flags.N * flags.D
+  print(f'{C / float(o.C.max()):.3g} times the largest compute fitted ({o.convention}); rms residual '
         f'{100 * result.rms:.3f} %')
-  for note in (*result.notes, *map(str, findings)):
+  if walk.cuts:
+    print(f'both intervals hold the drift of the law, as seen in {walk.cuts} held-out extrapolations: '
+          f'{100 * walk.variance ** 0.5:.2g} % of the loss for a factor e beyond the runs')
+  for note in (*filter(None, [walk.note]), *result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   if flags.ledger:
     sys.stdout.flush()
-    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
-    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
-                   high=interval.high, level=flags.level, law=result.law.name,
-                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
-    print(f'written to {flags.ledger} as {flags.name}' + (' (this run is in the table: no prediction)' if seen else ''))
+    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, C=C, k=o.convention.k, loss=interval.estimate,
+                   low=interval.low, high=interval.high, level=flags.level, law=law.name,
+                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=bool(held.any()))
+    print(f'written to {flags.ledger} as {flags.name}' + (
+        f' ({held.sum()} runs of this cell are in the table: no prediction, though they were held back from the fit)'
+        if held.any() else ''))
   return _end(result)
 
 
@@ -145,7 +165,8 @@ def run_plan(flags) -> int:
   C = rates.flops(flags.budget, flags.unit) if flags.budget else 0.0
   result, findings = _fitted(flags)
   best = _best(flags, result, rates, C)
-  print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs\n'
+  print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs, '
+        f'{result.observations.convention}\n'
         f'loss {best.loss:.5g} nats per token\nnearly as good: N from {best.near[0]:.3g} to {best.near[1]:.3g}')
   if rates.flops_per_second:
     seconds = best.C / rates.flops_per_second
@@ -179,12 +200,14 @@ def _best(flags, result, rates, C: float):
 def _print_decision(flags, result, C: float) -> None:
   """Intervals of N_opt and its loss at C FLOPs, and what another size would lose."""
   import numpy as np
-  from scaling import uncertainty
+  from scaling import prediction, uncertainty
   K = _experts(flags, result.law)
-  for quantity in (uncertainty.n_opt(result.law, C, K), uncertainty.best_loss(result.law, C, K)):
-    print(uncertainty.profile(result, quantity, flags.level))
+  k = result.observations.convention.k
+  print(uncertainty.profile(result, uncertainty.n_opt(result.law, C, K, k), flags.level))
+  quantity, (N, D) = uncertainty.best_loss(result.law, C, K, k), result.optimum(C, K)
+  print(prediction.predict(result, quantity, float(N), float(D), flags.level, _loss(flags))[1])
   if flags.N:
-    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K)
+    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K, k)
     low, middle, high = np.nanquantile(lost, [(1 - flags.level) / 2, 0.5, (1 + flags.level) / 2])
     print(f'N {flags.N:.4g} instead loses {middle:.3g} nats per token, {100 * flags.level:g} % of bootstraps '
           f'[{low:.3g}, {high:.3g}]')
@@ -224,7 +247,7 @@ def _compare_laws(flags) -> None:
   from scaling.approaches import side_by_side
   from scaling.fit import fit
   chosen, loss = [laws.law(name, _uninformed(flags), '--laws') for name in flags.laws], _loss(flags)
-  observations, findings = _table(flags)
+  observations, findings = _table(flags, *chosen)
   cuts = holdout.thin(observations)
   errors = [holdout.holdout(observations, law, loss, cuts=cuts, reach=flags.reach) for law in chosen]
   print(report.comparison(errors, [fit(observations, law, loss).rms for law in chosen]))
@@ -235,6 +258,8 @@ def _compare_laws(flags) -> None:
 
 def _compare_ledger(flags) -> None:
   from scaling import ledger
+  if flags.mend and (line := ledger.mend(flags.ledger)):
+    print(f'{flags.ledger}: the last line was cut short and now lies in {flags.ledger}.torn: {printable(line, 80)}')
   if flags.measured:
     ledger.measure(flags.ledger, flags.name, flags.measured)
   records = ledger.read(flags.ledger)
@@ -256,11 +281,12 @@ def number(name: str, default: float, text: str, **bounds) -> Flag:
 
 LAWS = ' | '.join(sorted(path.stem for path in pathlib.Path(__file__).with_name('laws').glob('[!_]*.py')))
 TABLE = (
-    Flag('runs', str, '', 'folder of runs with result.json, or a CSV'),
+    Flag('runs', str, '', 'folder of runs with result.json, or a table (CSV, JSON lines, parquet, .gz); several: a,b'),
     Flag('columns', str, '', 'headers of standard names that are not found: N=params,loss=c4'),
-    Flag('units', str, '', 'loss=nats|bits, N and D=1|thousands|millions|billions|log10, C=flop|pflop_days'),
+    Flag('units', str, '', 'loss=nats|bits|perplexity, N and D=1|thousands|millions|billions|trillions|log10, '
+         'C=flop|exaflop|pflop_days|log10'),
     Flag('exclude', str, '', 'drop the rows where this column is not zero'),
-    Flag('where', str, '', 'keep the rows where every comparison holds: role=train,N<2e9,mult=1|2'),
+    Flag('where', str, '', 'keep the rows where this holds: role=train,N<2e9,(mult=1|2 or not rerun=1)'),
     Flag('params', str, '', 'what N counts, the first there is if empty', ('given', 'total', 'no_input', 'body')),
     Flag('compute', str, '', 'what C counts, the first there is if empty', ('given', 'exact', '6nd')),
     Flag('allow', list, [], 'codes of findings that do not refuse the table: few_sizes,short_range'),
@@ -365,7 +391,8 @@ Examples:
         Flag('laws', list, ['additive', 'tied', 'kaplan', 'coupled'], f'some of {LAWS}, or paths of .py files'),
         number('reach', 0.0, 'only cuts at most the largest compute over this; 0: all'),
         TARGET, *LEDGER,
-        number('measured', 0.0, 'measured loss of the ledger entry, nats per token'))))
+        number('measured', 0.0, 'measured loss of the ledger entry, nats per token'),
+        Flag('mend', bool, False, 'take a last line of the ledger that was cut short out, into a file beside it'))))
 
 
 if __name__ == '__main__':

@@ -19,18 +19,20 @@ GRADIENT = 1e-6  # scaled gradient below which a minimum is accepted
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """Objective sum(rho(r)) of residuals r = predicted - measured ln loss.
+  """Objective sum(w rho(r)) of residuals r = predicted - measured ln loss; `raw`: of the loss itself, in nats.
 
   huber: quadratic within delta. lad: |r|, as Huber's at a delta 1e-5 of the spread. student_t: negative log
   likelihood (nats) with scale sigma and nu degrees of freedom, both fitted. asymmetric: Huber, multiplied by `penalty`
   where the law is above the run, so that the fit follows the lower envelope. squares: r^2 / 2. delta 0: 1.345 robust
-  standard deviations of the residuals (95 % efficient for normal noise), fitted.
+  standard deviations of the residuals (95 % efficient for normal noise), fitted. weights: w of each row; None: 1.
   """
   name: str = 'huber'
   delta: float = 1e-3
   penalty: float = 10.0
   nu: float = 4.0
   sigma: float = 0.0
+  raw: bool = False
+  weights: np.ndarray | None = None
 
   def __post_init__(self):
     if self.name not in LOSSES:
@@ -46,38 +48,41 @@ class Loss:
     return dataclasses.replace(self, delta=delta[index]) if np.ndim(delta) else self
 
   def _side(self, r):
-    return np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0
+    side = np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0
+    return side if self.weights is None else side * self.weights
+
+  @property
+  def _unit(self):
+    """What makes |r| of Huber's objective: the slope of `lad` is one."""
+    return 1.0 / self.delta if self.name == 'lad' else 1.0
 
   def rho(self, r):
     """The objective's terms."""
     if self.name == 'squares':
-      return 0.5 * r * r
+      return 0.5 * self._side(r) * r * r
     if self.name == 'student_t':
       nu, s = self.nu, self.sigma
-      return 0.5 * (nu + 1.0) * np.log1p(r * r / (nu * s * s))
+      return 0.5 * self._side(r) * (nu + 1.0) * np.log1p(r * r / (nu * s * s))
     size = np.abs(r)
     capped = np.minimum(size, self.delta)
-    out = capped * (size - 0.5 * capped)
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+    return self._side(r) * capped * (size - 0.5 * capped) * self._unit
 
   def psi(self, r):
     """d rho / d r."""
     if self.name == 'squares':
-      return r
+      return self._side(r) * r
     if self.name == 'student_t':
-      return (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r)
-    out = np.clip(r, -self.delta, self.delta)
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+      return self._side(r) * (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r)
+    return self._side(r) * np.clip(r, -self.delta, self.delta) * self._unit
 
   def curvature(self, r):
     """d psi / d r, almost everywhere."""
     if self.name == 'squares':
-      return np.ones_like(r)
+      return self._side(r) * np.ones_like(r)
     if self.name == 'student_t':
       v = self.nu * self.sigma ** 2
-      return (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2
-    inside = (np.abs(r) <= self.delta).astype(float)
-    return inside / self.delta if self.name == 'lad' else self._side(r) * inside
+      return self._side(r) * (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2
+    return self._side(r) * (np.abs(r) <= self.delta) * self._unit
 
   def smoothed(self, r, free: int):
     """What the curvature of a fitted objective is expected to be at residuals r [..., rows] after `free` parameters.
@@ -91,16 +96,15 @@ class Loss:
     noise = r * np.sqrt(rows / (rows - free))
     width = np.maximum(1.4826 * np.median(np.abs(noise), -1, keepdims=True) * rows ** -0.2, 1e-12)
     inside = special.ndtr((self.delta - noise) / width) - special.ndtr((-self.delta - noise) / width)
-    return inside / self.delta if self.name == 'lad' else self._side(r) * inside
+    return self._side(r) * inside * self._unit
 
   def weight(self, r):
     """psi / r: the weights of iteratively reweighted least squares, which bound the objective from above."""
     if self.name == 'squares':
-      return np.ones_like(r)
+      return self._side(r) * np.ones_like(r)
     if self.name == 'student_t':
-      return (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r)
-    out = np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+      return self._side(r) * (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r)
+    return self._side(r) * np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300)) * self._unit
 
   def total(self, r, weights=1.0):
     """What is minimised over the law's coordinates, and reported; [..., rows] -> [...]."""
@@ -108,7 +112,7 @@ class Loss:
     if self.name == 'student_t':  # the normalisation, so that sigma and nu can be compared
       nu = self.nu
       constant = special.gammaln(nu / 2) - special.gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi) + np.log(self.sigma)
-      value = value + constant * np.sum(np.broadcast_to(weights, np.shape(r)), -1)
+      value = value + constant * np.sum(np.broadcast_to(weights * self._side(r), np.shape(r)), -1)
     return value
 
 
@@ -121,13 +125,15 @@ class Problem:
   base: np.ndarray
   move: np.ndarray  # [P, F]
   free: np.ndarray  # indices of the free coordinates
+  raw: bool = False  # y is the loss in nats, else its logarithm
 
   @classmethod
-  def of(cls, law: Law, x, y, fixed=None) -> 'Problem':
-    """fixed: {displayed name: value} kept as given."""
+  def of(cls, law: Law, x, y, fixed=None, raw: bool = False) -> 'Problem':
+    """fixed: {displayed name: value} kept as given. raw: see Loss; y is ln loss all the same."""
     for key in law.columns:
       if key not in x:
-        raise ConfigError(f'law {law.name} needs the column {key.upper()} besides N and D')
+        name = next(column.name for column in law.reads if column.key == key)
+        raise ConfigError(f'law {law.name} needs the column {name} besides N and D')
     fixed = fixed or {}
     for name in fixed:
       if name not in law.parameters:
@@ -141,7 +147,7 @@ class Problem:
       if scale not in fixed and exponent not in fixed:
         full[place[scale], place[exponent]] = factor * np.mean(x[column])
     free = np.array([i for name, i in place.items() if name not in fixed], int)
-    return cls(law, {key: x[key] for key in law.columns}, y, base, full[:, free], free)
+    return cls(law, {key: x[key] for key in law.columns}, np.exp(y) if raw else y, base, full[:, free], free, raw)
 
   def take(self, index) -> 'Problem':
     """The problem of some lanes, where y differs by lane ([lanes, rows])."""
@@ -154,10 +160,13 @@ class Problem:
     return np.linalg.solve(self.move[self.free], (theta - self.base)[..., self.free, None])[..., 0]
 
   def residual(self, phi):
-    return self.law.log_loss(self.theta(phi), self.x, np) - self.y
+    value = self.law.log_loss(self.theta(phi), self.x, np)
+    return (np.exp(value) if self.raw else value) - self.y
 
   def jacobian(self, phi):
-    return self.law.jacobian(self.theta(phi), self.x) @ self.move
+    theta = self.theta(phi)
+    out = self.law.jacobian(theta, self.x) @ self.move
+    return np.exp(self.law.log_loss(theta, self.x, np))[..., None] * out if self.raw else out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +289,7 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
 
   The independent road to the same minimum; it pays where thousands of starts share one compilation. huber and squares.
   """
-  if loss.name not in ('huber', 'squares'):
+  if loss.name not in ('huber', 'squares') or loss.raw or loss.weights is not None:
     raise ConfigError(f'loss {loss.name!r}: the optimistix refinement knows huber and squares')
   import jax
   import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""What a law says, as functions of its coordinates: a parameter, a loss, the compute optimum and its exponent."""
+"""What a law says, as functions of its coordinates: a parameter, a loss, the compute optimum and its exponent.
+
+C FLOPs are k N D: k is that of the table, `Observations.convention`, else 6.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,31 +41,36 @@ def parameter(law: Law, name: str) -> Quantity:
   return Quantity(name, lambda theta: theta[..., i], name in law.logs)
 
 
-def _at(law: Law, theta, n, d, K=None):
-  x = {'n': np.asarray(n)[..., None], 'd': np.asarray(d)[..., None], 'k': np.log([K or 1.0])}
+def _at(law: Law, theta, n, d, others, k: float = 6.0):
+  n, d = np.asarray(n)[..., None], np.asarray(d)[..., None]
+  x = {'n': n, 'd': d, 'c': n + d + np.log(k), **{key: np.asarray(value)[..., None] for key, value in others.items()}}
   return law.log_loss(theta, x, np)[..., 0]
 
 
-def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None) -> Quantity:
+def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None, at=None, k: float = 6.0
+            ) -> Quantity:
   """Loss in nats per token of a run of N parameters and D tokens (U unique ones: D if not given; K experts: 1)."""
-  given = {'n': N, 'd': D, 'u': U or D, 'k': K or 1.0}
-  x = {key: np.log([given[key]]) for key in law.columns}
+  given = {'n': N, 'd': D, 'u': U or D, 'c': k * N * D}
+  x = {key: np.log([given[key]]) if key in given else np.array([value])
+       for key, value in {**dict.fromkeys(law.columns), **law.others(K, at)}.items()}
   return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: law.log_loss(theta, x, np)[..., 0], True)
 
 
-def n_opt(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Compute-optimal (active) parameters at C FLOPs, with K experts."""
-  return Quantity(f'N_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[0], True)
+def n_opt(law: Law, C: float, K: float | None = None, k: float = 6.0, at=None) -> Quantity:
+  """Compute-optimal (active) parameters at C FLOPs, with K experts and other columns `at` these values."""
+  return Quantity(f'N_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, k, K, at)[0], True)
 
 
-def d_opt(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Compute-optimal tokens at C FLOPs, with K experts."""
-  return Quantity(f'D_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[1], True)
+def d_opt(law: Law, C: float, K: float | None = None, k: float = 6.0, at=None) -> Quantity:
+  """Compute-optimal tokens at C FLOPs, with K experts and other columns `at` these values."""
+  return Quantity(f'D_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, k, K, at)[1], True)
 
 
-def best_loss(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Loss in nats per token at the compute optimum of C FLOPs, with K experts."""
-  return Quantity(f'loss at C={C:.3g}', lambda theta: _at(law, theta, *allocation(law, theta, C, K=K), K), True)
+def best_loss(law: Law, C: float, K: float | None = None, k: float = 6.0, at=None) -> Quantity:
+  """Loss in nats per token at the compute optimum of C FLOPs, with K experts and other columns `at` these values."""
+  others = law.others(K, at)
+  return Quantity(f'loss at C={C:.3g}',
+                  lambda theta: _at(law, theta, *allocation(law, theta, C, k, K, at), others, k), True)
 
 
 def share(law: Law) -> Quantity:
@@ -74,9 +82,9 @@ def share(law: Law) -> Quantity:
 
 
 @np.errstate(all='ignore')
-def regret(law: Law, thetas, C: float, N: float, K: float | None = None) -> np.ndarray:
+def regret(law: Law, thetas, C: float, N: float, K: float | None = None, k: float = 6.0, at=None) -> np.ndarray:
   """Loss lost, in nats per token, by training N parameters and not N_opt on C FLOPs, for each theta."""
-  thetas = np.atleast_2d(thetas)
+  thetas, others = np.atleast_2d(thetas), law.others(K, at)
   chosen = np.full(len(thetas), np.log(N))
-  here = _at(law, thetas, chosen, np.log(C / 6.0) - chosen, K)
-  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C, K=K), K))
+  here = _at(law, thetas, chosen, np.log(C / k) - chosen, others, k)
+  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C, k, K, at), others, k))

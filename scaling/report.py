@@ -41,7 +41,8 @@ def quantities(result: Fit, C: float):
     return out
   if law.terms is not None and np.abs(share(law).gradient(result.theta[None])).max() > 1e-12:  # not fixed at 1/2
     out.append(share(law))
-  return out + [n_opt(law, C), d_opt(law, C), best_loss(law, C)]
+  k = result.observations.convention.k
+  return out + [n_opt(law, C, k=k), d_opt(law, C, k=k), best_loss(law, C, k=k)]
 
 
 @np.errstate(all='ignore')

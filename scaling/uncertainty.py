@@ -30,7 +30,7 @@ REACH = (0.5, 1.0, 1.4, 1.7, 2.0, 2.5, 3.2, 4.5, 7.0, 12.0, 25.0, 60.0)  # stand
 
 
 def _state(result: Fit):
-  problem = Problem.of(result.law, result.observations.x, result.observations.y, result.fixed)
+  problem = Problem.of(result.law, result.observations.x, result.observations.y, result.fixed, result.loss.raw)
   return problem, problem.phi(result.theta)
 
 
