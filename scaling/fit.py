@@ -13,7 +13,7 @@ from scipy import optimize
 from foundation.errors import ConfigError
 from scaling.laws import Law, additive, allocation
 from scaling.objective import GRADIENT, Loss, Problem, finite, hessian, minimise
-from scaling.observations import Observations
+from scaling.observations import LARGE, Observations
 
 LINE = 0.02  # of ln D about a line in ln N, below which the two are one column
 TOGETHER = 3  # parameters that one column determines
@@ -236,6 +236,11 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
                       f"to fit, nearest is all but '{law.parameters[-1]}'")
   check_rows(observations, law, len(fixed))
   given = starts is not None
+  if not given and len(y) > LARGE:
+    part = fit(observations.take(np.linspace(0, len(y) - 1, LARGE // 4).astype(int)), law, loss, fixed)
+    given, starts = True, part.theta + np.array([0.0, 1e-2, -1e-2])[:, None] * (np.abs(part.theta) + 1e-2)
+    kept = [law.parameters.index(name) for name in fixed]
+    starts[:, kept] = part.theta[kept]
   if not given:
     rough = loss if loss.name in ('huber', 'asymmetric') and loss.delta else Loss('huber', 1e-2)
     ranked = _screened(law, x, y, dataclasses.replace(rough, weights=loss.weights))

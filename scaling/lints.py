@@ -213,19 +213,27 @@ def _surface(o: Observations) -> tuple[np.ndarray, np.ndarray]:
 BITS = float(np.log(1.0 / np.log(2.0)))  # ln of a loss in bits over the same in nats
 
 
-def _in_two_units(basis, y, r) -> np.ndarray | None:
-  """Which rows are in bits, where that and one smooth surface explain a table that a surface alone does not."""
-  for high in (r > np.median(r), r > BITS / 2.0):
-    for _ in range(30):
-      middle = np.linalg.lstsq(basis, y - BITS * high, rcond=None)[0]
-      new = y - basis @ middle > BITS / 2.0
+def _in_two_units(o: Observations, basis, r) -> np.ndarray | None:
+  """Which rows are in bits, where that and one smooth surface explain a table that a surface alone does not.
+
+  Tried from the rows above the surface, and from a part of the rows, or of the sizes, on from a place.
+  """
+  y, best, least = o.y, None, np.inf
+  cuts = np.unique(np.linspace(2, len(y) - 2, 24).astype(int))
+  places = [np.argsort(np.argsort(key, kind='stable'), kind='stable') for key in (np.arange(len(y)), o.N, o.D)]
+  starts = [r > np.median(r), r > BITS / 2.0, *(side for place in places for cut in cuts
+                                                for side in (place < cut, place >= cut))]
+  for high in starts:
+    for _ in range(20):
+      left = y - BITS * high - basis @ np.linalg.lstsq(basis, y - BITS * high, rcond=None)[0]
+      new = left + BITS * high > BITS / 2.0
       if (new == high).all():
         break
       high = new
-    left = y - BITS * high - basis @ middle
-    if 1 < high.sum() < len(y) - 1 and np.abs(left).max() < 0.1 and np.sqrt(np.mean(left ** 2)) < 0.03:
-      return high
-  return None
+    if 1 < high.sum() < len(y) - 1 and np.std(left) < least:
+      best, least = high, np.std(left)
+  plain = np.std(y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0])
+  return best if least < 0.03 and least < plain / 3.0 else None
 
 
 def _off_the_others(o: Observations) -> list[Finding]:
@@ -239,7 +247,7 @@ def _off_the_others(o: Observations) -> list[Finding]:
     kind = 'bits' if np.median(r[off]) > 0 else 'nats'
     return [Finding('mixed_units', False, f'{_names(o.rows, off)}: loss is {np.exp(np.median(r[off])):.2f} times what '
                     f'the other runs suggest, as if these rows alone were in {kind}')]
-  if usual > 0.08 and (high := _in_two_units(basis, o.y, r)) is not None:
+  if len(o) <= 2000 and (high := _in_two_units(o, basis, r)) is not None:
     return [Finding('mixed_units', True, f'{_names(o.rows, high)}: loss is 1.44 times what the other {(~high).sum()} '
                     'rows suggest, as if these were in bits and those in nats; expected one unit')]
   far = r > max(0.15, 10.0 * usual)
@@ -276,7 +284,7 @@ def _edges(o: Observations, runs: Runs) -> list[Finding]:
     for group in groups if tried is not None else ():
       here = group[np.isfinite(tried[group])]
       if len(here) >= 3 and len(np.unique(tried[here])) >= 3:
-        best = here[np.argmin(o.loss[here])]
+        best = group[np.argmin(o.loss[group])]  # of a rate that is not known, it is at no edge
         if tried[best] in (tried[here].min(), tried[here].max()):
           out.append(Finding(code, code == 'rate_edge', f'{o.rows[best]}: the best {what} {tried[best]:g} of '
                              f'N={o.N[best]:.4g}, D={o.D[best]:.4g} is at the edge of the sweep '

@@ -139,6 +139,8 @@ class Problem:
       if name not in law.parameters:
         raise ConfigError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}'
                          f'{nearest(name, law.parameters)}')
+      if not np.isfinite(fixed[name]) or name in law.logs and not fixed[name] > 0:
+        raise ConfigError(f'fixed {name}={fixed[name]:g}: expected a {"positive" if name in law.logs else "finite"} number')
     base, full = np.zeros(len(law.parameters)), np.eye(len(law.parameters))
     place = {name: i for i, name in enumerate(law.parameters)}
     for name, value in fixed.items():
@@ -196,8 +198,9 @@ def minimise(problem: Problem, phi, loss: Loss, weights=None, pull: Pull | None 
   weights = np.ones((1, rows)) if weights is None else np.asarray(weights, float)
   weights = np.broadcast_to(weights, (lanes, rows))
   value, gradient = np.full(lanes, np.inf), np.full(lanes, np.inf)
-  for start in range(0, lanes, 64):  # blocks that stay in cache
-    part = slice(start, start + 64)
+  block = max(1, min(64, 1_000_000 // rows))  # that stays in cache, and of many rows in memory
+  for start in range(0, lanes, block):
+    part = slice(start, start + block)
     index = np.arange(lanes)[part]
     phi[part], value[part], gradient[part] = _minimise_block(
         problem.take(index), phi[part], loss.take(index), weights[part],

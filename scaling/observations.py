@@ -13,6 +13,9 @@ PARAMETER_COUNTS = ('given', 'total', 'no_input', 'body')
 COMPUTE_COUNTS = ('given', 'exact', '6nd')
 
 
+LARGE = 20_000  # rows from which starts are found on a part of them, and intervals are those of the normal limit
+
+
 def levels(column, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
   """(the least value of each level, the level of each value) of positive values; a level ends `tolerance` (relative)
   above its least value, so that no chain of small steps becomes one level."""

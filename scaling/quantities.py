@@ -50,6 +50,8 @@ def _at(law: Law, theta, n, d, others, k: float = 6.0):
 def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None, at=None, k: float = 6.0
             ) -> Quantity:
   """Loss in nats per token of a run of N parameters and D tokens (U unique ones: D if not given; K experts: 1)."""
+  if U is not None and 'u' not in law.columns:
+    raise ConfigError(f'U={U:g}: law {law.name} knows no repetition; expected one that does, such as repeated')
   given = {'n': N, 'd': D, 'u': U or D, 'c': k * N * D}
   x = {key: np.log([given[key]]) if key in given else np.array([value])
        for key, value in {**dict.fromkeys(law.columns), **law.others(K, at)}.items()}

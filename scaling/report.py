@@ -19,7 +19,7 @@ from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
 from scaling.holdout import Holdout, holdout, thin, weights
-from scaling.observations import Counting, Observations
+from scaling.observations import LARGE, Counting, Observations
 from scaling.table import Runs, best_rate
 from scaling.quantities import best_loss, d_opt, n_opt, parameter, share
 from scaling.uncertainty import Interval, bootstrap, profile, worst_coverage
@@ -54,7 +54,7 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
             if name not in result.fixed}
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
-  if simulations:
+  if simulations and len(result.observations) <= LARGE:
     shares = worst_coverage(result, wanted, level, simulations, fit_scale=fit_scale)
     intervals = [dataclasses.replace(i, coverage=c, noise=noise) for i, (c, noise) in zip(intervals, shares)]
   return Doubt(thetas, spread, tuple(intervals))

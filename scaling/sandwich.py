@@ -38,7 +38,7 @@ def adjusted(values, jacobian, groups):
   root = vectors * np.sqrt(np.maximum(eigen, 0.0))[:, None, :]
   out = np.array(values, float)
   for rows in groups:
-    left, share, _ = np.linalg.svd(jacobian[:, rows] @ root, full_matrices=False)
+    left, share, _ = np.linalg.svd(finite(jacobian[:, rows] @ root), full_matrices=False)
     rest = 1.0 - np.minimum(share ** 2, 1.0)
     scale = np.where(rest > SATURATED, np.maximum(rest, SATURATED) ** -0.5, 0.0) - 1.0
     part = (left.mT @ out[:, rows, None])[..., 0]

@@ -17,7 +17,7 @@ from scaling import sandwich
 from scaling.fit import Fit, fit
 from scaling.laws import Law, additive
 from scaling.objective import Loss, Problem, Pull, finite, hessian, minimise
-from scaling.observations import Observations, levels
+from scaling.observations import LARGE, Observations, levels
 from scaling.quantities import Quantity, best_loss, d_opt, loss_at, n_opt, parameter, regret, share
 
 __all__ = ['BOOTSTRAPS', 'NOISES', 'Interval', 'Quantity', 'best_loss', 'bootstrap', 'coverage', 'covered', 'd_opt',
@@ -85,6 +85,8 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
   problem, phi = _state(result)
   free = len(phi)
   estimate = float(quantity.value(result.theta[None])[0])
+  if len(problem.y) > LARGE:
+    return _normal(result, quantity, estimate, level, new_run)
   factor = float(_significance(result.loss, result.residuals, free))
   second, _ = hessian(problem, phi, result.loss)
   if np.isfinite(result.covariance).any():
@@ -129,10 +131,22 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
     ends.append(estimate + side * (distance[k - 1] + part * (distance[k] - distance[k - 1])))
   if new_run:
     rows = len(problem.y)
-    noise = np.sqrt(sandwich.limit(level, rows - free)) * result.rms * np.sqrt(rows / (rows - free))
+    noise = np.sqrt(sandwich.limit(level, rows - free)) * result.rms * np.sqrt(rows / (rows - free))  # of ln loss
     ends = [estimate + np.sign(end - estimate) * np.hypot(end - estimate, noise) for end in ends]
   return Interval(quantity.name, float(quantity.show(estimate)), float(quantity.show(ends[0])),
                   float(quantity.show(ends[1])), level, 'prediction' if new_run else 'profile')
+
+
+def _normal(result: Fit, quantity: Quantity, estimate: float, level: float, new_run: bool) -> Interval:
+  """The interval of a large table, on which a profile is a parabola: plus and minus the robust standard error."""
+  problem, phi = _state(result)
+  residual, jac = result.residuals[None], problem.jacobian(phi[None])
+  slope = (quantity.gradient(result.theta[None])[0] @ problem.move)[None]
+  ratio, degrees = sandwich.spread(result.loss, residual, jac, slope, _labels(problem))
+  variance = float(sandwich.influence(result.loss, residual, jac, slope)[1][0] / ratio[0])
+  half = np.sqrt(sandwich.limit(level, float(degrees[0])) * (variance + (result.rms ** 2 if new_run else 0.0)))
+  return Interval(quantity.name, float(quantity.show(estimate)), float(quantity.show(estimate - half)),
+                  float(quantity.show(estimate + half)), level, 'prediction' if new_run else 'normal')
 
 
 def _check_level(level: float) -> None:
@@ -143,9 +157,17 @@ def _check_level(level: float) -> None:
 @np.errstate(all='ignore')
 def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0) -> np.ndarray:
   """theta[count, P] of refits. kind: pairs (rows drawn with replacement) | cluster (sizes drawn, all their rows, for
-  ladders that share a trunk) | residual (the law's losses plus drawn residuals). Fitted scales are kept."""
+  ladders that share a trunk) | residual (the law's losses plus drawn residuals). Fitted scales are kept. Of a large
+  table (LARGE rows) the draws are from the normal limit of pairs."""
+  if count < 2:
+    raise ConfigError(f'{count} bootstrap draws; expected 2 or more')
   problem, phi = _state(result)
   rng, rows = np.random.default_rng(seed), len(problem.y)
+  if rows > LARGE and np.isfinite(result.covariance[problem.free][:, problem.free]).all():
+    inner = result.covariance[np.ix_(problem.free, problem.free)]
+    draws = np.repeat(result.theta[None], count, 0)
+    draws[:, problem.free] += rng.multivariate_normal(np.zeros(len(inner)), inner, count)
+    return draws
   starts = np.repeat(phi[None], count, 0)
   if kind == 'residual':
     simulated = simulate(result, rng, count)

@@ -144,6 +144,8 @@ class Law:
   def others(self, K=None, at: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """x of the columns besides N, D, U and C: K experts (one, if not given), the others by name from `at`."""
     at = at or {}
+    if K is not None and np.any(np.asarray(K) != 1) and 'k' not in self.columns:
+      raise ConfigError(f'K={K}: law {self.name} knows no experts; expected one that does, such as experts')
     known = [column.name for column in self.reads if column.key not in ('n', 'd', 'u', 'k', 'c')]
     for name in at:
       if name not in known:
