@@ -14,71 +14,9 @@ import sys
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError
 from foundation.printable import printable
-
-
-def _runs(flags):
-  from scaling import table
-  if not flags.runs:
-    raise ConfigError('--runs is missing: a folder of runs with result.json, or a CSV with columns N, D, loss')
-  columns = table.parse_assignments(flags.columns, '--columns')
-  units = table.parse_assignments(flags.units, '--units')
-  whole = pathlib.Path(flags.runs).exists()  # a path may hold a comma
-  paths = [flags.runs] if whole else [path.strip() for path in flags.runs.split(',')]
-  runs = table.joined([table.read(path, columns, units) for path in paths])
-  runs = runs.where(flags.where) if flags.where else runs
-  return runs.exclude(flags.exclude) if flags.exclude else runs
-
-
-def _counting(flags):
-  from scaling.observations import Counting
-  return Counting(flags.params, flags.compute)
-
-
-def _uninformed(flags) -> float | None:
-  return math.log(flags.vocabulary) if flags.vocabulary else None
-
-
-def _table(flags, *read_by):
-  """(observations, findings) of the runs that these laws read, each cell at its best learning rate and batch."""
-  from scaling import lints
-  reads = tuple(dict.fromkeys(column for law in read_by for column in law.reads))
-  return lints.selected(_runs(flags), _counting(flags), flags.allow, _uninformed(flags), reads)
-
-
-def _loss(flags):
-  from scaling.objective import Loss
-  return Loss(flags.loss, flags.delta, flags.penalty)
-
-
-def _experts(flags, law):
-  """--K, or None for a law without experts."""
-  if 'k' not in law.columns:
-    if flags.K != 1:
-      raise ConfigError(f'--K={flags.K:g}: law {law.name} knows no experts; fit --law=experts')
-    return None
-  return flags.K
-
-
-def _asked(flags):
-  """(law, objective, fixed values) of the flags; what is wrong in them is refused before a table is read."""
-  from scaling import laws
-  from scaling.table import parse_assignments
-  law, loss = laws.law(flags.law, _uninformed(flags), '--law'), _loss(flags)
-  fixed = {}
-  for name, value in parse_assignments(flags.fix, '--fix').items():
-    try:
-      fixed[name] = float(value)
-    except ValueError:
-      raise ConfigError(f'--fix: {name}={value!r} is not a number') from None
-  return law, loss, fixed
-
-
-def _fitted(flags):
-  """(fit, findings) of the law to the runs."""
-  from scaling.fit import fit
-  law, loss, fixed = _asked(flags)
-  observations, findings = _table(flags, law)
-  return fit(observations, law, loss, fixed), findings
+from scaling import options
+from scaling.options import (AT, EXPERTS, FITTING, LAWS, LEDGER, LEVEL, OBJECTIVE, SIMULATIONS, TABLE, TARGET, UNIQUE,
+                             number)
 
 
 def _target(flags, observations) -> float:
@@ -94,7 +32,7 @@ def run_fit(flags) -> int:
   from scaling import report, uncertainty
   if flags.report:
     report.check_folder('--report', pathlib.Path(flags.report))
-  result, findings = _fitted(flags)
+  result, findings = options.fitted(flags)
   C = _target(flags, result.observations)
   about = report.doubt(result, C, flags.bootstrap, flags.simulations, flags.level, flags.kind, flags.delta == 0)
   print(report.summary(result, about, findings))
@@ -104,10 +42,10 @@ def run_fit(flags) -> int:
         f'{name} {value.mean():.5g} ± {value.std():.3g}' for name, value in result.law.display(draws).items()) +
           f'; r_hat {state["r_hat"]:.3f}, {state["divergences"]} divergences')
   if flags.positions:
-    print(report.positions_text(_runs(flags), _counting(flags), max(flags.positions, 0)))
+    print(report.positions_text(options.runs(flags), options.counting(flags), max(flags.positions, 0)))
   sys.stdout.flush()
   if flags.report:
-    page = report.page(flags.report, result.observations, result, about, C, _loss(flags), findings=findings)
+    page = report.page(flags.report, result.observations, result, about, C, options.loss(flags), findings=findings)
     print(f'report {page}')
   return _end(result)
 
@@ -116,20 +54,20 @@ def run_predict(flags) -> int:
   """Prints the loss of one run with its interval; writes it to --ledger."""
   from scaling import ledger, prediction, uncertainty
   from scaling.fit import fit
+  law, loss, fixed = options.asked(flags)
   if flags.N <= 0 or flags.D <= 0:
     raise ConfigError(f'--N={flags.N:g} --D={flags.D:g}: expected the parameters and tokens of the run to predict')
   if flags.ledger and not flags.name:
     raise ConfigError('--ledger needs --name, the name of the prediction')
-  law, loss, fixed = _asked(flags)
   if flags.U and 'u' not in law.columns:
     raise ConfigError(f'--U={flags.U:g}: law {law.name} knows no repetition; fit --law=repeated, repeated_tied or '
                       'repeated_coupled')
-  experts = _experts(flags, law)
-  o, findings = _table(flags, law)
+  experts = options.experts(flags, law)
+  o, findings = options.table(flags, law)
+  quantity = uncertainty.loss_at(law, flags.N, flags.D, flags.U or None, experts, options.at(flags), o.convention.k)
   held = prediction.same_cell(o, flags.N, flags.D) if flags.ledger else o.N < 0
   o = o.take(~held)
   result = fit(o, law, loss, fixed)
-  quantity = uncertainty.loss_at(law, flags.N, flags.D, flags.U or None, experts)
   interval, mean, walk = prediction.predict(result, quantity, flags.N, flags.D, flags.level, loss)
   if flags.simulations:
     share, noise = uncertainty.worst_coverage(result, [quantity], flags.level, flags.simulations,
@@ -163,7 +101,7 @@ def run_plan(flags) -> int:
   rates = plan.Rates(flags.flops_per_second, flags.dollars_per_hour, flags.prefill_flops_per_second,
                      flags.decode_flops_per_second)
   C = rates.flops(flags.budget, flags.unit) if flags.budget else 0.0
-  result, findings = _fitted(flags)
+  result, findings = options.fitted(flags)
   best = _best(flags, result, rates, C)
   print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs, '
         f'{result.observations.convention}\n'
@@ -187,7 +125,7 @@ def _best(flags, result, rates, C: float):
     print(f'{100 * saved:.1f} % of the cost saved against the compute-optimal model of this loss')
     return best
   if not flags.unique:
-    return plan.compute_optimal(result, C, _experts(flags, result.law))
+    return plan.compute_optimal(result, C, options.experts(flags, result.law), options.at(flags))
   best = plan.with_repetition(result, C, flags.unique)
   print(f'{best.epochs:.2f} epochs of {flags.unique:.4g} unique tokens')
   for name in ('R_D', 'R_N'):
@@ -201,13 +139,13 @@ def _print_decision(flags, result, C: float) -> None:
   """Intervals of N_opt and its loss at C FLOPs, and what another size would lose."""
   import numpy as np
   from scaling import prediction, uncertainty
-  K = _experts(flags, result.law)
+  K, at = options.experts(flags, result.law), options.at(flags)
   k = result.observations.convention.k
-  print(uncertainty.profile(result, uncertainty.n_opt(result.law, C, K, k), flags.level))
-  quantity, (N, D) = uncertainty.best_loss(result.law, C, K, k), result.optimum(C, K)
-  print(prediction.predict(result, quantity, float(N), float(D), flags.level, _loss(flags))[1])
+  print(uncertainty.profile(result, uncertainty.n_opt(result.law, C, K, k, at), flags.level))
+  quantity, (N, D) = uncertainty.best_loss(result.law, C, K, k, at), result.optimum(C, K, at)
+  print(prediction.predict(result, quantity, float(N), float(D), flags.level, options.loss(flags))[1])
   if flags.N:
-    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K, k)
+    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K, k, at)
     low, middle, high = np.nanquantile(lost, [(1 - flags.level) / 2, 0.5, (1 + flags.level) / 2])
     print(f'N {flags.N:.4g} instead loses {middle:.3g} nats per token, {100 * flags.level:g} % of bootstraps '
           f'[{low:.3g}, {high:.3g}]')
@@ -216,10 +154,10 @@ def _print_decision(flags, result, C: float) -> None:
 def run_design(flags) -> int:
   """Prints the next runs to buy, the most informative first."""
   from scaling import plan
-  result, _ = _fitted(flags)
+  result, _ = options.fitted(flags)
   C = _target(flags, result.observations)
   bought = plan.next_runs(result, C, flags.budget, seed_noise=flags.seed_noise, misfit=flags.misfit,
-                          unique=flags.unique, K=_experts(flags, result.law) or 1.0)
+                          unique=flags.unique, K=options.experts(flags, result.law) or 1.0)
   target = 'the loss of the best run' if 'u' in result.law.columns else 'N_opt'
   print(f'{"N":>10s} {"D":>10s} {"epochs":>6s} {"experts":>7s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln {target} at '
         f'{C:.3g} FLOPs')
@@ -246,8 +184,8 @@ def _compare_laws(flags) -> None:
   from scaling import holdout, laws, report
   from scaling.approaches import side_by_side
   from scaling.fit import fit
-  chosen, loss = [laws.law(name, _uninformed(flags), '--laws') for name in flags.laws], _loss(flags)
-  observations, findings = _table(flags, *chosen)
+  chosen, loss = [laws.law(name, options.uninformed(flags), '--laws') for name in flags.laws], options.loss(flags)
+  observations, findings = options.table(flags, *chosen)
   cuts = holdout.thin(observations)
   errors = [holdout.holdout(observations, law, loss, cuts=cuts, reach=flags.reach) for law in chosen]
   print(report.comparison(errors, [fit(observations, law, loss).rms for law in chosen]))
@@ -273,41 +211,6 @@ def _compare_ledger(flags) -> None:
                                                 f'{"inside" if m["inside"] else "outside"} the interval')
     print(text + (' (the run was in the table)' if p['seen'] else ''))
 
-
-def number(name: str, default: float, text: str, **bounds) -> Flag:
-  """A flag that holds a number from 0 up, if no other bounds are given."""
-  return Flag(name, float, default, text, **{'least': 0.0, **bounds})
-
-
-LAWS = ' | '.join(sorted(path.stem for path in pathlib.Path(__file__).with_name('laws').glob('[!_]*.py')))
-TABLE = (
-    Flag('runs', str, '', 'folder of runs with result.json, or a table (CSV, JSON lines, parquet, .gz); several: a,b'),
-    Flag('columns', str, '', 'headers of standard names that are not found: N=params,loss=c4'),
-    Flag('units', str, '', 'loss=nats|bits|perplexity, N and D=1|thousands|millions|billions|trillions|log10, '
-         'C=flop|exaflop|pflop_days|log10'),
-    Flag('exclude', str, '', 'drop the rows where this column is not zero'),
-    Flag('where', str, '', 'keep the rows where this holds: role=train,N<2e9,(mult=1|2 or not rerun=1)'),
-    Flag('params', str, '', 'what N counts, the first there is if empty', ('given', 'total', 'no_input', 'body')),
-    Flag('compute', str, '', 'what C counts, the first there is if empty', ('given', 'exact', '6nd')),
-    Flag('allow', list, [], 'codes of findings that do not refuse the table: few_sizes,short_range'),
-    number('vocabulary', 0.0, 'number of tokens in the vocabulary; 0: unknown'))
-OBJECTIVE = (
-    Flag('loss', str, 'huber', 'objective', ('huber', 'lad', 'student_t', 'asymmetric', 'squares')),
-    number('delta', 1e-3, 'Huber delta in ln loss; 0: fitted to the residuals'),
-    number('penalty', 10.0, 'asymmetric: weight of a law above its run'))
-FITTING = (
-    *TABLE,
-    Flag('law', str, 'additive', f'{LAWS}, or the path of a .py file (see scaling/laws/__init__.py)'),
-    *OBJECTIVE,
-    Flag('fix', str, '', 'parameters kept as given: E=1.7,alpha=0.34'))
-LEVEL = number('level', 0.9, 'nominal level of intervals', most=1.0)
-SIMULATIONS = Flag('simulations', int, 100, 'simulated tables for the coverage; 0: none', least=0)
-TARGET = number('compute_target', 0.0, 'FLOPs of the decision; 0: ten times the largest run')
-EXPERTS = number('K', 1.0, 'experts of the run; a law of experts counts its active parameters', least=1.0)
-UNIQUE = number('unique', 0.0, 'unique tokens that exist; 0: no limit')
-LEDGER = (
-    Flag('ledger', str, '', 'append-only file of predictions'),
-    Flag('name', str, '', 'name of a ledger entry'))
 
 COMMANDS = (
     Command('fit', run_fit, 'fits a law and says how sure it is', """
@@ -340,7 +243,7 @@ Examples:
         number('N', 0.0, 'parameters of the run'),
         number('D', 0.0, 'tokens of the run'),
         number('U', 0.0, 'unique tokens of the run; 0: all of D'),
-        EXPERTS, LEVEL, SIMULATIONS, *LEDGER)),
+        EXPERTS, AT, LEVEL, SIMULATIONS, *LEDGER)),
     Command('plan', run_plan, 'what to train for a budget', """
 A budget is in FLOPs, seconds or dollars (--unit). --unique: only so many tokens exist (a law of repeated data).
 --target_loss with --prefill and --decode: the cheapest model of that loss that serves so many tokens.
@@ -365,7 +268,7 @@ Examples:
         number('decode', 0.0, 'generated tokens served over the life of the model'),
         LEVEL,
         number('N', 0.0, 'parameters of a run to compare with the best'),
-        EXPERTS)),
+        EXPERTS, AT)),
     Command('design', run_design, 'the next runs to buy, the most information on N_opt(C) per FLOP first', """
 Repeats stop where seed noise is below the misfit allowed to a run far below C.
 

@@ -31,6 +31,7 @@ class Holdout:
 
 
 LEAST = 8  # rows below a cut
+COMPARED = ('additive', 'tied', 'kaplan', 'coupled')  # laws that are compared unless others are named
 
 
 def splits(o: Observations, least_test: int = 2, cuts=None, reach: float = 0.0) -> list[tuple[float, np.ndarray]]:

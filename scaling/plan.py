@@ -86,18 +86,18 @@ def _far(result: Fit, C: float) -> tuple[str, ...]:
 
 
 @np.errstate(all='ignore')
-def compute_optimal(result: Fit, C: float, K: float | None = None) -> Plan:
-  """Least loss for C training FLOPs."""
+def compute_optimal(result: Fit, C: float, K: float | None = None, at=None) -> Plan:
+  """Least loss for C training FLOPs. K, at: see `Law.others`."""
   if 'u' in result.law.columns:
     raise ConfigError(f'law {result.law.name} needs a number of unique tokens: use with_repetition')
   k = result.observations.convention.k
-  n, d = (float(v) for v in allocation(result.law, result.theta, C, k, K))
+  n, d = (float(v) for v in allocation(result.law, result.theta, C, k, K, at))
   if not (np.isfinite(n) and np.isfinite(d)):
     why = 'its loss falls or rises with size all the way' if result.law.terms is None else \
         'its exponents are not both positive'
     raise ConfigError(f'the law {result.law.name} has no optimum here: {why}')
   sizes = np.exp(n + np.linspace(-4, 4, 1601))
-  losses = result.predict(sizes, C / (k * sizes), **({} if K is None else {'K': K}))
+  losses = result.predict(sizes, C / (k * sizes), **({} if K is None else {'K': K}), **(at or {}))
   if not np.isfinite(losses).all():
     raise ConfigError(f'the fitted law gives no loss around its optimum of {np.exp(n):.3g} parameters')
   return Plan(np.exp(n), np.exp(d), C, float(losses[800]), C, _near(sizes, losses), notes=_far(result, C))
@@ -232,6 +232,9 @@ def _wanted(result: Fit, C: float, unique: float, K: float) -> Quantity:
 
 def _check_next(result: Fit, C: float, budget: float, unique: float) -> None:
   law = result.law
+  if not law.decides and 'u' not in law.columns or set(law.columns) - set('nduk'):
+    raise ConfigError(f'law {law.name} reads {", ".join(c.name for c in law.reads)}; next runs are chosen over N and D, '
+                      'U and K alone')
   if 'u' in law.columns and not unique > 0:
     raise ConfigError(f'law {law.name}: next runs need the number of unique tokens that exist (--unique)')
   for name, value in (('budget', budget), ('C', C)):

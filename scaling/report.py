@@ -18,7 +18,7 @@ from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
-from scaling.holdout import Holdout, holdout, thin, weights
+from scaling.holdout import COMPARED, Holdout, holdout, thin, weights
 from scaling.observations import LARGE, Counting, Observations
 from scaling.table import Runs, best_rate
 from scaling.quantities import best_loss, d_opt, n_opt, parameter, share
@@ -194,7 +194,7 @@ def check_folder(key: str, folder: pathlib.Path) -> None:
 
 
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
-         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'), findings: Sequence[Finding] = (),
+         laws: Sequence[str] = COMPARED, findings: Sequence[Finding] = (),
          title: str = '', facts: Sequence[str] = ()) -> pathlib.Path:
   """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path.
 

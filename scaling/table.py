@@ -54,6 +54,7 @@ class Runs:
   source: str
   warnings: tuple[str, ...] = ()
   by_position: np.ndarray | None = None
+  weights: np.ndarray | None = None  # of the rows in an objective
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -63,7 +64,8 @@ class Runs:
     return dataclasses.replace(
         self, numbers={k: v[index] for k, v in self.numbers.items()},
         texts={k: tuple(v[i] for i in index) for k, v in self.texts.items()}, rows=tuple(self.rows[i] for i in index),
-        by_position=None if self.by_position is None else self.by_position[index])
+        by_position=None if self.by_position is None else self.by_position[index],
+        weights=None if self.weights is None else self.weights[index])
 
   def grouped_positions(self, groups: int = 0) -> tuple[list[str], np.ndarray]:
     """(names, nats [runs, groups]) of the positions of the window, counted from 1: each by itself (groups 0), or the
@@ -87,6 +89,10 @@ class Runs:
   def exclude(self, column: str) -> 'Runs':
     """Without the rows whose `column` is not zero."""
     return self.take(~(np.nan_to_num(self._number(column)) != 0))
+
+  def weighted(self, column: str) -> 'Runs':
+    """With the numbers of a column as weights of the rows."""
+    return dataclasses.replace(self, weights=self._number(column))
 
   def _number(self, column: str) -> np.ndarray:
     if column not in self.numbers:
@@ -115,13 +121,13 @@ class Runs:
     k = np.median(c[known] / (n * d)[known]) if known.any() else 6.0  # of the rows that have it
     c = np.where(np.isnan(c), k * n * d, c)
     optional = {key: self.numbers.get(key) for key in ('U', 'K')}
-    for name, column in (('N', n), ('D', d), ('loss', loss), ('C', c), *((k, v) for k, v in optional.items())):
+    for name, column in (('N', n), ('D', d), ('loss', loss), ('C', c), ('weight', self.weights), *optional.items()):
       if column is not None:
         _require(self, name, column)
     more = {column: self.column(column) for column in reads if column.name not in ('N', 'D', 'C', 'U', 'K')}
     for column, values in more.items():
       _require(self, column.name, values, positive=column.log)
-    return Observations(n, d, loss, c, **optional, more=more, rows=self.rows, source=self.source)
+    return Observations(n, d, loss, c, **optional, weights=self.weights, more=more, rows=self.rows, source=self.source)
 
   def column(self, column: Column) -> np.ndarray:
     """The numbers of a column, by its name or by another of its headers."""

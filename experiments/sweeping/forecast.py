@@ -14,11 +14,11 @@ from framework.config import Data
 from framework.data import stream
 from scaling import ledger, lints, prediction, report, table, uncertainty
 from scaling.fit import Fit, check_rows, fit
-from scaling.holdout import holdout, splits, thin
+from scaling.holdout import COMPARED, holdout, splits, thin
 from scaling.laws import law as law_of
 from scaling.objective import Loss
 
-LAWS = ('additive', 'tied', 'kaplan', 'coupled')
+LAWS = COMPARED
 LOSS = Loss('huber', 0.0)  # delta from the residuals
 LEVEL = 0.9
 LEDGER = 'ledger.jsonl'

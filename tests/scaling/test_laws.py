@@ -38,12 +38,13 @@ def test_jacobian_is_that_of_jax(name):
 @pytest.mark.parametrize('name', [n for n in NAMES if laws.law(n, 5.545).decides])
 @pytest.mark.parametrize('C', [1e18, 1e23])
 def test_closed_form_optimum_is_the_numerical_one(name, C):
-  law, theta, _ = example(name)
+  law, theta, x = example(name)
   K = 8.0 if 'k' in law.columns else None
+  at = {column.name: 0.5 for column in law.reads if column.key not in 'nduk'}
   for lane in theta:
-    n, d = laws.allocation(law, lane, C, K=K)
+    n, d = laws.allocation(law, lane, C, K=K, at=at)
     found = optimize.minimize_scalar(
-        lambda v: float(np.log(law.loss(lane, np.exp(v), C / 6 / np.exp(v), K=K))), bounds=(n - 3, n + 3),
+        lambda v: float(np.log(law.loss(lane, np.exp(v), C / 6 / np.exp(v), K=K, **at))), bounds=(n - 3, n + 3),
         method='bounded', options={'xatol': 1e-10})
     assert found.x == pytest.approx(n, abs=1e-5)
     assert n + d == pytest.approx(np.log(C / 6))
