@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import sys
+import types
 
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError
@@ -212,6 +213,36 @@ def _compare_ledger(flags) -> None:
     print(text + (' (the run was in the table)' if p['seen'] else ''))
 
 
+def run_gain(flags) -> int:
+  """Prints how many times the compute the recipe of --against needs for the loss of that of --runs."""
+  from scaling import recipes
+  if not flags.against:
+    raise ConfigError('--against is missing: the runs of the recipe to compare with')
+  new, findings = options.fitted(flags)
+  old, others = options.fitted(types.SimpleNamespace(**{**vars(flags), 'runs': flags.against}))
+  print(recipes.text(old, new, flags.level, flags.compute_target))
+  for name, result, found in (('new', new, findings), ('old', old, others)):
+    for note in (*result.notes, *map(str, found)):
+      print(f'doubt: {name}: {note}')
+  return max(_end(new), _end(old))
+
+
+def run_rates(flags) -> int:
+  """Prints the best rate and batch of each cell, their laws, and the law of the loss at the optima."""
+  from scaling import rates, report
+  from scaling.fit import fit
+  law, loss, fixed = options.asked(flags)
+  runs = options.runs(flags)
+  print(rates.text(runs, options.counting(flags), flags.N, flags.D, flags.level))
+  try:
+    result = fit(rates.observations(rates.optima(runs, options.counting(flags))[0], runs.source), law, loss, fixed)
+  except ConfigError as error:
+    print(f'the loss at the optima has no law: {error}')
+    return 1
+  print('the loss at the optima:\n' + report.summary(result))
+  return _end(result)
+
+
 COMMANDS = (
     Command('fit', run_fit, 'fits a law and says how sure it is', """
 Prints a row a parameter (value, bootstrap standard error, profile interval and its simulated coverage), the objective,
@@ -282,6 +313,27 @@ Examples:
         number('seed_noise', 0.0, 'sd of ln loss between seeds; 0: the rms residual'),
         number('misfit', 0.002, 'sd of ln loss a decade of compute below the target that no repeat removes'),
         Flag('most', int, 20, 'runs shown', least=0))),
+    Command('rates', run_rates, 'the best learning rate and batch of each cell of a sweep, as laws of N and D', """
+In each cell a quadratic in ln rate and ln batch; the optima inside what was tried make the laws, those at an edge say
+what to run next. scaling.rates.next_cells and .settings are what a sweep file calls.
+
+Examples:
+  python -m scaling rates --runs=runs
+  python -m scaling rates --runs=steplaw.csv --N=1e10 --D=2e11
+""", (
+        *FITTING, LEVEL,
+        number('N', 0.0, 'parameters of a run whose rate and batch are asked for'),
+        number('D', 0.0, 'its tokens'))),
+    Command('gain', run_gain, 'how many times the compute an old recipe needs for the loss of a new one', """
+The compute-equivalent gain at four computes that both recipes ran and one beyond, with its interval, and whether it
+grows. Each recipe is a table of runs, and is fitted by itself.
+
+Examples:
+  python -m scaling gain --runs=new.csv --against=old.csv
+  python -m scaling gain --runs=new --against=old --law=coupled --compute_target=1e22
+""", (
+        *FITTING, LEVEL, TARGET,
+        Flag('against', str, '', 'runs of the old recipe'))),
     Command('compare', run_compare, "laws by prediction, approaches side by side, and a ledger's entries", """
 A law is fitted below a compute and tested above it, for every compute that leaves enough runs.
 With --ledger, --name and --measured what a run measured is written beside its prediction, and the two are shown.

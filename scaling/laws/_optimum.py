@@ -18,7 +18,7 @@ def allocation(law: Law, theta, C, k: float = 6.0, K=None, at=None) -> tuple[np.
   theta = np.asarray(theta)
   if K is not None and not np.all(np.asarray(K, float) >= 1):
     raise ConfigError(f'K={K} experts: expected at least 1')
-  total = np.log(np.asarray(C, float) / k)
+  total = np.log(np.asarray(C) / k)
   if 'u' in law.columns:
     raise ConfigError(f'law {law.name} has no closed-form optimum; use the planner with a number of unique tokens')
   if not {'n', 'd'} <= set(law.columns):
