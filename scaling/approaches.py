@@ -115,7 +115,7 @@ def isoflop_exact(o: Observations) -> Optima:
     half = (high - low) / 4
     centre = np.array([first[i], second[j]])
     low, high = centre - half, centre + half
-  alpha, beta, k = *np.exp(centre), o.convention.k
+  (alpha, beta), k = np.exp(centre), o.convention.k
   a, b = np.log(solve(alpha, beta)[0][-2:]) + [alpha * n0, beta * d0]
   C = np.array([np.exp(np.log(o.C[g]).mean()) for g in groups])
   N = np.exp((np.log(alpha / beta) + a - b) / (alpha + beta) + beta / (alpha + beta) * np.log(C / k))

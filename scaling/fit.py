@@ -151,7 +151,7 @@ def _screened(law: Law, x, y, loss: Loss) -> np.ndarray:
   """Additive coordinates, best first, of the columns that the law reads."""
   if {'n', 'd'} <= set(law.columns):
     return screen(x, y, loss)
-  logs = [column.key for column in law.reads if column.log] or list(law.columns)
+  logs = [column.key for column in law.reads if column.log] or [column.key for column in law.reads]
   return screen_one(x[logs[0]], y, loss)
 
 

@@ -280,8 +280,10 @@ def _edges(o: Observations, runs: Runs) -> list[Finding]:
   label = cells(o)
   groups = np.split(np.argsort(label, kind='stable'), np.cumsum(np.bincount(label))[:-1])
   for name, what, code in (('lr', 'learning rate', 'rate_edge'), ('batch', 'batch', 'batch_edge')):
-    tried = runs.numbers.get(name)
-    for group in groups if tried is not None else ():
+    if name not in runs.numbers:
+      continue
+    tried = runs.numbers[name]
+    for group in groups:
       here = group[np.isfinite(tried[group])]
       if len(here) >= 3 and len(np.unique(tried[here])) >= 3:
         best = group[np.argmin(o.loss[group])]  # of a rate that is not known, it is at no edge

@@ -21,7 +21,8 @@ def levels(column, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
   above its least value, so that no chain of small steps becomes one level."""
   order = np.argsort(column, kind='stable')
   ordered = np.asarray(column, float)[order]
-  starts, label = [], np.empty(len(ordered), int)
+  starts: list[float] = []
+  label = np.empty(len(ordered), int)
   at = 0
   while at < len(ordered):
     end = int(np.searchsorted(ordered, ordered[at] * (1.0 + tolerance), 'right'))

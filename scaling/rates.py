@@ -139,15 +139,16 @@ def _optimum(o: Observations, tried, cell: _Cell, variance: float, degrees: int,
         place += 1
   error = np.sqrt(np.einsum('ai,ij,aj->a', by, cell.inverse, by) * variance)
   half = np.sqrt(sandwich.limit(level, degrees)) * error if closed else np.full(size, np.inf)
-  setting, low, high, edge = {}, {}, {}, {}
+  setting: dict[str, float] = {}
+  low, high, edge = dict(setting), dict(setting), dict(setting)
   for i, name in enumerate(cell.names):
     values = np.sort(levels(tried[name][rows], 0.01)[0])
-    place = float(np.exp(middle[i] + cell.centre[i]))
-    setting[name], low[name], high[name] = place, float(place * np.exp(-half[i])), float(place * np.exp(half[i]))
+    least = float(np.exp(middle[i] + cell.centre[i]))
+    setting[name], low[name], high[name] = least, float(least * np.exp(-half[i])), float(least * np.exp(half[i]))
     at = tried[name][best]
-    if place <= values[0] or not closed and at <= values[0] * 1.01:
+    if least <= values[0] or not closed and at <= values[0] * 1.01:
       edge[name] = float(values[0] ** 2 / values[1])
-    elif place >= values[-1] or not closed and at >= values[-1] / 1.01:
+    elif least >= values[-1] or not closed and at >= values[-1] / 1.01:
       edge[name] = float(values[-1] ** 2 / values[-2])
   with np.errstate(all='ignore'):
     loss = np.exp(cell.coefficients[0] + 0.5 * gradient @ middle) if closed and not edge else o.loss[best]

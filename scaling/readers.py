@@ -153,10 +153,8 @@ def _table(name: str, records: list[dict], rows: list[str], warnings: tuple[str,
 def _json_lines(name: str, text: str) -> Read:
   """A line an object; or a JSON list of objects."""
   records, rows = [], []
-  lines = enumerate(text.splitlines(), 1)
-  if text.lstrip().startswith('['):
-    lines = iter([(1, text)])
-  for number, line in lines:
+  whole = text.lstrip().startswith('[')
+  for number, line in [(1, text)] if whole else enumerate(text.splitlines(), 1):
     if not line.strip():
       continue
     try:
@@ -176,7 +174,7 @@ def _json_lines(name: str, text: str) -> Read:
 
 def _parquet(path: pathlib.Path) -> Read:
   try:
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-not-found]  # an extra
   except ImportError:
     raise ConfigError(f"{path.name}: parquet needs pyarrow; install the extra: pip install 'lemma[data]', nearest is a "
                       'CSV file') from None

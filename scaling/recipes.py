@@ -1,56 +1,35 @@
 """Two recipes compared: how many times the compute the old one needs for the loss of the new one.
 
 Each recipe is a fit of its own runs. The gain at C FLOPs is C_old / C, where the old law at its optimum of C_old has the
-loss of the new law at its optimum of C. Its interval joins the profile intervals of the two fits (Zou and Donner 2008,
-Statistics in Medicine 27, section 2: each side's distances in quadrature), so it is as wide as either demands.
+loss of the new law at its optimum of C. Its interval joins what the profiles of the two losses allow, each alone (Zou
+and Donner 2008, Statistics in Medicine 27, section 2: distances in quadrature), so it is as wide as either demands.
 """
 
-import dataclasses
-
 import numpy as np
+from scipy import optimize
 
 from foundation.errors import ConfigError
 from scaling.fit import Fit
-from scaling.laws import allocation
 from scaling.quantities import Quantity, best_loss
 from scaling.uncertainty import Interval, profile
 
-LEAST, MOST = float(np.log(1e6)), float(np.log(1e48))  # FLOPs between which a loss is looked for
+LEAST, MOST = float(np.log(1e3)), float(np.log(1e48))  # ln FLOPs between which a loss is looked for
 
 
-@np.errstate(all='ignore')
-def compute_for(result: Fit, theta, target) -> np.ndarray:
-  """ln C at which the law at its optimum has the ln loss `target`, for theta [lanes, P] and target [lanes] or a number.
-
-  Bisection, then Newton steps of which the last carries imaginary parts along; MOST where no compute reaches it.
-  """
-  theta, target = np.atleast_2d(theta), np.asarray(target)
-  k = result.observations.convention.k
-
-  def log_loss(theta, c):
-    """At the optimum of exp(c) FLOPs, [lanes]."""
-    n, d = allocation(result.law, theta, np.exp(c), k)
-    return result.law.log_loss(theta, {'n': n[..., None], 'd': d[..., None]}, np)[..., 0]
-
-  low, high = np.full(len(theta), LEAST), np.full(len(theta), MOST)
-  for _ in range(20):
-    middle = 0.5 * (low + high)
-    above = np.real(log_loss(np.real(theta), middle)) > np.real(target)
-    low, high = np.where(above, middle, low), np.where(above, high, middle)
-  best, h = 0.5 * (low + high), 1e-4
-  reached = high < MOST
-  for coordinates, aim in (*[(np.real(theta), np.real(target))] * 2, (theta, target)):
-    slope = np.real(log_loss(np.real(theta), best + h) - log_loss(np.real(theta), best - h)) / (2 * h)
-    best = best - np.where(reached, (log_loss(coordinates, best) - aim) / np.where(slope < 0, slope, np.nan), 0.0)
-  return np.where(reached, best, MOST)
+def _loss(result: Fit, c: float) -> Quantity:
+  return best_loss(result.law, float(np.exp(c)), k=result.observations.convention.k)
 
 
-@dataclasses.dataclass(frozen=True)
-class Gain:
-  """The gain at C FLOPs of the new recipe, with its interval; loss: of both, nats per token."""
-  C: float
-  loss: float
-  interval: Interval
+def _log_loss(result: Fit, c: float) -> float:
+  return float(_loss(result, c).value(result.theta[None])[0])
+
+
+def compute_for(result: Fit, log_loss: float) -> float:
+  """ln C at which the law at its optimum has this ln loss; inf where no compute reaches it."""
+  off = lambda c: _log_loss(result, c) - log_loss
+  if not off(MOST) < 0:
+    return np.inf
+  return float(optimize.brentq(off, LEAST, MOST, xtol=1e-10)) if off(LEAST) > 0 else -np.inf
 
 
 def _check(old: Fit, new: Fit) -> None:
@@ -59,51 +38,47 @@ def _check(old: Fit, new: Fit) -> None:
       raise ConfigError(f'the {name} recipe has the law {result.law.name}; a gain in compute needs a law of N and D alone')
 
 
-def _joined(name: str, old: Fit, new: Fit, of_old, of_new, level: float) -> Interval:
-  """The interval of a quantity that is a function of both fits' coordinates: each fit's own with the other as fitted."""
-  parts = [profile(old, Quantity(name, of_old), level), profile(new, Quantity(name, of_new), level)]
-  middle = parts[0].estimate
-  with np.errstate(invalid='ignore'):
-    low = middle - np.hypot(*(part.estimate - part.low for part in parts))
-    high = middle + np.hypot(*(part.high - part.estimate for part in parts))
-  bound = MOST / 2  # beyond which a compute was not found: no bound
-  return Interval(name, middle, low if low > -bound else -np.inf, high if high < bound else np.inf, level, 'joined profile')
-
-
-def gain(old: Fit, new: Fit, C: float, level: float = 0.9) -> Gain:
+def gain(old: Fit, new: Fit, C: float, level: float = 0.9) -> Interval:
   """The compute-equivalent gain of `new` over `old` at C FLOPs of the new one. Raises ConfigError if the old law never
   reaches the loss."""
   _check(old, new)
-  k = new.observations.convention.k
-  loss = best_loss(new.law, C, k=k)
-  target = loss.value(new.theta[None])
-  if not np.isfinite(np.real(target)).all():
+  c = float(np.log(C))
+  target = _log_loss(new, c)
+  if not np.isfinite(target):
     raise ConfigError(f'the new law {new.law.name} has no optimum at {C:.3g} FLOPs')
-  if float(compute_for(old, old.theta, target)[0]) >= MOST:
-    raise ConfigError(f'the old recipe reaches a loss of {float(np.exp(target[0])):.4g}, that of the new one at {C:.3g} '
-                      'FLOPs, with no compute: its floor is higher')
-  by_old = lambda theta: compute_for(old, theta, target[0]) - np.log(C)
-  by_new = lambda theta: compute_for(old, np.repeat(old.theta[None], len(theta), 0), loss.value(theta)) - np.log(C)
-  logs = _joined(f'gain at C={C:.3g}', old, new, by_old, by_new, level)
-  with np.errstate(over='ignore'):
-    shown = dataclasses.replace(logs, estimate=float(np.exp(logs.estimate)), low=float(np.exp(logs.low)),
-                                high=float(np.exp(logs.high)))
-  return Gain(C, float(np.exp(target[0])), shown)
+  there = compute_for(old, target)
+  if not np.isfinite(there):
+    raise ConfigError(f'the old recipe reaches a loss of {np.exp(target):.4g}, that of the new one at {C:.3g} FLOPs, with '
+                      'no compute: its floor is higher')
+  with np.errstate(divide='ignore'):  # a loss without a bound below
+    mine, theirs = (np.log([i.low, i.high]) for i in (profile(new, _loss(new, c), level),
+                                                      profile(old, _loss(old, there), level)))
+  # a higher loss of the new law needs less of the old one's compute; were the old law's curve higher, more
+  by_new = [compute_for(old, mine[1]), compute_for(old, mine[0])]
+  by_old = [compute_for(old, 2.0 * target - theirs[0]), compute_for(old, 2.0 * target - theirs[1])]
+  low, high = (there + sign * np.hypot(a - there, b - there) for sign, a, b in zip((-1.0, 1.0), by_new, by_old))
+  return Interval(f'gain at C={C:.3g}', float(np.exp(there - c)), float(np.exp(low - c)), float(np.exp(high - c)), level,
+                  'joined profile')
 
 
 def growth(old: Fit, new: Fit, level: float = 0.9) -> Interval:
   """The exponent b of gain ~ C^b between the least and the greatest compute that both recipes ran."""
   _check(old, new)
-  low, high = common(old, new)
-  k, span = new.observations.convention.k, float(np.log(high / low))
-  ends = [best_loss(new.law, C, k=k) for C in (low, high)]
-  targets = [end.value(new.theta[None])[0] for end in ends]
-  by_old = lambda theta: (compute_for(old, theta, targets[1]) - compute_for(old, theta, targets[0])) / span - 1.0
+  ends = np.log(common(old, new))
+  there = [compute_for(old, _log_loss(new, c)) for c in ends]
+  if not np.isfinite(there).all():
+    raise ConfigError('the old recipe does not reach the losses of the new one; there is no gain that could grow')
+  h, span = 1e-3, float(ends[1] - ends[0])
+  slopes = [(_log_loss(old, c + h) - _log_loss(old, c - h)) / (2.0 * h) for c in there]
 
-  def by_new(theta):
-    kept = np.repeat(old.theta[None], len(theta), 0)
-    return (compute_for(old, kept, ends[1].value(theta)) - compute_for(old, kept, ends[0].value(theta))) / span - 1.0
-  return _joined('b (gain ~ C^b)', old, new, by_old, by_new, level)
+  def change(result: Fit, computes, sign: float) -> Quantity:
+    low, high = (_loss(result, c) for c in computes)
+    return Quantity('b', lambda theta: sign * (high.value(theta) / slopes[1] - low.value(theta) / slopes[0]) / span)
+  parts = [profile(new, change(new, ends, 1.0), level), profile(old, change(old, there, -1.0), level)]
+  middle = (there[1] - there[0]) / span - 1.0
+  low = middle - np.hypot(parts[0].estimate - parts[0].low, parts[1].estimate - parts[1].low)
+  high = middle + np.hypot(parts[0].high - parts[0].estimate, parts[1].high - parts[1].estimate)
+  return Interval('b (gain ~ C^b)', middle, float(low), float(high), level, 'joined profile')
 
 
 def common(old: Fit, new: Fit) -> tuple[float, float]:
@@ -119,19 +94,22 @@ def common(old: Fit, new: Fit) -> tuple[float, float]:
 def text(old: Fit, new: Fit, level: float = 0.9, C: float = 0.0) -> str:
   """The gain by compute, from the least that both ran to ten times the greatest (or to C), and whether it grows."""
   low, high = common(old, new)
-  lines = [f'old: {len(old.observations)} runs of {old.observations.source}, {old.law.name}, {old.observations.convention}',
-           f'new: {len(new.observations)} runs of {new.observations.source}, {new.law.name}, {new.observations.convention}',
-           f'{"C":>10s} {"loss":>8s} {"gain":>8s}   {100 * level:g} %']
+  lines = [f'{name}: {len(result.observations)} runs of {result.observations.source}, {result.law.name}, '
+           f'{result.observations.convention}' for name, result in (('old', old), ('new', new))]
+  lines.append(f'{"C":>10s} {"N":>10s} {"loss":>8s} {"gain":>8s}   {100 * level:g} %')
   for at in [*np.geomspace(low, high, 4), C or 10.0 * high]:
     try:
-      found = gain(old, new, float(at), level)
+      i = gain(old, new, float(at), level)
     except ConfigError as error:
       lines.append(f'{at:10.3g} {error}')
       continue
-    i = found.interval
-    lines.append(f'{at:10.3g} {found.loss:8.4f} {i.estimate:8.3f}   [{i.low:.3f}, {i.high:.3f}]'
-                 + ('   extrapolated' if at > high * 1.01 else ''))
-  b = growth(old, new, level)
+    N, D = new.optimum(at)
+    lines.append(f'{at:10.3g} {float(N):10.3g} {float(new.predict(N, D)):8.4f} {i.estimate:8.3f}   [{i.low:.3f}, '
+                 f'{i.high:.3f}]' + ('   extrapolated' if at > high * 1.01 else ''))
+  try:
+    b = growth(old, new, level)
+  except ConfigError as error:
+    return '\n'.join([*lines, str(error)])
   says = 'it grows with compute' if b.low > 0 else 'it shrinks with compute' if b.high < 0 else \
       'the runs do not show that it grows or shrinks'
   lines.append(f'gain ~ C^b: b {b.estimate:+.3f}, {100 * level:g} % [{b.low:+.3f}, {b.high:+.3f}]: {says}')

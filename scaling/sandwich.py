@@ -3,8 +3,8 @@
 The variance of an estimate is a sum over sizes of squared influence (cluster-robust, bias-reduced: CR2 of Bell and
 McCaffrey 2002), with the degrees of freedom that such a sum has (their Satterthwaite approximation: few sizes, few
 degrees). One degree of freedom of the naive variance, that of equal independent noise, is pooled with it: with five
-sizes the robust variance alone is mostly noise. (This one number was tuned, by the coverage in benchmarks/README.md.) A size with one run is a cluster of its own, so on a table of all
-different sizes this is the heteroscedastic sandwich.
+sizes the robust variance alone is mostly noise. (This one number was tuned, by the coverage in benchmarks/README.md.)
+A size with one run is a cluster of its own, so on a table of all different sizes this is the heteroscedastic sandwich.
 """
 
 import numpy as np

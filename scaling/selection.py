@@ -6,16 +6,14 @@ loss is kept, with all its runs: those are seeds. A rate that is not known is a 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from scaling.columns import SELECTED, Column
 from scaling.observations import Counting, Observations, levels
 
-if TYPE_CHECKING:
-  from scaling.table import Runs
-
+Runs = Any  # a table.Runs, whose module hands `best_rate` on
 CELL = 0.01  # relative difference of N, D, ... within which runs are one cell
 
 
@@ -27,7 +25,7 @@ def cells(o: Observations) -> np.ndarray:
   return np.unique(np.stack(each), axis=1, return_inverse=True)[1].ravel()
 
 
-def settings(runs: 'Runs', reads: Sequence[Column] = ()) -> dict[str, np.ndarray]:
+def settings(runs: Runs, reads: Sequence[Column] = ()) -> dict[str, np.ndarray]:
   """{name: values} of the rate and the batch, where the table has them, they differ and the law does not read them."""
   return {name: runs.numbers[name] for name in SELECTED if name in runs.numbers and len(np.unique(runs.numbers[name])) > 1
           and name not in [column.name for column in reads]}
@@ -43,7 +41,7 @@ def chosen(o: Observations, tuned: dict[str, np.ndarray]) -> np.ndarray:
   return setting == setting[first][cell]
 
 
-def best_rate(runs: 'Runs', counting: Counting = Counting(), reads: Sequence[Column] = ()) -> 'Runs':
+def best_rate(runs: Runs, counting: Counting = Counting(), reads: Sequence[Column] = ()) -> Runs:
   """The rows at the best learning rate and batch of each cell that has several; other rows as they are.
 
   What was dropped is among the warnings. reads: columns that the law reads, which are not chosen over.

@@ -124,9 +124,9 @@ class Runs:
     for name, column in (('N', n), ('D', d), ('loss', loss), ('C', c), ('weight', self.weights), *optional.items()):
       if column is not None:
         _require(self, name, column)
-    more = {column: self.column(column) for column in reads if column.name not in ('N', 'D', 'C', 'U', 'K')}
-    for column, values in more.items():
-      _require(self, column.name, values, positive=column.log)
+    more = {read: self.column(read) for read in reads if read.name not in ('N', 'D', 'C', 'U', 'K')}
+    for read, values in more.items():
+      _require(self, read.name, values, positive=read.log)
     return Observations(n, d, loss, c, **optional, weights=self.weights, more=more, rows=self.rows, source=self.source)
 
   def column(self, column: Column) -> np.ndarray:
@@ -196,8 +196,8 @@ def joined(parts: Sequence[Runs]) -> Runs:
   missing = lambda part: np.full(len(part), np.nan)
   as_text = lambda part, name: part.texts[name] if name in part.texts else tuple(
       '' if np.isnan(v) else f'{v:g}' for v in part.numbers.get(name, missing(part)))
-  positions = [part.by_position for part in parts]
-  same = all(p is not None for p in positions) and len({p.shape[1] for p in positions}) == 1
+  positions = [part.by_position for part in parts if part.by_position is not None]
+  same = len(positions) == len(parts) and len({p.shape[1] for p in positions}) == 1
   return Runs({name: np.concatenate([part.numbers.get(name, missing(part)) for part in parts])
                for name in names if name not in texts},
               {name: tuple(v for part in parts for v in as_text(part, name)) for name in names if name in texts},

@@ -81,7 +81,7 @@ class _Parser:
 
   def _words(self) -> str:
     """The words up to a mark, or to `and` and `or`."""
-    words = []
+    words: list[str] = []
     while self.at < len(self.tokens):
       kind, word = self.tokens[self.at]
       if kind == 'mark' or kind == 'word' and word.lower() in ('and', 'or') and words:

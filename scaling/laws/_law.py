@@ -57,7 +57,7 @@ class Law:
   tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
   logs: tuple[str, ...] | Any = None
   pairs: tuple | Any = None
-  columns: tuple[str | Column, ...] | Any = ('n', 'd')
+  columns: Any = ('n', 'd')  # in the end a tuple of keys
   bounds: Mapping[str, tuple[float, float]] | Any = None
   reads: tuple[Column, ...] = dataclasses.field(init=False, default=())  # the columns themselves
 
