@@ -47,42 +47,41 @@ class Loss:
     delta: Any = self.delta
     return dataclasses.replace(self, delta=delta[index]) if np.ndim(delta) else self
 
-  def _side(self, r):
-    side = np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0
-    return side if self.weights is None else side * self.weights
-
-  @property
-  def _unit(self):
-    """What makes |r| of Huber's objective: the slope of `lad` is one."""
-    return 1.0 / self.delta if self.name == 'lad' else 1.0
+  def _weighed(self, r, out):
+    """A term of the objective, or of a derivative, with what multiplies it at residuals r."""
+    if self.name == 'asymmetric':
+      out = np.where(r > 0, self.penalty, 1.0) * out
+    elif self.name == 'lad':
+      out = out / self.delta
+    return out if self.weights is None else out * self.weights
 
   def rho(self, r):
     """The objective's terms."""
     if self.name == 'squares':
-      return 0.5 * self._side(r) * r * r
+      return self._weighed(r, 0.5 * r * r)
     if self.name == 'student_t':
       nu, s = self.nu, self.sigma
-      return 0.5 * self._side(r) * (nu + 1.0) * np.log1p(r * r / (nu * s * s))
+      return self._weighed(r, 0.5 * (nu + 1.0) * np.log1p(r * r / (nu * s * s)))
     size = np.abs(r)
     capped = np.minimum(size, self.delta)
-    return self._side(r) * capped * (size - 0.5 * capped) * self._unit
+    return self._weighed(r, capped * (size - 0.5 * capped))
 
   def psi(self, r):
     """d rho / d r."""
     if self.name == 'squares':
-      return self._side(r) * r
+      return self._weighed(r, r)
     if self.name == 'student_t':
-      return self._side(r) * (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r)
-    return self._side(r) * np.clip(r, -self.delta, self.delta) * self._unit
+      return self._weighed(r, (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r))
+    return self._weighed(r, np.clip(r, -self.delta, self.delta))
 
   def curvature(self, r):
     """d psi / d r, almost everywhere."""
     if self.name == 'squares':
-      return self._side(r) * np.ones_like(r)
+      return self._weighed(r, np.ones_like(r))
     if self.name == 'student_t':
       v = self.nu * self.sigma ** 2
-      return self._side(r) * (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2
-    return self._side(r) * (np.abs(r) <= self.delta) * self._unit
+      return self._weighed(r, (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2)
+    return self._weighed(r, (np.abs(r) <= self.delta).astype(float))
 
   def smoothed(self, r, free: int):
     """What the curvature of a fitted objective is expected to be at residuals r [..., rows] after `free` parameters.
@@ -96,15 +95,15 @@ class Loss:
     noise = r * np.sqrt(rows / (rows - free))
     width = np.maximum(1.4826 * np.median(np.abs(noise), -1, keepdims=True) * rows ** -0.2, 1e-12)
     inside = special.ndtr((self.delta - noise) / width) - special.ndtr((-self.delta - noise) / width)
-    return self._side(r) * inside * self._unit
+    return self._weighed(r, inside)
 
   def weight(self, r):
     """psi / r: the weights of iteratively reweighted least squares, which bound the objective from above."""
     if self.name == 'squares':
-      return self._side(r) * np.ones_like(r)
+      return self._weighed(r, np.ones_like(r))
     if self.name == 'student_t':
-      return self._side(r) * (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r)
-    return self._side(r) * np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300)) * self._unit
+      return self._weighed(r, (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r))
+    return self._weighed(r, np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300)))
 
   def total(self, r, weights=1.0):
     """What is minimised over the law's coordinates, and reported; [..., rows] -> [...]."""
@@ -112,7 +111,7 @@ class Loss:
     if self.name == 'student_t':  # the normalisation, so that sigma and nu can be compared
       nu = self.nu
       constant = special.gammaln(nu / 2) - special.gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi) + np.log(self.sigma)
-      value = value + constant * np.sum(np.broadcast_to(weights * self._side(r), np.shape(r)), -1)
+      value = value + constant * np.sum(np.broadcast_to(self._weighed(r, weights), np.shape(r)), -1)
     return value
 
 

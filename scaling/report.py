@@ -12,7 +12,7 @@ import numpy as np
 
 from foundation import files, outputs
 from foundation.page import Figure, Section, Text, render
-from scaling import plot
+from scaling import plot, prediction
 from scaling.approaches import Optima, positions, side_by_side
 from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
@@ -57,6 +57,11 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
   if simulations and len(result.observations) <= LARGE:
     shares = worst_coverage(result, wanted, level, simulations, fit_scale=fit_scale)
     intervals = [dataclasses.replace(i, coverage=c, noise=noise) for i, (c, noise) in zip(intervals, shares)]
+  if result.law.plain and len(result.observations) <= LARGE and intervals[-1].name.startswith('loss at'):
+    N, D = (float(v) for v in result.optimum(C))  # that is a prediction, of which the law itself may be wrong
+    far = float(prediction.distance(result.observations, N, D))
+    walk = prediction.drift(result.observations, result.law, result.loss, result.fixed) if far > 0 else prediction.Drift()
+    intervals[-1] = prediction.widened(intervals[-1], walk, far)
   return Doubt(thetas, spread, tuple(intervals))
 
 

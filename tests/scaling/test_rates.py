@@ -1,7 +1,6 @@
 """Rate and batch optima of a sweep whose laws are known.
 
-Mutations that fail here: an optimum at an edge that enters a law; a quadratic without its mixed term; runs far up the
-valley's side that bend it; the error of one axis for the other.
+Mutations that fail here: an optimum at an edge that enters a law; a quadratic without its mixed term.
 """
 
 import dataclasses
@@ -119,6 +118,8 @@ def test_what_is_no_sweep_is_refused(tmp_path):
   found, _ = rates.optima(load(tmp_path, sweep()))
   with pytest.raises(ConfigError, match='rise together'):
     rates.law('lr', [dataclasses.replace(item, D=20 * item.N) for item in found], ('N', 'D'))
+  with pytest.raises(ConfigError, match='0 cells have a best lr inside'):
+    rates.law('lr', [dataclasses.replace(item, edge={'lr': 1.0}) for item in found], ('N', 'D'))
   with pytest.raises(ConfigError, match='2 cells have a best lr'):
     rates.law('lr', found[:2], ('N', 'D'))
 

@@ -1,6 +1,6 @@
 """The best run of each cell, over rates and batches under any of their names.
 
-Mutations that fail here: a missing rate that equals none; cells of exactly equal D; a choice over the rate alone.
+Mutations that fail here: cells of exactly equal D; a choice over the rate alone.
 """
 
 import numpy as np
