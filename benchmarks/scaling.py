@@ -23,7 +23,7 @@ from foundation.errors import ConfigError
 from scaling import laws, table, uncertainty
 from scaling.fit import fit, screen
 from scaling.objective import Loss, Problem, refine_optimistix
-from scaling.observations import Observations
+from scaling.observations import Observations, levels
 
 GRID = dict(alpha=(0, 0.5, 1, 1.5, 2), beta=(0, 0.5, 1, 1.5, 2), e=(-1, -0.5, 0, 0.5, 1), a=(0, 5, 10, 15, 20, 25),
             b=(0, 5, 10, 15, 20, 25))  # Hoffmann et al. 2022, section 3.3: 4500 starts
@@ -98,39 +98,51 @@ def speed(sample: int) -> None:
     print(f'posterior left out: {error}')
 
 
-def coverage(count: int) -> None:
-  """Share of `count` simulated sweeps of 20 cells whose 90 % interval holds the truth, for two kinds of noise."""
-  law = laws.additive()
+def designs() -> dict[str, tuple[Observations, np.ndarray, np.ndarray]]:
+  """{name: (runs on an additive law, its coordinates, noise that rows may have of their own [drafts, rows])}."""
+  law, rng = laws.additive(), np.random.default_rng(7)
   theta = law.coordinates({'E': 0.85, 'A': 56.0, 'B': 83.0, 'alpha': 0.35, 'beta': 0.37})
   n, d = (g.ravel() for g in np.meshgrid([1e4, 3.3e4, 9.5e4, 1.64e5, 4.67e5], [2.5e5, 5e5, 1e6, 2e6], indexing='ij'))
-  o = Observations.of(n, d, law.loss(theta, n, d))
-  problem, C = Problem.of(law, o.x, o.y), 10 * 6 * n.max() * d.max()
-  quantities = [uncertainty.parameter(law, name) for name in law.parameters] + [
-      uncertainty.share(law), uncertainty.n_opt(law, C), uncertainty.d_opt(law, C), uncertainty.best_loss(law, C)]
-  names = [q.name.split(' ')[0] for q in quantities]
-  print(f'coverage of nominal 90 % intervals, {count} sweeps of 20 cells, noise of .6 % of the loss (%)')
-  print(f'{"noise, interval":<44s} ' + ' '.join(f'{name:>6s}' for name in names) + '  seconds')
-  truth = np.array([float(q.value(theta[None])[0]) for q in quantities])
-  for kind in ('normal', 'Student-t 3'):
-    rng = np.random.default_rng(0)
-    noise = 0.006 * (rng.normal(size=(count, 20)) if kind == 'normal' else rng.standard_t(3, (count, 20)) / 3 ** 0.5)
-    simulated = dataclasses.replace(problem, y=problem.y + noise)
+  wide = law.coordinates({'E': 1.82, 'A': 482.0, 'B': 2085.0, 'alpha': 0.348, 'beta': 0.366})
+  m, e = (g.ravel() for g in np.meshgrid(np.geomspace(2e7, 2e9, 8), np.geomspace(1e9, 6e10, 5), indexing='ij'))
+  published = fit(runs()[1])
+  o = published.observations
+  return {'5 sizes x 4': (Observations.of(n, d, law.loss(theta, n, d)), theta, 0.004 * rng.standard_t(5, (10, 20))),
+          '8 sizes x 5': (Observations.of(m, e, law.loss(wide, m, e)), wide, 0.002 * rng.standard_t(5, (10, 40))),
+          f'published {len(o)}': (dataclasses.replace(o, loss=published.predict(o.N, o.D)), published.theta,
+                                  published.residuals[None])}
+
+
+def noises(o: Observations, own, count: int):
+  """{kind: noise [count, rows]} of the same spread, that of `own`; wild noise keeps each row of a draft, of random sign."""
+  rng, sd, shape = np.random.default_rng(0), float(np.sqrt(np.mean(own ** 2))), (count, len(o))
+  _, size = levels(o.N, 0.01)
+  falling = (o.C / o.C.min()) ** -0.25
+  return {'normal': rng.normal(0, sd, shape), 'wild': np.abs(own)[np.arange(count) % len(own)] * rng.choice([-1, 1], shape),
+          'heteroscedastic': rng.normal(0, sd, shape) * falling / np.sqrt(np.mean(falling ** 2)),
+          'per size': sd * (rng.normal(0, 0.5 ** 0.5, (count, size.max() + 1))[:, size] + rng.normal(0, 0.5 ** 0.5, shape)),
+          'Student-t 3': sd * rng.standard_t(3, shape) / 3 ** 0.5}
+
+
+def coverage(count: int) -> None:
+  """Share of `count` simulated tables whose 90 % interval holds the truth, for five kinds of noise."""
+  law = laws.additive()
+  print(f'coverage of printed 90 % intervals, {count} tables each (%), and of those of equal independent noise')
+  for name, (o, theta, own) in designs().items():
+    problem, C = Problem.of(law, o.x, o.y), 10 * float(o.C.max())
+    k = o.convention.k
+    quantities = [uncertainty.parameter(law, p) for p in ('E', 'alpha', 'beta')] + [
+        uncertainty.share(law), uncertainty.n_opt(law, C, k=k), uncertainty.best_loss(law, C, k=k)]
     starts = np.repeat(problem.phi(theta)[None], count, 0)
-    for label, loss, scale in (('squares', Loss('squares'), False), ('huber, delta fitted', Loss('huber', 0.008), True),
-                               ('huber, delta 1e-3', Loss(), False)):
-      begin = time.perf_counter()
-      inside, _ = uncertainty.covered(simulated, starts, theta, loss, quantities, 0.9, scale)
-      seconds = time.perf_counter() - begin
-      print(f'{f"{kind}: profile, {label}":<44s} ' + ' '.join(f'{100 * v:6.1f}' for v in inside.mean(1)) +
-            f'  {seconds:7.1f}')
-    begin, hits = time.perf_counter(), np.zeros(len(quantities))
-    for y in simulated.y[:50]:
-      again = fit(dataclasses.replace(o, loss=np.exp(y)), law, Loss('squares'))
-      draws = uncertainty.bootstrap(again, 300)
-      ends = [np.nanquantile(q.value(draws), [0.05, 0.95]) for q in quantities]
-      hits += [low <= t <= high for (low, high), t in zip(ends, truth)]
-    print(f'{f"{kind}: pairs bootstrap, squares, 50 sweeps":<44s} ' + ' '.join(f'{100 * v:6.1f}' for v in hits / 50) +
-          f'  {time.perf_counter() - begin:7.1f}')
+    print(f'{name + ": objective, noise":<44s} ' + ' '.join(f'{q.name.split(" ")[0]:>6s}' for q in quantities) +
+          '   equal independent  seconds')
+    for label, loss, scale in (('huber, delta 1e-3', Loss(), False), ('huber, delta fitted', Loss('huber', 0.008), True)):
+      for kind, noise in noises(o, own, count).items():
+        simulated, begin = dataclasses.replace(problem, y=problem.y + noise), time.perf_counter()
+        robust, plain = (uncertainty.covered(simulated, starts, theta, loss, quantities, 0.9, scale, robust=way)[0].mean(1)
+                         for way in (True, False))
+        print(f'{f"  {label}, {kind}":<44s} ' + ' '.join(f'{100 * v:6.1f}' for v in robust) +
+              f'   {100 * plain.min():5.1f} to {100 * plain.max():5.1f}  {time.perf_counter() - begin:9.1f}', flush=True)
 
 
 def main(flags) -> None:

@@ -120,16 +120,17 @@ def manage(sweep, cells, path: pathlib.Path, workdir: pathlib.Path) -> int:
     forecast.check_design(cells, sizes, largest, sweep.law, sweep.allow)
     logging.info('%s', bar.line([], start))
     try:
-      failures = runner([[c for c in trunk if c is not largest] for trunk in cells_lib.trunks(cells)])
+      held = forecast.held_back(cells, sizes, largest)
+      failures = runner([[c for c in trunk if c not in held] for trunk in cells_lib.trunks(cells)])
       if failures:
         raise config_lib.ConfigError(f'{len(failures)} trunks of cells failed, first {failures[0]}; the same command '
                                      'tries them again')
       forecast.predict(workdir, largest.name, *sizes[largest.name], sweep.law, sweep.allow)
       logging.info('%s', forecast.compared(workdir)[-1])
-      failures = runner([[largest]])
+      failures = runner([[c for c in trunk if c in held] for trunk in cells_lib.trunks(cells)])
       if failures:
         raise config_lib.ConfigError(f'the largest cell failed, {failures[0]}; the same command tries it again')
-      forecast.measure(workdir, largest.name)
+      forecast.measure(workdir, largest.name, [cell.name for cell in held])
       summary, page = forecast.conclude(workdir, sweep.law, sweep.allow, sweep.base.data)
     except KeyboardInterrupt:
       logging.info('interrupted; the same command goes on, %s', bar.line([], start))

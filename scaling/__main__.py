@@ -10,67 +10,14 @@ import dataclasses
 import math
 import pathlib
 import sys
+import types
 
 from foundation.command import Command, Flag, run
 from foundation.errors import ConfigError
 from foundation.printable import printable
-
-
-def _runs(flags):
-  from scaling import table
-  if not flags.runs:
-    raise ConfigError('--runs is missing: a folder of runs with result.json, or a CSV with columns N, D, loss')
-  runs = table.read(flags.runs, table.parse_assignments(flags.columns, '--columns'),
-                    table.parse_assignments(flags.units, '--units'))
-  runs = runs.where(flags.where) if flags.where else runs
-  return runs.exclude(flags.exclude) if flags.exclude else runs
-
-
-def _counting(flags):
-  from scaling.observations import Counting
-  return Counting(flags.params, flags.compute)
-
-
-def _uninformed(flags) -> float | None:
-  return math.log(flags.vocabulary) if flags.vocabulary else None
-
-
-def _table(flags):
-  """(observations, findings) of the runs, each cell at its best learning rate."""
-  from scaling import lints, table
-  runs = _runs(flags)
-  _, findings = lints.check(runs, _counting(flags), flags.allow, _uninformed(flags))
-  return table.best_rate(runs).observe(_counting(flags)), findings
-
-
-def _loss(flags):
-  from scaling.objective import Loss
-  return Loss(flags.loss, flags.delta, flags.penalty)
-
-
-def _experts(flags, law):
-  """--K, or None for a law without experts."""
-  if 'k' not in law.columns:
-    if flags.K != 1:
-      raise ConfigError(f'--K={flags.K:g}: law {law.name} knows no experts; fit --law=experts')
-    return None
-  return flags.K
-
-
-def _fitted(flags):
-  """(fit, findings) of the law to the runs; what is wrong in the flags is refused before a table is read."""
-  from scaling import laws
-  from scaling.fit import fit
-  from scaling.table import parse_assignments
-  law, loss = laws.law(flags.law, _uninformed(flags), '--law'), _loss(flags)
-  fixed = {}
-  for name, value in parse_assignments(flags.fix, '--fix').items():
-    try:
-      fixed[name] = float(value)
-    except ValueError:
-      raise ConfigError(f'--fix: {name}={value!r} is not a number') from None
-  observations, findings = _table(flags)
-  return fit(observations, law, loss, fixed), findings
+from scaling import options
+from scaling.options import (AT, EXPERTS, FITTING, LAWS, LEDGER, LEVEL, OBJECTIVE, SIMULATIONS, TABLE, TARGET, UNIQUE,
+                             number)
 
 
 def _target(flags, observations) -> float:
@@ -86,7 +33,7 @@ def run_fit(flags) -> int:
   from scaling import report, uncertainty
   if flags.report:
     report.check_folder('--report', pathlib.Path(flags.report))
-  result, findings = _fitted(flags)
+  result, findings = options.fitted(flags)
   C = _target(flags, result.observations)
   about = report.doubt(result, C, flags.bootstrap, flags.simulations, flags.level, flags.kind, flags.delta == 0)
   print(report.summary(result, about, findings))
@@ -96,41 +43,54 @@ def run_fit(flags) -> int:
         f'{name} {value.mean():.5g} ± {value.std():.3g}' for name, value in result.law.display(draws).items()) +
           f'; r_hat {state["r_hat"]:.3f}, {state["divergences"]} divergences')
   if flags.positions:
-    print(report.positions_text(_runs(flags), _counting(flags), max(flags.positions, 0)))
+    print(report.positions_text(options.runs(flags), options.counting(flags), max(flags.positions, 0)))
   sys.stdout.flush()
   if flags.report:
-    page = report.page(flags.report, result.observations, result, about, C, _loss(flags), findings=findings)
+    page = report.page(flags.report, result.observations, result, about, C, options.loss(flags), findings=findings)
     print(f'report {page}')
   return _end(result)
 
 
 def run_predict(flags) -> int:
   """Prints the loss of one run with its interval; writes it to --ledger."""
-  from scaling import ledger, uncertainty
+  from scaling import ledger, prediction, uncertainty
+  from scaling.fit import fit
+  law, loss, fixed = options.asked(flags)
   if flags.N <= 0 or flags.D <= 0:
     raise ConfigError(f'--N={flags.N:g} --D={flags.D:g}: expected the parameters and tokens of the run to predict')
   if flags.ledger and not flags.name:
     raise ConfigError('--ledger needs --name, the name of the prediction')
-  result, findings = _fitted(flags)
-  quantity = uncertainty.loss_at(result.law, flags.N, flags.D, flags.U or None, _experts(flags, result.law))
-  interval = uncertainty.profile(result, quantity, flags.level, new_run=True)
-  mean = uncertainty.profile(result, quantity, flags.level)
+  if flags.U and 'u' not in law.columns:
+    raise ConfigError(f'--U={flags.U:g}: law {law.name} knows no repetition; fit --law=repeated, repeated_tied or '
+                      'repeated_coupled')
+  experts = options.experts(flags, law)
+  o, findings = options.table(flags, law)
+  quantity = uncertainty.loss_at(law, flags.N, flags.D, flags.U or None, experts, options.at(flags), o.convention.k)
+  held = prediction.same_cell(o, flags.N, flags.D) if flags.ledger else o.N < 0
+  o = o.take(~held)
+  result = fit(o, law, loss, fixed)
+  interval, mean, walk = prediction.predict(result, quantity, flags.N, flags.D, flags.level, loss)
   if flags.simulations:
-    share = uncertainty.coverage(result, [quantity], flags.level, flags.simulations, fit_scale=flags.delta == 0)
-    mean = dataclasses.replace(mean, coverage=float(share[0]))
-  o = result.observations
-  print(f'{result.law.name}: {interval} (one run, with its noise)\n{result.law.name}: {mean} (the law itself)')
-  print(f'{6 * flags.N * flags.D / float(o.C.max()):.3g} times the largest compute fitted; rms residual '
+    share, noise = uncertainty.worst_coverage(result, [quantity], flags.level, flags.simulations,
+                                              flags.delta == 0)[0]
+    mean = dataclasses.replace(mean, coverage=share, noise=noise)
+  print(f'{law.name}: {interval} (one run, with its noise)\n{law.name}: {mean} (the law itself)')
+  C = o.convention.k * flags.N * flags.D
+  print(f'{C / float(o.C.max()):.3g} times the largest compute fitted ({o.convention}); rms residual '
         f'{100 * result.rms:.3f} %')
-  for note in (*result.notes, *map(str, findings)):
+  if walk.cuts:
+    print(f'both intervals hold the drift of the law, as seen in {walk.cuts} held-out extrapolations: '
+          f'{100 * walk.variance ** 0.5:.2g} % of the loss for a factor e beyond the runs')
+  for note in (*filter(None, [walk.note]), *result.notes, *map(str, findings)):
     print(f'doubt: {note}')
   if flags.ledger:
     sys.stdout.flush()
-    seen = bool(((abs(o.N / flags.N - 1) < 1e-3) & (abs(o.D / flags.D - 1) < 1e-3)).any())
-    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, loss=interval.estimate, low=interval.low,
-                   high=interval.high, level=flags.level, law=result.law.name,
-                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=seen)
-    print(f'written to {flags.ledger} as {flags.name}' + (' (this run is in the table: no prediction)' if seen else ''))
+    ledger.predict(flags.ledger, flags.name, N=flags.N, D=flags.D, C=C, k=o.convention.k, loss=interval.estimate,
+                   low=interval.low, high=interval.high, level=flags.level, law=law.name,
+                   objective=f'{flags.loss} {flags.delta:g}', runs=len(o), source=o.source, seen=bool(held.any()))
+    print(f'written to {flags.ledger} as {flags.name}' + (
+        f' ({held.sum()} runs of this cell are in the table: no prediction, though they were held back from the fit)'
+        if held.any() else ''))
   return _end(result)
 
 
@@ -142,9 +102,10 @@ def run_plan(flags) -> int:
   rates = plan.Rates(flags.flops_per_second, flags.dollars_per_hour, flags.prefill_flops_per_second,
                      flags.decode_flops_per_second)
   C = rates.flops(flags.budget, flags.unit) if flags.budget else 0.0
-  result, findings = _fitted(flags)
+  result, findings = options.fitted(flags)
   best = _best(flags, result, rates, C)
-  print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs\n'
+  print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs, '
+        f'{result.observations.convention}\n'
         f'loss {best.loss:.5g} nats per token\nnearly as good: N from {best.near[0]:.3g} to {best.near[1]:.3g}')
   if rates.flops_per_second:
     seconds = best.C / rates.flops_per_second
@@ -165,7 +126,7 @@ def _best(flags, result, rates, C: float):
     print(f'{100 * saved:.1f} % of the cost saved against the compute-optimal model of this loss')
     return best
   if not flags.unique:
-    return plan.compute_optimal(result, C, _experts(flags, result.law))
+    return plan.compute_optimal(result, C, options.experts(flags, result.law), options.at(flags))
   best = plan.with_repetition(result, C, flags.unique)
   print(f'{best.epochs:.2f} epochs of {flags.unique:.4g} unique tokens')
   for name in ('R_D', 'R_N'):
@@ -178,12 +139,14 @@ def _best(flags, result, rates, C: float):
 def _print_decision(flags, result, C: float) -> None:
   """Intervals of N_opt and its loss at C FLOPs, and what another size would lose."""
   import numpy as np
-  from scaling import uncertainty
-  K = _experts(flags, result.law)
-  for quantity in (uncertainty.n_opt(result.law, C, K), uncertainty.best_loss(result.law, C, K)):
-    print(uncertainty.profile(result, quantity, flags.level))
+  from scaling import prediction, uncertainty
+  K, at = options.experts(flags, result.law), options.at(flags)
+  k = result.observations.convention.k
+  print(uncertainty.profile(result, uncertainty.n_opt(result.law, C, K, k, at), flags.level))
+  quantity, (N, D) = uncertainty.best_loss(result.law, C, K, k, at), result.optimum(C, K, at)
+  print(prediction.predict(result, quantity, float(N), float(D), flags.level, options.loss(flags))[1])
   if flags.N:
-    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K)
+    lost = uncertainty.regret(result.law, uncertainty.bootstrap(result, 300), C, flags.N, K, k, at)
     low, middle, high = np.nanquantile(lost, [(1 - flags.level) / 2, 0.5, (1 + flags.level) / 2])
     print(f'N {flags.N:.4g} instead loses {middle:.3g} nats per token, {100 * flags.level:g} % of bootstraps '
           f'[{low:.3g}, {high:.3g}]')
@@ -192,10 +155,10 @@ def _print_decision(flags, result, C: float) -> None:
 def run_design(flags) -> int:
   """Prints the next runs to buy, the most informative first."""
   from scaling import plan
-  result, _ = _fitted(flags)
+  result, _ = options.fitted(flags)
   C = _target(flags, result.observations)
   bought = plan.next_runs(result, C, flags.budget, seed_noise=flags.seed_noise, misfit=flags.misfit,
-                          unique=flags.unique, K=_experts(flags, result.law) or 1.0)
+                          unique=flags.unique, K=options.experts(flags, result.law) or 1.0)
   target = 'the loss of the best run' if 'u' in result.law.columns else 'N_opt'
   print(f'{"N":>10s} {"D":>10s} {"epochs":>6s} {"experts":>7s} {"repeat":>6s} {"FLOPs":>10s}   sd of ln {target} at '
         f'{C:.3g} FLOPs')
@@ -222,8 +185,8 @@ def _compare_laws(flags) -> None:
   from scaling import holdout, laws, report
   from scaling.approaches import side_by_side
   from scaling.fit import fit
-  chosen, loss = [laws.law(name, _uninformed(flags), '--laws') for name in flags.laws], _loss(flags)
-  observations, findings = _table(flags)
+  chosen, loss = [laws.law(name, options.uninformed(flags), '--laws') for name in flags.laws], options.loss(flags)
+  observations, findings = options.table(flags, *chosen)
   cuts = holdout.thin(observations)
   errors = [holdout.holdout(observations, law, loss, cuts=cuts, reach=flags.reach) for law in chosen]
   print(report.comparison(errors, [fit(observations, law, loss).rms for law in chosen]))
@@ -234,6 +197,8 @@ def _compare_laws(flags) -> None:
 
 def _compare_ledger(flags) -> None:
   from scaling import ledger
+  if flags.mend and (line := ledger.mend(flags.ledger)):
+    print(f'{flags.ledger}: the last line was cut short and now lies in {flags.ledger}.torn: {printable(line, 80)}')
   if flags.measured:
     ledger.measure(flags.ledger, flags.name, flags.measured)
   records = ledger.read(flags.ledger)
@@ -248,39 +213,35 @@ def _compare_ledger(flags) -> None:
     print(text + (' (the run was in the table)' if p['seen'] else ''))
 
 
-def number(name: str, default: float, text: str, **bounds) -> Flag:
-  """A flag that holds a number from 0 up, if no other bounds are given."""
-  return Flag(name, float, default, text, **{'least': 0.0, **bounds})
+def run_gain(flags) -> int:
+  """Prints how many times the compute the recipe of --against needs for the loss of that of --runs."""
+  from scaling import recipes
+  if not flags.against:
+    raise ConfigError('--against is missing: the runs of the recipe to compare with')
+  new, findings = options.fitted(flags)
+  old, others = options.fitted(types.SimpleNamespace(**{**vars(flags), 'runs': flags.against}))
+  print(recipes.text(old, new, flags.level, flags.compute_target))
+  for name, result, found in (('new', new, findings), ('old', old, others)):
+    for note in (*result.notes, *map(str, found)):
+      print(f'doubt: {name}: {note}')
+  return max(_end(new), _end(old))
 
 
-LAWS = ' | '.join(sorted(path.stem for path in pathlib.Path(__file__).with_name('laws').glob('[!_]*.py')))
-TABLE = (
-    Flag('runs', str, '', 'folder of runs with result.json, or a CSV'),
-    Flag('columns', str, '', 'headers of standard names that are not found: N=params,loss=c4'),
-    Flag('units', str, '', 'loss=nats|bits, N and D=1|thousands|millions|billions|log10, C=flop|pflop_days'),
-    Flag('exclude', str, '', 'drop the rows where this column is not zero'),
-    Flag('where', str, '', 'keep the rows where every comparison holds: role=train,N<2e9,mult=1|2'),
-    Flag('params', str, '', 'what N counts, the first there is if empty', ('given', 'total', 'no_input', 'body')),
-    Flag('compute', str, '', 'what C counts, the first there is if empty', ('given', 'exact', '6nd')),
-    Flag('allow', list, [], 'codes of findings that do not refuse the table: few_sizes,short_range'),
-    number('vocabulary', 0.0, 'number of tokens in the vocabulary; 0: unknown'))
-OBJECTIVE = (
-    Flag('loss', str, 'huber', 'objective', ('huber', 'lad', 'student_t', 'asymmetric', 'squares')),
-    number('delta', 1e-3, 'Huber delta in ln loss; 0: fitted to the residuals'),
-    number('penalty', 10.0, 'asymmetric: weight of a law above its run'))
-FITTING = (
-    *TABLE,
-    Flag('law', str, 'additive', f'{LAWS}, or the path of a .py file (see scaling/laws/__init__.py)'),
-    *OBJECTIVE,
-    Flag('fix', str, '', 'parameters kept as given: E=1.7,alpha=0.34'))
-LEVEL = number('level', 0.9, 'nominal level of intervals', most=1.0)
-SIMULATIONS = Flag('simulations', int, 100, 'simulated tables for the coverage; 0: none', least=0)
-TARGET = number('compute_target', 0.0, 'FLOPs of the decision; 0: ten times the largest run')
-EXPERTS = number('K', 1.0, 'experts of the run; a law of experts counts its active parameters', least=1.0)
-UNIQUE = number('unique', 0.0, 'unique tokens that exist; 0: no limit')
-LEDGER = (
-    Flag('ledger', str, '', 'append-only file of predictions'),
-    Flag('name', str, '', 'name of a ledger entry'))
+def run_rates(flags) -> int:
+  """Prints the best rate and batch of each cell, their laws, and the law of the loss at the optima."""
+  from scaling import rates, report
+  from scaling.fit import fit
+  law, loss, fixed = options.asked(flags)
+  runs = options.runs(flags)
+  print(rates.text(runs, options.counting(flags), flags.N, flags.D, flags.level))
+  try:
+    result = fit(rates.observations(rates.optima(runs, options.counting(flags))[0], runs.source), law, loss, fixed)
+  except ConfigError as error:
+    print(f'the loss at the optima has no law: {error}')
+    return 1
+  print('the loss at the optima:\n' + report.summary(result))
+  return _end(result)
+
 
 COMMANDS = (
     Command('fit', run_fit, 'fits a law and says how sure it is', """
@@ -313,7 +274,7 @@ Examples:
         number('N', 0.0, 'parameters of the run'),
         number('D', 0.0, 'tokens of the run'),
         number('U', 0.0, 'unique tokens of the run; 0: all of D'),
-        EXPERTS, LEVEL, SIMULATIONS, *LEDGER)),
+        EXPERTS, AT, LEVEL, SIMULATIONS, *LEDGER)),
     Command('plan', run_plan, 'what to train for a budget', """
 A budget is in FLOPs, seconds or dollars (--unit). --unique: only so many tokens exist (a law of repeated data).
 --target_loss with --prefill and --decode: the cheapest model of that loss that serves so many tokens.
@@ -338,7 +299,7 @@ Examples:
         number('decode', 0.0, 'generated tokens served over the life of the model'),
         LEVEL,
         number('N', 0.0, 'parameters of a run to compare with the best'),
-        EXPERTS)),
+        EXPERTS, AT)),
     Command('design', run_design, 'the next runs to buy, the most information on N_opt(C) per FLOP first', """
 Repeats stop where seed noise is below the misfit allowed to a run far below C.
 
@@ -352,6 +313,27 @@ Examples:
         number('seed_noise', 0.0, 'sd of ln loss between seeds; 0: the rms residual'),
         number('misfit', 0.002, 'sd of ln loss a decade of compute below the target that no repeat removes'),
         Flag('most', int, 20, 'runs shown', least=0))),
+    Command('rates', run_rates, 'the best learning rate and batch of each cell of a sweep, as laws of N and D', """
+In each cell a quadratic in ln rate and ln batch; the optima inside what was tried make the laws, those at an edge say
+what to run next. scaling.rates.next_cells and .settings are what a sweep file calls.
+
+Examples:
+  python -m scaling rates --runs=runs
+  python -m scaling rates --runs=steplaw.csv --N=1e10 --D=2e11
+""", (
+        *FITTING, LEVEL,
+        number('N', 0.0, 'parameters of a run whose rate and batch are asked for'),
+        number('D', 0.0, 'its tokens'))),
+    Command('gain', run_gain, 'how many times the compute an old recipe needs for the loss of a new one', """
+The compute-equivalent gain at four computes that both recipes ran and one beyond, with its interval, and whether it
+grows. Each recipe is a table of runs, and is fitted by itself.
+
+Examples:
+  python -m scaling gain --runs=new.csv --against=old.csv
+  python -m scaling gain --runs=new --against=old --law=coupled --compute_target=1e22
+""", (
+        *FITTING, LEVEL, TARGET,
+        Flag('against', str, '', 'runs of the old recipe'))),
     Command('compare', run_compare, "laws by prediction, approaches side by side, and a ledger's entries", """
 A law is fitted below a compute and tested above it, for every compute that leaves enough runs.
 With --ledger, --name and --measured what a run measured is written beside its prediction, and the two are shown.
@@ -364,7 +346,8 @@ Examples:
         Flag('laws', list, ['additive', 'tied', 'kaplan', 'coupled'], f'some of {LAWS}, or paths of .py files'),
         number('reach', 0.0, 'only cuts at most the largest compute over this; 0: all'),
         TARGET, *LEDGER,
-        number('measured', 0.0, 'measured loss of the ledger entry, nats per token'))))
+        number('measured', 0.0, 'measured loss of the ledger entry, nats per token'),
+        Flag('mend', bool, False, 'take a last line of the ledger that was cut short out, into a file beside it'))))
 
 
 if __name__ == '__main__':

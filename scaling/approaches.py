@@ -37,7 +37,7 @@ class Optima:
     return np.exp(self.intercept + self.a * np.log(C))
 
 
-def _line(name: str, C, N, notes=()) -> Optima:
+def _line(name: str, C, N, k: float, notes=()) -> Optima:
   x, y = np.log(C), np.log(N)
   design = np.stack([np.ones(len(x)), x], 1)
   (intercept, slope), *_ = np.linalg.lstsq(design, y, rcond=None)
@@ -45,7 +45,7 @@ def _line(name: str, C, N, notes=()) -> Optima:
   if len(x) > 2:
     variance = ((y - design @ [intercept, slope]) ** 2).sum() / (len(x) - 2)
     error = float(np.sqrt(variance / ((x - x.mean()) ** 2).sum()))
-  return Optima(name, np.asarray(C), np.asarray(N), np.asarray(C) / (6.0 * np.asarray(N)), float(slope), error,
+  return Optima(name, np.asarray(C), np.asarray(N), np.asarray(C) / (k * np.asarray(N)), float(slope), error,
                 float(intercept), tuple(notes))
 
 
@@ -62,7 +62,7 @@ def envelope(o: Observations) -> Optima:
   if len(np.unique(o.N[index])) < 3:
     raise ConfigError(f'envelope: {len(np.unique(o.N[index]))} sizes on the frontier of {len(o)} runs; expected 3 or '
                      'more')
-  return _line('1 envelope', o.C[index], o.N[index])
+  return _line('1 envelope', o.C[index], o.N[index], o.convention.k)
 
 
 @np.errstate(all='ignore')
@@ -80,7 +80,7 @@ def isoflop(o: Observations) -> Optima:
       notes.append(f'no interior minimum at C={np.exp(np.log(o.C[group]).mean()):.3g}')
   if len(C) < 2:
     raise ConfigError(f'isoFLOP: {len(C)} budgets with four sizes and a minimum inside; expected 2 or more')
-  return _line('2 isoFLOP parabolas', C, N, notes)
+  return _line('2 isoFLOP parabolas', C, N, o.convention.k, notes)
 
 
 @np.errstate(all='ignore')
@@ -115,18 +115,18 @@ def isoflop_exact(o: Observations) -> Optima:
     half = (high - low) / 4
     centre = np.array([first[i], second[j]])
     low, high = centre - half, centre + half
-  alpha, beta = np.exp(centre)
+  (alpha, beta), k = np.exp(centre), o.convention.k
   a, b = np.log(solve(alpha, beta)[0][-2:]) + [alpha * n0, beta * d0]
   C = np.array([np.exp(np.log(o.C[g]).mean()) for g in groups])
-  N = np.exp((np.log(alpha / beta) + a - b) / (alpha + beta) + beta / (alpha + beta) * np.log(C / 6.0))
-  return dataclasses.replace(_line('2 isoFLOP, exact shape', C, N), a_error=np.nan)
+  N = np.exp((np.log(alpha / beta) + a - b) / (alpha + beta) + beta / (alpha + beta) * np.log(C / k))
+  return dataclasses.replace(_line('2 isoFLOP, exact shape', C, N, k), a_error=np.nan)
 
 
 def parametric(o: Observations, result: Fit) -> Optima:
   """Approach 3: the closed form of a fitted law at the frontier's budgets."""
   C = np.geomspace(o.C.min(), o.C.max(), 9)
   N, _ = result.optimum(C)
-  line = _line(f'3 {result.law.name}', C, N)
+  line = _line(f'3 {result.law.name}', C, N, o.convention.k)
   error = np.nan
   if result.law.name == 'additive' and np.isfinite(result.covariance).all():
     alpha, beta = result.theta[3:5]

@@ -13,8 +13,10 @@ from scipy import optimize
 from foundation.errors import ConfigError
 from scaling.laws import Law, additive, allocation
 from scaling.objective import GRADIENT, Loss, Problem, finite, hessian, minimise
-from scaling.observations import Observations
+from scaling.observations import LARGE, Observations
 
+LINE = 0.02  # of ln D about a line in ln N, below which the two are one column
+TOGETHER = 3  # parameters that one column determines
 RANKS = (0, 1, 3, 7, 15, 31, 63, 127)  # of the screened exponents, the starts that are refined
 
 
@@ -33,14 +35,20 @@ class Fit:
   starts: int
   agreeing: int
   covariance: np.ndarray
-  residuals: np.ndarray  # predicted - measured ln loss
+  residuals: np.ndarray  # predicted - measured ln loss, or loss: see Loss.raw
   observations: Observations
   fixed: Mapping[str, float]
   notes: tuple[str, ...] = ()
 
   @property
   def accepted(self) -> bool:
-    return self.agreeing >= 2 and (self.gradient < GRADIENT or self.rms < 1e-9)
+    return self.agreeing >= 2 and (self.gradient < GRADIENT or self.rms < 1e-9) and not self.astray
+
+  @property
+  def astray(self) -> list[str]:
+    """Free exponents outside what the law takes for possible: the runs do not show them."""
+    return [name for name, (least, greatest) in self.law.bounds.items() if name not in self.fixed and
+            name not in self.law.logs and not least < self.values[name] < greatest]
 
   @property
   def values(self) -> dict[str, float]:
@@ -63,17 +71,22 @@ class Fit:
     return len(self.law.parameters) - len(self.fixed)
 
   @property
+  def relative(self) -> np.ndarray:
+    """Residuals of ln loss, whatever the objective is of."""
+    return np.log1p(self.residuals / self.observations.loss) if self.loss.raw else self.residuals
+
+  @property
   def rms(self) -> float:
     """Root mean square residual of ln loss, about the relative error of the loss."""
-    return float(np.sqrt(np.mean(self.residuals ** 2)))
+    return float(np.sqrt(np.mean(self.relative ** 2)))
 
-  def predict(self, N, D, **columns) -> np.ndarray:
+  def predict(self, N=None, D=None, **columns) -> np.ndarray:
     """Loss in nats per token."""
     return self.law.loss(self.theta, N, D, **columns)
 
-  def optimum(self, C, K=None) -> tuple[np.ndarray, np.ndarray]:
-    """Compute-optimal N and D at C = 6 N D FLOPs."""
-    n, d = allocation(self.law, self.theta, C, K=K)
+  def optimum(self, C, K=None, at=None) -> tuple[np.ndarray, np.ndarray]:
+    """Compute-optimal N and D at C FLOPs, as the table counts them; K, at: see `Law.others`."""
+    n, d = allocation(self.law, self.theta, C, self.observations.convention.k, K, at)
     return np.exp(n), np.exp(d)
 
 
@@ -120,6 +133,28 @@ def screen(x, y, loss: Loss, weights=None, size: int = 41) -> np.ndarray:
   return logs[order]
 
 
+@np.errstate(all='ignore')
+def screen_one(column, y, loss: Loss, size: int = 41) -> np.ndarray:
+  """As `screen`, for a law of one column x: E + A/x^alpha, with B and beta as A and alpha."""
+  grid, target, middle = np.geomspace(0.03, 1.6, size), np.exp(y), column.mean()
+  rows, values = [], []
+  for alpha in grid:
+    basis = np.stack([np.ones(len(y)), np.exp(-alpha * (column - middle))], 1)
+    e, a = np.maximum(np.linalg.lstsq(basis / target[:, None], np.ones(len(y)), rcond=None)[0], 0.02 * target.min())
+    a_log = np.log(a) + alpha * middle
+    rows.append([np.log(e), a_log, a_log, alpha, alpha])
+    values.append(loss.total(np.log(basis @ [e, a]) - y))
+  return np.array(rows)[np.argsort(values)]
+
+
+def _screened(law: Law, x, y, loss: Loss) -> np.ndarray:
+  """Additive coordinates, best first, of the columns that the law reads."""
+  if {'n', 'd'} <= set(law.columns):
+    return screen(x, y, loss)
+  logs = [column.key for column in law.reads if column.log] or [column.key for column in law.reads]
+  return screen_one(x[logs[0]], y, loss)
+
+
 def _scale(residual, loss: Loss, parameters: int) -> Loss:
   """The loss with its own scale fitted to residuals [rows]: delta, or sigma and nu by maximum likelihood."""
   spread = 1.4826 * np.median(np.abs(residual)) * np.sqrt(len(residual) / max(len(residual) - parameters, 1))
@@ -142,7 +177,7 @@ def _refine(problem: Problem, starts, loss: Loss):
   fitted_scale = loss.name in ('lad', 'student_t') or (loss.name != 'squares' and loss.delta == 0)
   if not fitted_scale:
     return *minimise(problem, starts, loss), loss
-  rough = Loss('huber', 1e-2)
+  rough = Loss('huber', 1e-2, weights=loss.weights)
   phi, value, _ = minimise(problem, starts, rough)
   if loss.name == 'lad':
     start = _scale(problem.residual(phi[np.argmin(value)][None])[0], loss, phi.shape[-1])
@@ -171,9 +206,17 @@ def check_rows(o: Observations, law: Law, fixed: int = 0) -> None:
   if len(o) <= free:
     raise ConfigError(f'{len(o)} rows cannot determine {free} parameters of the law {law.name}; expected at least '
                       f'{free + 1}')
-  for name, column in (('N', o.N), ('D', o.D)):
-    if np.ptp(np.log(column)) == 0:
-      raise ConfigError(f'all rows have the same {name}; a law needs several')
+  for column in law.reads:
+    values = o.x.get(column.key)
+    if values is not None and column.key != 'u' and np.ptp(values) == 0:
+      raise ConfigError(f'all rows have the same {column.name}; a law needs several')
+  if {'n', 'd'} <= set(law.columns) and free > TOGETHER:
+    n, d = o.x['n'], o.x['d']
+    slope, middle = np.polyfit(n, d, 1)
+    if np.ptp(d - slope * n - middle) < LINE:
+      form = f'D = {np.exp(np.median(d - n)):.3g} N' if abs(slope - 1.0) < 0.02 else f'D ~ N^{slope:.3g}'
+      raise ConfigError(f'{form} in all rows: parameters and tokens cannot be told apart, and the {free} free parameters '
+                        f'of the law {law.name} are not determined; nearest is a law of one column, size or compute')
 
 
 @np.errstate(all='ignore')  # far starts overflow, and are refused by their value
@@ -186,16 +229,22 @@ def fit(observations: Observations, law: Law | None = None, loss: Loss = Loss(),
   """
   law, fixed = law or additive(), dict(fixed or {})
   x, y = observations.x, observations.y
-  problem = Problem.of(law, x, y, fixed)
+  loss = dataclasses.replace(loss, weights=observations.weights)
+  problem = Problem.of(law, x, y, fixed, loss.raw)
   if not len(problem.free):
     raise ConfigError(f'every parameter of the law {law.name} is kept as given ({", ".join(fixed)}); expected one or more '
                       f"to fit, nearest is all but '{law.parameters[-1]}'")
   check_rows(observations, law, len(fixed))
   given = starts is not None
+  if not given and len(y) > LARGE:
+    part = fit(observations.take(np.linspace(0, len(y) - 1, LARGE // 4).astype(int)), law, loss, fixed)
+    given, starts = True, part.theta + np.array([0.0, 1e-2, -1e-2])[:, None] * (np.abs(part.theta) + 1e-2)
+    kept = [law.parameters.index(name) for name in fixed]
+    starts[:, kept] = part.theta[kept]
   if not given:
     rough = loss if loss.name in ('huber', 'asymmetric') and loss.delta else Loss('huber', 1e-2)
-    ranked = screen(x, y, rough)
-    starts = _starts(law, problem, ranked[list(RANKS)])
+    ranked = _screened(law, x, y, dataclasses.replace(rough, weights=loss.weights))
+    starts = _starts(law, problem, ranked[[rank for rank in RANKS if rank < len(ranked)]])
   lanes = problem.phi(np.atleast_2d(starts))
   phi, value, gradient, loss = _refine(problem, lanes, loss)
   agreeing, best = _agreeing(value, loss, len(y)), int(np.nanargmin(value))
@@ -245,12 +294,13 @@ def _finish(problem, phi, loss, value, gradient, starts, agreeing, observations,
   out = Fit(law, theta, loss, float(value), float(gradient), starts, agreeing, covariance, residual, observations,
             fixed)
   if not out.accepted:
+    astray = f', {", ".join(out.astray)} out of bounds' if out.astray else ''
     notes.append(f'not accepted: {agreeing} of {starts} starts reach the objective (2 expected), scaled gradient '
-                 f'{gradient:.1e} (below {GRADIENT:.0e} expected)')
+                 f'{gradient:.1e} (below {GRADIENT:.0e} expected){astray}')
   for name, (least, greatest) in law.bounds.items():
     if name not in fixed and not least < out.values[name] < greatest:
       notes.append(f'{name} = {out.values[name]:.4g} is outside ({least:g}, {greatest:g}): the runs do not show it')
-  smallest = float(np.exp(problem.y.min()))
+  smallest = float(observations.loss.min())
   if 'E' in out.values and out.values['E'] > smallest:
     notes.append(f'E = {out.values["E"]:.4f} is above the smallest loss {smallest:.4f}')
   if 'E' in out.values and out.values['E'] < 0.05 * smallest:

@@ -31,6 +31,7 @@ class Holdout:
 
 
 LEAST = 8  # rows below a cut
+COMPARED = ('additive', 'tied', 'kaplan', 'coupled')  # laws that are compared unless others are named
 
 
 def splits(o: Observations, least_test: int = 2, cuts=None, reach: float = 0.0) -> list[tuple[float, np.ndarray]]:
@@ -64,8 +65,7 @@ def holdout(o: Observations, law: Law, loss: Loss = Loss(), least_test: int = 2,
   for cut, below in splits(o, least_test, cuts, reach):
     train, test = o.take(below), o.take(~below)
     result = fit(train, law, loss)
-    columns = {key: value for key, value in (('U', test.U), ('K', test.K)) if value is not None}
-    off = np.log(result.predict(test.N, test.D, **columns)) - test.y
+    off = law.log_loss(result.theta[None], {key: test.x[key] for key in law.columns}, np)[0] - test.y
     kept.append(cut)
     errors.append(np.sqrt(np.mean(off ** 2)))
     biases.append(off.mean())

@@ -4,18 +4,24 @@ Each finding has a code, says which rows it is about, and refuses or warns. A re
 """
 
 import dataclasses
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from foundation.errors import ConfigError, nearest
-from scaling.observations import Counting, Observations
+from scaling.columns import SELECTED, Column
+from scaling.observations import Counting, Observations, levels
+from scaling.selection import best_rate, cells
 from scaling.table import Runs
 
 SIZES, STEPS, DECADES = 5, 200, 1.5
+LEVEL = 0.02  # relative difference up to which two values are one size
 CODES = ('few_sizes', 'few_tokens', 'short_range', 'few_steps', 'no_interior_minimum', 'rate_edge', 'mixed_schedules',
          'duplicates', 'log10_column', 'perplexity', 'bits', 'mixed_units', 'compute', 'swapped', 'scaled_column',
-         'rounded', 'seeds', 'above_uniform', 'not_falling', 'unfinished')
+         'mixed_scale', 'rounded', 'seeds', 'above_uniform', 'not_falling', 'diverged', 'batch_edge', 'selected',
+         'mapped', 'derived', 'unfinished')
+SCALE = 1e4  # factor between neighbouring counts of a table above which some are in another unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,33 +40,35 @@ def _names(rows, keep, most: int = 3) -> str:
   return ', '.join(hits[:most]) + (f' and {len(hits) - most} more' if len(hits) > most else '')
 
 
-def levels(column, tolerance: float = 0.02) -> np.ndarray:
-  """Distinct values, those within `tolerance` of the one before (relative) taken as one."""
-  ordered = np.sort(np.asarray(column, float))
-  return ordered[np.concatenate([[True], np.diff(np.log(ordered)) > tolerance])]
-
-
 def isoflop_groups(o: Observations, tolerance: float = 0.1, least: int = 4) -> list[np.ndarray]:
   """Row indices of runs of nearly equal C (each within `tolerance` of ln C of the group's middle), by C.
 
   Greedy: the compute with most runs around it first. A group has `least` sizes or more, over a factor of 2 or more.
   """
-  c, remaining, groups = np.log(o.C), np.ones(len(o), bool), []
-  while remaining.any():
-    near = (np.abs(c[:, None] - c) <= tolerance) & remaining
-    centre = int(np.argmax(np.where(remaining, near.sum(1), -1)))
-    group = np.flatnonzero(near[centre])
-    if len(group) < least:
-      break
-    remaining[group] = False
-    if len(levels(o.N[group])) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
+  order = np.argsort(o.C, kind='stable')
+  c = np.log(o.C[order])
+  first, last = np.searchsorted(c, c - tolerance, 'left'), np.searchsorted(c, c + tolerance, 'right')
+  remaining, groups = np.ones(len(c), bool), []
+  heap = [(int(a - b), int(order[i]), i) for i, (a, b) in enumerate(zip(first, last))]  # most runs first, then by row
+  heapq.heapify(heap)
+  while heap and -heap[0][0] >= least:
+    before, row, i = heapq.heappop(heap)
+    if not remaining[i]:
+      continue
+    near = first[i] + np.flatnonzero(remaining[first[i]:last[i]])
+    if len(near) < -before:  # others were taken meanwhile
+      heapq.heappush(heap, (-len(near), row, i))
+      continue
+    remaining[near] = False
+    group = np.sort(order[near])
+    if len(levels(o.N[group], LEVEL)[0]) >= least and np.ptp(np.log(o.N[group])) >= np.log(2.0):
       groups.append(group)
-  return sorted(groups, key=lambda g: c[g].mean())
+  return sorted(groups, key=lambda g: np.log(o.C[g]).mean())
 
 
 def _shape(o: Observations) -> list[Finding]:
   out = []
-  sizes, tokens = levels(o.N), levels(o.D)
+  sizes, tokens = levels(o.N, LEVEL)[0], levels(o.D, LEVEL)[0]
   decades = float(np.log10(o.C.max() / o.C.min()))
   corner = np.corrcoef(np.log(o.N * o.D), o.loss)[0, 1] if decades > 0 else 0.0
   if corner > 0:
@@ -94,7 +102,8 @@ def _cells(o: Observations, runs: Runs) -> list[Finding]:
   seen: dict[tuple, int] = {}
   again: list[tuple[int, int]] = []
   seeds: list[tuple[int, int]] = []
-  apart = [c for c in (o.U, o.K, runs.numbers.get('lr'), runs.numbers.get('seed')) if c is not None]
+  apart = [c for c in (o.U, o.K, *o.more.values(), *(runs.numbers.get(name) for name in (*SELECTED, 'seed')))
+           if c is not None]
   for i, row in enumerate(zip(o.N, o.D, *apart)):
     if row in seen:
       (again if o.loss[i] == o.loss[seen[row]] else seeds).append((seen[row], i))
@@ -135,10 +144,29 @@ def _units(o: Observations, uninformed: float | None) -> list[Finding]:
   if (o.D < o.N).mean() > 0.5:
     out.append(Finding('swapped', True, f'{int((o.D < o.N).sum())} of {len(o)} rows have fewer tokens than parameters, '
                        f'first {_names(o.rows, o.D < o.N, 1)}; are N and D swapped, or D in sequences or steps?'))
+  out += _mixed_scale(o)
   digits = [len(f'{v:.10e}'.split('e')[0].replace('.', '').rstrip('0')) for v in o.N]
-  if len(levels(o.N)) > 2 and max(digits) <= 2:
+  if len(levels(o.N, LEVEL)[0]) > 2 and max(digits) <= 2:
     out.append(Finding('rounded', False, f'every N has two digits or fewer (such as {o.N[0]:g}); exact counts move the '
                        'optimum noticeably'))
+  return out
+
+
+def _mixed_scale(o: Observations) -> list[Finding]:
+  """Rows whose N or D is so far below or above all others that it is in another unit."""
+  out = []
+  for name, column in (('N', o.N), ('D', o.D)):
+    order = np.argsort(column)
+    gaps = np.diff(np.log(column[order]))
+    if not gaps.size or gaps.max() < np.log(SCALE):
+      continue
+    at = int(np.argmax(gaps)) + 1
+    few, low = (order[:at], True) if at <= len(order) / 2 else (order[at:], False)
+    odd = np.zeros(len(o), bool)
+    odd[few] = True
+    out.append(Finding('mixed_scale', True, f'{_names(o.rows, odd)}: {name} is {column[few[0]]:.4g} where the other '
+                       f'rows have {"at least" if low else "at most"} {column[order[at if low else at - 1]]:.4g}; in '
+                       f'another unit ({"millions, billions" if low else "the others"})?'))
   return out
 
 
@@ -171,22 +199,61 @@ def _compute(o: Observations, c: np.ndarray | None) -> list[Finding]:
   return [Finding('compute', True, f'{reason}; first {o.rows[0]}, farthest {o.rows[worst]}')]
 
 
-def _mixed_units(o: Observations) -> list[Finding]:
-  """Rows off a smooth surface in ln N and ln D by a factor of ln 2 or 1/ln 2 while the others are near it."""
-  if len(o) < 12:
-    return []
+def _surface(o: Observations) -> tuple[np.ndarray, np.ndarray]:
+  """(columns of a quadratic in ln N and ln D, ln loss less the one of least absolute deviations)."""
   n, d = np.log(o.N) - np.log(o.N).mean(), np.log(o.D) - np.log(o.D).mean()
   basis = np.stack([np.ones(len(n)), n, d, n * n, d * d, n * d], 1)
   weights, y = np.ones(len(n)), o.y
-  for _ in range(50):  # least absolute deviations, so that a minority does not bend the surface
+  for _ in range(50):  # so that a minority does not bend the surface
     r = y - basis @ np.linalg.lstsq(basis * weights[:, None], y * weights, rcond=None)[0]
     weights = 1.0 / np.sqrt(np.maximum(np.abs(r), 1e-3))
+  return basis, r
+
+
+BITS = float(np.log(1.0 / np.log(2.0)))  # ln of a loss in bits over the same in nats
+
+
+def _in_two_units(o: Observations, basis, r) -> np.ndarray | None:
+  """Which rows are in bits, where that and one smooth surface explain a table that a surface alone does not.
+
+  Tried from the rows above the surface, and from a part of the rows, or of the sizes, on from a place.
+  """
+  y, best, least = o.y, None, np.inf
+  cuts = np.unique(np.linspace(2, len(y) - 2, 24).astype(int))
+  places = [np.argsort(np.argsort(key, kind='stable'), kind='stable') for key in (np.arange(len(y)), o.N, o.D)]
+  starts = [r > np.median(r), r > BITS / 2.0, *(side for place in places for cut in cuts
+                                                for side in (place < cut, place >= cut))]
+  for high in starts:
+    for _ in range(20):
+      left = y - BITS * high - basis @ np.linalg.lstsq(basis, y - BITS * high, rcond=None)[0]
+      new = left + BITS * high > BITS / 2.0
+      if (new == high).all():
+        break
+      high = new
+    if 1 < high.sum() < len(y) - 1 and np.std(left) < least:
+      best, least = high, np.std(left)
+  plain = np.std(y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0])
+  return best if least < 0.03 and least < plain / 3.0 else None
+
+
+def _off_the_others(o: Observations) -> list[Finding]:
+  """Rows off a smooth surface in ln N and ln D: by the factor of another unit, or far above it."""
+  if len(o) < 12:
+    return []
+  basis, r = _surface(o)
   usual = 1.4826 * np.median(np.abs(r))
-  off = np.abs(np.abs(r) - np.log(1.0 / np.log(2.0))) < 0.08
+  off = np.abs(np.abs(r) - BITS) < 0.08
   if usual < 0.03 and off.sum() > 1 and off.mean() < 0.5:
     kind = 'bits' if np.median(r[off]) > 0 else 'nats'
     return [Finding('mixed_units', False, f'{_names(o.rows, off)}: loss is {np.exp(np.median(r[off])):.2f} times what '
                     f'the other runs suggest, as if these rows alone were in {kind}')]
+  if len(o) <= 2000 and (high := _in_two_units(o, basis, r)) is not None:
+    return [Finding('mixed_units', True, f'{_names(o.rows, high)}: loss is 1.44 times what the other {(~high).sum()} '
+                    'rows suggest, as if these were in bits and those in nats; expected one unit')]
+  far = r > max(0.15, 10.0 * usual)
+  if far.any() and far.mean() < 0.2:
+    return [Finding('diverged', False, f'{_names(o.rows, far)}: loss is {np.exp(r[far].max()):.2f} times what the other '
+                    'runs suggest; diverged? drop such rows with --where, or fit a robust --loss')]
   return []
 
 
@@ -204,30 +271,42 @@ def _settings(o: Observations, runs: Runs) -> list[Finding]:
       keep = np.array([kind == odd for kind in runs.texts[column]])
       out.append(Finding('mixed_schedules', True, f'schedules {", ".join(kinds)} in one table, {odd} in '
                          f'{_names(o.rows, keep)}; expected one'))
-  rates = runs.numbers.get('lr')
-  if rates is not None:
-    for cell in np.unique(np.stack([o.N, o.D]), axis=1).T:
-      here = np.flatnonzero((o.N == cell[0]) & (o.D == cell[1]) & np.isfinite(rates))
-      if len(np.unique(rates[here])) >= 3:
-        best = here[np.argmin(o.loss[here])]
-        if rates[best] in (rates[here].min(), rates[here].max()):
-          out.append(Finding('rate_edge', True, f'{o.rows[best]}: the best learning rate {rates[best]:g} of '
-                             f'N={cell[0]:.4g}, D={cell[1]:.4g} is at the edge of the sweep [{rates[here].min():g}, '
-                             f'{rates[here].max():g}]'))
+  return out + _edges(o, runs)
+
+
+def _edges(o: Observations, runs: Runs) -> list[Finding]:
+  """Cells whose best rate or batch is the least or the greatest of three or more."""
+  out = []
+  label = cells(o)
+  groups = np.split(np.argsort(label, kind='stable'), np.cumsum(np.bincount(label))[:-1])
+  for name, what, code in (('lr', 'learning rate', 'rate_edge'), ('batch', 'batch', 'batch_edge')):
+    if name not in runs.numbers:
+      continue
+    tried = runs.numbers[name]
+    for group in groups:
+      here = group[np.isfinite(tried[group])]
+      if len(here) >= 3 and len(np.unique(tried[here])) >= 3:
+        best = group[np.argmin(o.loss[group])]  # of a rate that is not known, it is at no edge
+        if tried[best] in (tried[here].min(), tried[here].max()):
+          out.append(Finding(code, code == 'rate_edge', f'{o.rows[best]}: the best {what} {tried[best]:g} of '
+                             f'N={o.N[best]:.4g}, D={o.D[best]:.4g} is at the edge of the sweep '
+                             f'[{tried[here].min():g}, {tried[here].max():g}]'))
           break
   return out
 
 
-def lint(runs: Runs, counting: Counting = Counting(), uninformed: float | None = None) -> list[Finding]:
-  """Everything doubtful about a table, refusals first. uninformed: ln(vocabulary) in nats, if known."""
-  o = runs.observe(counting)
+def lint(runs: Runs, counting: Counting = Counting(), uninformed: float | None = None,
+         reads: Sequence[Column] = ()) -> list[Finding]:
+  """Everything doubtful about a table, refusals first. uninformed: ln(vocabulary) in nats, if known. reads: see
+  Runs.observe."""
+  o = runs.observe(counting, reads)
   units = _units(o, uninformed)
   compute = _compute(o, runs.numbers.get('C', runs.numbers.get('flops_train_exact')))
   named = [f for f in compute if 'expected about 1' not in f.message]  # a known slip explains more than a wrong unit
   out = named + units + [f for f in compute if f not in named] + _cells(o, runs) + _settings(o, runs)
   if not any(f.refuses for f in units):  # a range means little in a wrong unit
-    out += _shape(o) + _mixed_units(o)
-  out += [Finding(w.partition(': ')[0], False, w.partition(': ')[2]) for w in runs.warnings]
+    out += _shape(o) + _off_the_others(o)
+  out += said(runs.warnings)
   return sorted(out, key=lambda f: not f.refuses)
 
 
@@ -250,12 +329,25 @@ def check_design(o: Observations, allow: Iterable[str]) -> None:
       raise ConfigError(f'{o.source}: {finding} (or {finding.code!r} among what is allowed)')
 
 
-def check(runs: Runs, counting: Counting = Counting(), allow: Iterable[str] = (),
-          uninformed: float | None = None) -> tuple[Observations, list[Finding]]:
+def said(warnings: Iterable[str]) -> list[Finding]:
+  """What a table says of itself, 'code: message', as findings."""
+  return [Finding(w.partition(': ')[0], False, w.partition(': ')[2]) for w in warnings]
+
+
+def check(runs: Runs, counting: Counting = Counting(), allow: Iterable[str] = (), uninformed: float | None = None,
+          reads: Sequence[Column] = ()) -> tuple[Observations, list[Finding]]:
   """Observations and the warnings; raises ConfigError of the first refusal whose code is not in `allow`."""
   allow = check_codes(allow)
-  findings = lint(runs, counting, uninformed)
+  findings = lint(runs, counting, uninformed, reads)
   for finding in findings:
     if finding.refuses and finding.code not in allow:
       raise ConfigError(f'{runs.source}: {finding} (override with --allow={finding.code})')
-  return runs.observe(counting), findings
+  return runs.observe(counting, reads), findings
+
+
+def selected(runs: Runs, counting: Counting = Counting(), allow: Iterable[str] = (), uninformed: float | None = None,
+             reads: Sequence[Column] = ()) -> tuple[Observations, list[Finding]]:
+  """As `check`, with the best rate and batch of each cell alone, and what was dropped for it among the warnings."""
+  _, findings = check(runs, counting, allow, uninformed, reads)
+  best = best_rate(runs, counting, reads)
+  return best.observe(counting, reads), findings + said(best.warnings[len(runs.warnings):])

@@ -19,18 +19,20 @@ GRADIENT = 1e-6  # scaled gradient below which a minimum is accepted
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """Objective sum(rho(r)) of residuals r = predicted - measured ln loss.
+  """Objective sum(w rho(r)) of residuals r = predicted - measured ln loss; `raw`: of the loss itself, in nats.
 
   huber: quadratic within delta. lad: |r|, as Huber's at a delta 1e-5 of the spread. student_t: negative log
   likelihood (nats) with scale sigma and nu degrees of freedom, both fitted. asymmetric: Huber, multiplied by `penalty`
   where the law is above the run, so that the fit follows the lower envelope. squares: r^2 / 2. delta 0: 1.345 robust
-  standard deviations of the residuals (95 % efficient for normal noise), fitted.
+  standard deviations of the residuals (95 % efficient for normal noise), fitted. weights: w of each row; None: 1.
   """
   name: str = 'huber'
   delta: float = 1e-3
   penalty: float = 10.0
   nu: float = 4.0
   sigma: float = 0.0
+  raw: bool = False
+  weights: np.ndarray | None = None
 
   def __post_init__(self):
     if self.name not in LOSSES:
@@ -45,39 +47,41 @@ class Loss:
     delta: Any = self.delta
     return dataclasses.replace(self, delta=delta[index]) if np.ndim(delta) else self
 
-  def _side(self, r):
-    return np.where(r > 0, self.penalty, 1.0) if self.name == 'asymmetric' else 1.0
+  def _weighed(self, r, out):
+    """A term of the objective, or of a derivative, with what multiplies it at residuals r."""
+    if self.name == 'asymmetric':
+      out = np.where(r > 0, self.penalty, 1.0) * out
+    elif self.name == 'lad':
+      out = out / self.delta
+    return out if self.weights is None else out * self.weights
 
   def rho(self, r):
     """The objective's terms."""
     if self.name == 'squares':
-      return 0.5 * r * r
+      return self._weighed(r, 0.5 * r * r)
     if self.name == 'student_t':
       nu, s = self.nu, self.sigma
-      return 0.5 * (nu + 1.0) * np.log1p(r * r / (nu * s * s))
+      return self._weighed(r, 0.5 * (nu + 1.0) * np.log1p(r * r / (nu * s * s)))
     size = np.abs(r)
     capped = np.minimum(size, self.delta)
-    out = capped * (size - 0.5 * capped)
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+    return self._weighed(r, capped * (size - 0.5 * capped))
 
   def psi(self, r):
     """d rho / d r."""
     if self.name == 'squares':
-      return r
+      return self._weighed(r, r)
     if self.name == 'student_t':
-      return (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r)
-    out = np.clip(r, -self.delta, self.delta)
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+      return self._weighed(r, (self.nu + 1.0) * r / (self.nu * self.sigma ** 2 + r * r))
+    return self._weighed(r, np.clip(r, -self.delta, self.delta))
 
   def curvature(self, r):
     """d psi / d r, almost everywhere."""
     if self.name == 'squares':
-      return np.ones_like(r)
+      return self._weighed(r, np.ones_like(r))
     if self.name == 'student_t':
       v = self.nu * self.sigma ** 2
-      return (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2
-    inside = (np.abs(r) <= self.delta).astype(float)
-    return inside / self.delta if self.name == 'lad' else self._side(r) * inside
+      return self._weighed(r, (self.nu + 1.0) * (v - r * r) / (v + r * r) ** 2)
+    return self._weighed(r, (np.abs(r) <= self.delta).astype(float))
 
   def smoothed(self, r, free: int):
     """What the curvature of a fitted objective is expected to be at residuals r [..., rows] after `free` parameters.
@@ -91,16 +95,15 @@ class Loss:
     noise = r * np.sqrt(rows / (rows - free))
     width = np.maximum(1.4826 * np.median(np.abs(noise), -1, keepdims=True) * rows ** -0.2, 1e-12)
     inside = special.ndtr((self.delta - noise) / width) - special.ndtr((-self.delta - noise) / width)
-    return inside / self.delta if self.name == 'lad' else self._side(r) * inside
+    return self._weighed(r, inside)
 
   def weight(self, r):
     """psi / r: the weights of iteratively reweighted least squares, which bound the objective from above."""
     if self.name == 'squares':
-      return np.ones_like(r)
+      return self._weighed(r, np.ones_like(r))
     if self.name == 'student_t':
-      return (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r)
-    out = np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300))
-    return out / self.delta if self.name == 'lad' else self._side(r) * out
+      return self._weighed(r, (self.nu + 1.0) / (self.nu * self.sigma ** 2 + r * r))
+    return self._weighed(r, np.minimum(1.0, self.delta / np.maximum(np.abs(r), 1e-300)))
 
   def total(self, r, weights=1.0):
     """What is minimised over the law's coordinates, and reported; [..., rows] -> [...]."""
@@ -108,7 +111,7 @@ class Loss:
     if self.name == 'student_t':  # the normalisation, so that sigma and nu can be compared
       nu = self.nu
       constant = special.gammaln(nu / 2) - special.gammaln((nu + 1) / 2) + 0.5 * np.log(nu * np.pi) + np.log(self.sigma)
-      value = value + constant * np.sum(np.broadcast_to(weights, np.shape(r)), -1)
+      value = value + constant * np.sum(np.broadcast_to(self._weighed(r, weights), np.shape(r)), -1)
     return value
 
 
@@ -121,18 +124,22 @@ class Problem:
   base: np.ndarray
   move: np.ndarray  # [P, F]
   free: np.ndarray  # indices of the free coordinates
+  raw: bool = False  # y is the loss in nats, else its logarithm
 
   @classmethod
-  def of(cls, law: Law, x, y, fixed=None) -> 'Problem':
-    """fixed: {displayed name: value} kept as given."""
+  def of(cls, law: Law, x, y, fixed=None, raw: bool = False) -> 'Problem':
+    """fixed: {displayed name: value} kept as given. raw: see Loss; y is ln loss all the same."""
     for key in law.columns:
       if key not in x:
-        raise ConfigError(f'law {law.name} needs the column {key.upper()} besides N and D')
+        name = next(column.name for column in law.reads if column.key == key)
+        raise ConfigError(f'law {law.name} needs the column {name} besides N and D')
     fixed = fixed or {}
     for name in fixed:
       if name not in law.parameters:
         raise ConfigError(f'fixed {name!r}: law {law.name} has {", ".join(law.parameters)}'
                          f'{nearest(name, law.parameters)}')
+      if not np.isfinite(fixed[name]) or name in law.logs and not fixed[name] > 0:
+        raise ConfigError(f'fixed {name}={fixed[name]:g}: expected a {"positive" if name in law.logs else "finite"} number')
     base, full = np.zeros(len(law.parameters)), np.eye(len(law.parameters))
     place = {name: i for i, name in enumerate(law.parameters)}
     for name, value in fixed.items():
@@ -141,7 +148,7 @@ class Problem:
       if scale not in fixed and exponent not in fixed:
         full[place[scale], place[exponent]] = factor * np.mean(x[column])
     free = np.array([i for name, i in place.items() if name not in fixed], int)
-    return cls(law, {key: x[key] for key in law.columns}, y, base, full[:, free], free)
+    return cls(law, {key: x[key] for key in law.columns}, np.exp(y) if raw else y, base, full[:, free], free, raw)
 
   def take(self, index) -> 'Problem':
     """The problem of some lanes, where y differs by lane ([lanes, rows])."""
@@ -154,10 +161,13 @@ class Problem:
     return np.linalg.solve(self.move[self.free], (theta - self.base)[..., self.free, None])[..., 0]
 
   def residual(self, phi):
-    return self.law.log_loss(self.theta(phi), self.x, np) - self.y
+    value = self.law.log_loss(self.theta(phi), self.x, np)
+    return (np.exp(value) if self.raw else value) - self.y
 
   def jacobian(self, phi):
-    return self.law.jacobian(self.theta(phi), self.x) @ self.move
+    theta = self.theta(phi)
+    out = self.law.jacobian(theta, self.x) @ self.move
+    return np.exp(self.law.log_loss(theta, self.x, np))[..., None] * out if self.raw else out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +197,9 @@ def minimise(problem: Problem, phi, loss: Loss, weights=None, pull: Pull | None 
   weights = np.ones((1, rows)) if weights is None else np.asarray(weights, float)
   weights = np.broadcast_to(weights, (lanes, rows))
   value, gradient = np.full(lanes, np.inf), np.full(lanes, np.inf)
-  for start in range(0, lanes, 64):  # blocks that stay in cache
-    part = slice(start, start + 64)
+  block = max(1, min(64, 1_000_000 // rows))  # that stays in cache, and of many rows in memory
+  for start in range(0, lanes, block):
+    part = slice(start, start + block)
     index = np.arange(lanes)[part]
     phi[part], value[part], gradient[part] = _minimise_block(
         problem.take(index), phi[part], loss.take(index), weights[part],
@@ -280,7 +291,7 @@ def refine_optimistix(problem: Problem, phi, loss: Loss, steps: int = 300) -> tu
 
   The independent road to the same minimum; it pays where thousands of starts share one compilation. huber and squares.
   """
-  if loss.name not in ('huber', 'squares'):
+  if loss.name not in ('huber', 'squares') or loss.raw or loss.weights is not None:
     raise ConfigError(f'loss {loss.name!r}: the optimistix refinement knows huber and squares')
   import jax
   import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """What to train next: the compute optimum, and its versions with inference, repeated data, money and time.
 
-Costs are FLOPs, seconds or dollars; training costs 6 N D FLOPs and a served token 2 N (prefill and decode at their own
-rates), as in Sardana et al. 2024, arXiv:2401.00448, section 2.
+Costs are FLOPs, seconds or dollars; training costs k N D FLOPs, k by the table's count (6 the usual), and a served token
+a third of that a token, 2 N (prefill and decode at their own rates), as in Sardana et al. 2024, arXiv:2401.00448,
+section 2.
 """
 
 import dataclasses
@@ -48,13 +49,13 @@ class Rates:
       raise ConfigError('a budget in dollars needs dollars_per_hour')
     return budget * self.flops_per_second * (1.0 if unit == 'seconds' else 3600.0 / self.dollars_per_hour)
 
-  def cost(self, N, D, prefill: float = 0.0, decode: float = 0.0):
+  def cost(self, N, D, prefill: float = 0.0, decode: float = 0.0, k: float = 6.0):
     """Cost of training N on D tokens and serving so many, in training-equivalent FLOPs (time at each stage's rate)."""
     base = self.flops_per_second or 1.0
     stages = [(prefill, self.prefill_flops_per_second), (decode, self.decode_flops_per_second)]
     if any(rate for _, rate in stages) and not self.flops_per_second:
       raise ConfigError('prefill and decode rates need flops_per_second, the training rate they are compared with')
-    return 6.0 * N * D + sum(2.0 * N * tokens * base / (rate or base) for tokens, rate in stages)
+    return k * N * D + sum(k / 3.0 * N * tokens * base / (rate or base) for tokens, rate in stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +86,18 @@ def _far(result: Fit, C: float) -> tuple[str, ...]:
 
 
 @np.errstate(all='ignore')
-def compute_optimal(result: Fit, C: float, K: float | None = None) -> Plan:
-  """Least loss for C training FLOPs."""
+def compute_optimal(result: Fit, C: float, K: float | None = None, at=None) -> Plan:
+  """Least loss for C training FLOPs. K, at: see `Law.others`."""
   if 'u' in result.law.columns:
     raise ConfigError(f'law {result.law.name} needs a number of unique tokens: use with_repetition')
-  n, d = (float(v) for v in allocation(result.law, result.theta, C, K=K))
+  k = result.observations.convention.k
+  n, d = (float(v) for v in allocation(result.law, result.theta, C, k, K, at))
   if not (np.isfinite(n) and np.isfinite(d)):
     why = 'its loss falls or rises with size all the way' if result.law.terms is None else \
         'its exponents are not both positive'
     raise ConfigError(f'the law {result.law.name} has no optimum here: {why}')
   sizes = np.exp(n + np.linspace(-4, 4, 1601))
-  losses = result.predict(sizes, C / (6.0 * sizes), **({} if K is None else {'K': K}))
+  losses = result.predict(sizes, C / (k * sizes), **({} if K is None else {'K': K}), **(at or {}))
   if not np.isfinite(losses).all():
     raise ConfigError(f'the fitted law gives no loss around its optimum of {np.exp(n):.3g} parameters')
   return Plan(np.exp(n), np.exp(d), C, float(losses[800]), C, _near(sizes, losses), notes=_far(result, C))
@@ -113,13 +115,14 @@ def with_repetition(result: Fit, C: float, unique: float) -> Plan:
     raise ConfigError(f'law {result.law.name} knows no repetition; fit repeated, repeated_tied or repeated_coupled')
   if not unique > 0:
     raise ConfigError(f'unique tokens {unique}: expected a positive number')
-  middle = 0.5 * np.log(C / 6.0)
+  k = result.observations.convention.k
+  middle = 0.5 * np.log(C / k)
   sizes = np.exp(middle + np.linspace(-12, 12, 4801))
-  losses = result.predict(sizes, C / (6.0 * sizes), U=unique)
+  losses = result.predict(sizes, C / (k * sizes), U=unique)
   best = int(np.argmin(losses))
   if best in (0, len(sizes) - 1):
     raise ConfigError(f'no optimum between {sizes[0]:.3g} and {sizes[-1]:.3g} parameters at C={C:.3g}')
-  D = C / (6.0 * sizes[best])
+  D = C / (k * sizes[best])
   epochs = max(D / unique, 1.0)
   seen = (result.observations.D / result.observations.U).max()
   notes = _far(result, C)
@@ -152,9 +155,11 @@ def inference_aware(result: Fit, loss: float, prefill: float = 0.0, decode: floa
   if not loss > floor:
     raise ConfigError(f'loss {loss} is not above {floor:.4f}, the least that the law allows at any size')
 
+  k = result.observations.convention.k
+
   def cost(n):
     size = np.exp(n)
-    return float(np.log(rates.cost(size, tokens_for(result, size, loss)[0], prefill, decode)))
+    return float(np.log(rates.cost(size, tokens_for(result, size, loss)[0], prefill, decode, k)))
 
   def best(price):
     grid = np.linspace(np.log(1e2), np.log(1e16), 281)
@@ -165,15 +170,15 @@ def inference_aware(result: Fit, loss: float, prefill: float = 0.0, decode: floa
     return float(np.exp(optimize.minimize_scalar(inner, bounds=(grid[max(i - 1, 0)], grid[min(i + 1, 280)]),
                                                  method='bounded', options={'xatol': 1e-10}).x))
 
-  N = best(lambda size, tokens: rates.cost(size, tokens, prefill, decode))
-  plain = best(lambda size, tokens: 6.0 * size * tokens)
+  N = best(lambda size, tokens: rates.cost(size, tokens, prefill, decode, k))
+  plain = best(lambda size, tokens: k * size * tokens)
   D = float(tokens_for(result, N, loss)[0])
   total, before = np.exp(cost(np.log(N))), np.exp(cost(np.log(plain)))
   sizes = N * np.exp(np.linspace(-4, 4, 801))
-  total_near = rates.cost(sizes, tokens_for(result, sizes, loss), prefill, decode)
+  total_near = rates.cost(sizes, tokens_for(result, sizes, loss), prefill, decode, k)
   good = sizes[total_near <= total * 1.01]
-  return Plan(N, D, 6.0 * N * D, loss, float(total), (float(good.min()), float(good.max())),
-              notes=_far(result, 6.0 * N * D)), float(1.0 - total / before)
+  return Plan(N, D, k * N * D, loss, float(total), (float(good.min()), float(good.max())),
+              notes=_far(result, k * N * D)), float(1.0 - total / before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,15 +196,16 @@ class Purchase:
 
 @dataclasses.dataclass(frozen=True)
 class _Cells:
-  """The runs on offer, [cells] each: N, D, unique tokens U, experts K, and their cost in FLOPs."""
+  """The runs on offer, [cells] each: N, D, unique tokens U, experts K, and their cost in FLOPs, k N D."""
   N: np.ndarray
   D: np.ndarray
   U: np.ndarray
   K: np.ndarray
+  k: float
 
   @property
   def cost(self) -> np.ndarray:
-    return 6.0 * self.N * self.D
+    return self.k * self.N * self.D
 
 
 def _offer(result: Fit, sizes, tokens, unique: float, epochs, K: float) -> _Cells:
@@ -212,7 +218,8 @@ def _offer(result: Fit, sizes, tokens, unique: float, epochs, K: float) -> _Cell
   experts = np.unique([1.0, K, *o.K]) if 'k' in columns else (1.0,)  # type: ignore[misc]  # its runs have K
   n, d, e, k = (g.ravel() for g in np.meshgrid(sizes, tokens, epochs, experts, indexing='ij'))
   exist = d / e <= unique if 'u' in columns else np.ones(len(n), bool)
-  return _Cells(n[exist], d[exist], (d / e)[exist], k[exist])
+  exist &= d >= n * min(1.0, (o.D / o.N).min())  # a table of runs with fewer tokens than parameters is refused
+  return _Cells(n[exist], d[exist], (d / e)[exist], k[exist], o.convention.k)
 
 
 def _wanted(result: Fit, C: float, unique: float, K: float) -> Quantity:
@@ -220,11 +227,14 @@ def _wanted(result: Fit, C: float, unique: float, K: float) -> Quantity:
   if 'u' in result.law.columns:
     best = with_repetition(result, C, unique)
     return loss_at(result.law, best.N, best.D, min(unique, best.D))
-  return n_opt(result.law, C, K if 'k' in result.law.columns else None)
+  return n_opt(result.law, C, K if 'k' in result.law.columns else None, result.observations.convention.k)
 
 
 def _check_next(result: Fit, C: float, budget: float, unique: float) -> None:
   law = result.law
+  if not law.decides and 'u' not in law.columns or set(law.columns) - set('nduk'):
+    raise ConfigError(f'law {law.name} reads {", ".join(c.name for c in law.reads)}; next runs are chosen over N and D, '
+                      'U and K alone')
   if 'u' in law.columns and not unique > 0:
     raise ConfigError(f'law {law.name}: next runs need the number of unique tokens that exist (--unique)')
   for name, value in (('budget', budget), ('C', C)):
@@ -240,7 +250,7 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
 
   A law of repeated data wants to know the loss of its best run when `unique` tokens exist, and is offered every cell at
   every number of `epochs` that no more tokens than these need. A law of experts wants to know N_opt of K experts, and
-  is offered every cell at one expert, at K and at the numbers that were run; all cost 6 N D of their active parameters.
+  is offered every cell at one expert, at K and at the numbers that were run; all cost k N D of their active parameters.
 
   A cell's ln loss has variance seed_noise^2 / repeats + (misfit * decades below C)^2: repeats stop once the seeds'
   part is below the other, and small runs never become proof about a large one. seed_noise 0: the residual rms.
@@ -256,7 +266,7 @@ def next_runs(result: Fit, C: float, budget: float, sizes=None, tokens=None, qua
     raise ConfigError(f'budget {budget:.3g} FLOPs: the cheapest cell on offer costs {cells.cost.min():.3g}, more than '
                       f'{largest:g} of it')
   ran = _Cells(o.N, o.D, o.D if o.U is None else o.U,
-               o.K if 'k' in law.columns else np.ones(len(o)))  # type: ignore[arg-type]  # its runs have K
+               o.K if 'k' in law.columns else np.ones(len(o)), o.convention.k)  # type: ignore[arg-type]
   free = np.array([i for i, name in enumerate(law.parameters) if name not in result.fixed])
 
   def rows(runs):

@@ -64,10 +64,10 @@ def isoflops(o: Observations, result: Fit | None = None) -> Chart:
     rows += [('run', C, o.N[i], o.loss[i]) for i in order]
     if result is not None and result.law.plain:
       N = np.geomspace(o.N[group].min() / 1.5, o.N[group].max() * 1.5, 60)
-      loss = result.predict(N, C / (6.0 * N))
+      loss = result.predict(N, C / (o.convention.k * N))
       axes.plot(N, loss, color=colour, linewidth=1)
       best = float(result.optimum(C)[0])
-      axes.plot([best], [float(result.predict(best, C / 6 / best))], 'x', color=colour)
+      axes.plot([best], [float(result.predict(best, C / o.convention.k / best))], 'x', color=colour)
       rows += [('law', C, n, l) for n, l in zip(N, loss)]
   if not groups:
     axes.text(0.5, 0.5, 'no budget with four sizes or more', ha='center', transform=axes.transAxes)
@@ -77,24 +77,25 @@ def isoflops(o: Observations, result: Fit | None = None) -> Chart:
 
 
 def contours(o: Observations, result: Fit) -> Chart:
-  """Contours of the law's loss over N and C = 6 N D, the runs, and the efficient frontier."""
+  """Contours of the law's loss over N and C = k N D, the runs, and the efficient frontier."""
   figure, axes = figures.axes(f'{result.law.name}: loss over compute and size', 'training compute C (FLOPs)',
                               'parameters N', 'xy')
   C = np.geomspace(o.C.min() / 2, o.C.max() * 20, 70)
   N = np.geomspace(o.N.min() / 2, o.N.max() * 4, 60)
   grid_c, grid_n = np.meshgrid(C, N)
-  loss = result.predict(grid_n, grid_c / (6.0 * grid_n))
+  k = o.convention.k
+  loss = result.predict(grid_n, grid_c / (k * grid_n))
   low, high = np.quantile(loss, [0.0, 0.8])
   levels = np.unique(np.round(np.linspace(low, high, 14), 3))
   if len(levels) > 1:  # else the law gives one loss to everything
     axes.clabel(axes.contour(C, N, loss, levels=levels, colors=GREY, linewidths=0.7), fontsize=6)
-  axes.scatter(6.0 * o.N * o.D, o.N, c=o.loss, s=14, cmap='viridis')
+  axes.scatter(o.C, o.N, c=o.loss, s=14, cmap='viridis')
   best = result.optimum(C)[0]
   axes.plot(C, best, color=ORANGE, label='efficient frontier')
   axes.set_ylim(N[0], N[-1])
   axes.legend(frameon=False)
-  rows = [('run', 6 * n * d, n, l) for n, d, l in zip(o.N, o.D, o.loss)]
-  rows += [('frontier', c, n, l) for c, n, l in zip(C, best, result.predict(best, C / 6 / best))]
+  rows = [('run', c, n, l) for c, n, l in zip(o.C, o.N, o.loss)]
+  rows += [('frontier', c, n, l) for c, n, l in zip(C, best, result.predict(best, C / k / best))]
   rows += [('grid', c, n, l) for c, n, l in zip(grid_c.ravel(), grid_n.ravel(), loss.ravel())]
   return Chart(figure, ('series', 'C', 'N', 'loss'), rows)
 
@@ -104,7 +105,7 @@ def optimum_band(o: Observations, result: Fit, thetas, level: float = 0.9, other
   figure, axes = figures.axes('Compute-optimal size', 'training compute C (FLOPs)', 'N_opt (parameters)', 'xy')
   C = np.geomspace(o.C.min(), o.C.max() * 100, 60)
   middle = result.optimum(C)[0]
-  draws = np.stack([allocation(result.law, thetas, c)[0] for c in C], 1)
+  draws = np.stack([allocation(result.law, thetas, c, o.convention.k)[0] for c in C], 1)
   low, high = np.exp(np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0))
   axes.fill_between(C, low, high, color=BLUE, alpha=0.2, linewidth=0, label=f'{100 * level:g} % of draws')
   axes.plot(C, middle, color=BLUE, label=f'{result.law.name} law')
@@ -135,8 +136,8 @@ def residuals(result: Fit) -> Chart:
   figure, axes = figures.axes(f'{result.law.name}: residuals', 'training compute C (FLOPs)',
                               'predicted / measured - 1 (%)', 'x')
   axes.axhline(0, color=GREY, linewidth=0.7)
-  axes.scatter(o.C, 100 * result.residuals, c=_colours(o.N), s=14)
-  rows = [(name, c, n, d, 100 * r) for name, c, n, d, r in zip(o.rows, o.C, o.N, o.D, result.residuals)]
+  axes.scatter(o.C, 100 * result.relative, c=_colours(o.N), s=14)
+  rows = [(name, c, n, d, 100 * r) for name, c, n, d, r in zip(o.rows, o.C, o.N, o.D, result.relative)]
   return Chart(figure, ('row', 'C', 'N', 'D', 'residual_percent'), rows)
 
 

@@ -12,16 +12,17 @@ import numpy as np
 
 from foundation import files, outputs
 from foundation.page import Figure, Section, Text, render
-from scaling import plot
+from scaling import plot, prediction
 from scaling.approaches import Optima, positions, side_by_side
 from scaling.fit import Fit, fit
 from scaling.laws import law as law_of
 from scaling.lints import Finding
 from scaling.objective import Loss
-from scaling.holdout import Holdout, holdout, thin, weights
-from scaling.observations import Counting, Observations
+from scaling.holdout import COMPARED, Holdout, holdout, thin, weights
+from scaling.observations import LARGE, Counting, Observations
 from scaling.table import Runs, best_rate
-from scaling.uncertainty import (Interval, best_loss, bootstrap, coverage, d_opt, n_opt, parameter, profile, share)
+from scaling.quantities import best_loss, d_opt, n_opt, parameter, share
+from scaling.uncertainty import Interval, bootstrap, profile, worst_coverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,8 @@ def quantities(result: Fit, C: float):
     return out
   if law.terms is not None and np.abs(share(law).gradient(result.theta[None])).max() > 1e-12:  # not fixed at 1/2
     out.append(share(law))
-  return out + [n_opt(law, C), d_opt(law, C), best_loss(law, C)]
+  k = result.observations.convention.k
+  return out + [n_opt(law, C, k=k), d_opt(law, C, k=k), best_loss(law, C, k=k)]
 
 
 @np.errstate(all='ignore')
@@ -52,9 +54,14 @@ def doubt(result: Fit, C: float, draws: int = 1000, simulations: int = 100, leve
             if name not in result.fixed}
   wanted = quantities(result, C)
   intervals = [profile(result, q, level) for q in wanted]
-  if simulations:
-    shares = coverage(result, wanted, level, simulations, fit_scale=fit_scale)
-    intervals = [dataclasses.replace(i, coverage=float(c)) for i, c in zip(intervals, shares)]
+  if simulations and len(result.observations) <= LARGE:
+    shares = worst_coverage(result, wanted, level, simulations, fit_scale=fit_scale)
+    intervals = [dataclasses.replace(i, coverage=c, noise=noise) for i, (c, noise) in zip(intervals, shares)]
+  if result.law.plain and len(result.observations) <= LARGE and intervals[-1].name.startswith('loss at'):
+    N, D = (float(v) for v in result.optimum(C))  # that is a prediction, of which the law itself may be wrong
+    far = float(prediction.distance(result.observations, N, D))
+    walk = prediction.drift(result.observations, result.law, result.loss, result.fixed) if far > 0 else prediction.Drift()
+    intervals[-1] = prediction.widened(intervals[-1], walk, far)
   return Doubt(thetas, spread, tuple(intervals))
 
 
@@ -71,7 +78,7 @@ def parameter_row(interval: Interval, error: float) -> str:
 
 def _bounded(interval: Interval) -> str:
   """An interval in words; an open end is a bound and not a number."""
-  tail = '' if interval.coverage is None else f'   simulated coverage {100 * interval.coverage:.0f} %'
+  tail = f'   {interval.covers}' if interval.covers else ''
   level = f'{100 * interval.level:g} %'
   low_open, high_open = not np.isfinite(interval.low) or interval.low == 0, not np.isfinite(interval.high)
   if low_open and high_open:
@@ -192,7 +199,7 @@ def check_folder(key: str, folder: pathlib.Path) -> None:
 
 
 def page(folder: str | pathlib.Path, o: Observations, result: Fit, about: Doubt, C: float, loss: Loss = Loss(),
-         laws: Sequence[str] = ('additive', 'tied', 'kaplan', 'coupled'), findings: Sequence[Finding] = (),
+         laws: Sequence[str] = COMPARED, findings: Sequence[Finding] = (),
          title: str = '', facts: Sequence[str] = ()) -> pathlib.Path:
   """Writes folder/index.html and, beside it, each figure as PNG, SVG and CSV; returns the page's path.
 

@@ -2,101 +2,41 @@
 
 Intervals come from the profile of the objective: those values of a quantity at which the best fit that has that value
 is not significantly worse. They are as wide as the runs demand, also to infinity, and do not depend on how the law is
-written. Bootstraps give standard errors and joint draws; a posterior needs the extra `bayes`.
+written. What is significant does not take the noise for equal and independent: see `sandwich`. Bootstraps give standard
+errors and joint draws; a posterior needs the extra `bayes`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
 from foundation.errors import ConfigError, nearest
+from scaling import sandwich
 from scaling.fit import Fit, fit
-from scaling.laws import Law, additive, allocation
+from scaling.laws import Law, additive
 from scaling.objective import Loss, Problem, Pull, finite, hessian, minimise
-from scaling.observations import Observations
+from scaling.observations import LARGE, Observations, levels
+from scaling.quantities import Quantity, best_loss, d_opt, loss_at, n_opt, parameter, regret, share
+
+__all__ = ['BOOTSTRAPS', 'NOISES', 'Interval', 'Quantity', 'best_loss', 'bootstrap', 'coverage', 'covered', 'd_opt',
+           'loss_at', 'n_opt', 'parameter', 'percentile', 'posterior', 'profile', 'regret', 'share', 'simulate',
+           'worst_coverage']
 
 BOOTSTRAPS = ('pairs', 'cluster', 'residual')
+NOISES = ('residual', 'wild', 'size')  # of simulated tables, see `simulate`
 REACH = (0.5, 1.0, 1.4, 1.7, 2.0, 2.5, 3.2, 4.5, 7.0, 12.0, 25.0, 60.0)  # standard errors at which a profile is taken
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-  """Something a law says: value(theta[lanes, P]) -> [lanes], complex theta allowed; `log`: it is shown as its exp."""
-  name: str
-  value: Callable
-  log: bool = False
-
-  def gradient(self, theta):
-    """d value / d theta, [lanes, P]."""
-    out = np.empty(theta.shape)
-    for i in range(theta.shape[-1]):
-      moved = theta.astype(complex)
-      moved[..., i] += 1e-30j
-      out[..., i] = np.imag(self.value(moved)) / 1e-30
-    return out
-
-  def show(self, value):
-    with np.errstate(over='ignore'):
-      return np.exp(value) if self.log else np.asarray(value)
-
-
-def parameter(law: Law, name: str) -> Quantity:
-  """One of the law's parameters."""
-  if name not in law.parameters:
-    raise ConfigError(f'law {law.name} has no parameter {name!r}; it has {", ".join(law.parameters)}')
-  i = law.parameters.index(name)
-  return Quantity(name, lambda theta: theta[..., i], name in law.logs)
-
-
-def _at(law: Law, theta, n, d, K=None):
-  x = {'n': np.asarray(n)[..., None], 'd': np.asarray(d)[..., None], 'k': np.log([K or 1.0])}
-  return law.log_loss(theta, x, np)[..., 0]
-
-
-def loss_at(law: Law, N: float, D: float, U: float | None = None, K: float | None = None) -> Quantity:
-  """Loss in nats per token of a run of N parameters and D tokens (U unique ones: D if not given; K experts: 1)."""
-  given = {'n': N, 'd': D, 'u': U or D, 'k': K or 1.0}
-  x = {key: np.log([given[key]]) for key in law.columns}
-  return Quantity(f'loss at N={N:.3g}, D={D:.3g}', lambda theta: law.log_loss(theta, x, np)[..., 0], True)
-
-
-def n_opt(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Compute-optimal (active) parameters at C FLOPs, with K experts."""
-  return Quantity(f'N_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[0], True)
-
-
-def d_opt(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Compute-optimal tokens at C FLOPs, with K experts."""
-  return Quantity(f'D_opt at C={C:.3g}', lambda theta: allocation(law, theta, C, K=K)[1], True)
-
-
-def best_loss(law: Law, C: float, K: float | None = None) -> Quantity:
-  """Loss in nats per token at the compute optimum of C FLOPs, with K experts."""
-  return Quantity(f'loss at C={C:.3g}', lambda theta: _at(law, theta, *allocation(law, theta, C, K=K), K), True)
-
-
-def share(law: Law) -> Quantity:
-  """The exponent a of N_opt ~ C^a."""
-  def value(theta):
-    t = law.terms(theta, {'k': 0.0})
-    return t.beta / (t.alpha + t.beta)
-  return Quantity('a (N_opt ~ C^a)', value)
-
-
-@np.errstate(all='ignore')
-def regret(law: Law, thetas, C: float, N: float, K: float | None = None) -> np.ndarray:
-  """Loss lost, in nats per token, by training N parameters and not N_opt on C FLOPs, for each theta."""
-  thetas = np.atleast_2d(thetas)
-  chosen = np.full(len(thetas), np.log(N))
-  here = _at(law, thetas, chosen, np.log(C / 6.0) - chosen, K)
-  return np.exp(here) - np.exp(_at(law, thetas, *allocation(law, thetas, C, K=K), K))
-
-
 def _state(result: Fit):
-  problem = Problem.of(result.law, result.observations.x, result.observations.y, result.fixed)
+  problem = Problem.of(result.law, result.observations.x, result.observations.y, result.fixed, result.loss.raw)
   return problem, problem.phi(result.theta)
+
+
+def _labels(problem: Problem) -> np.ndarray:
+  """Which rows may err together: those of one size; of a law that does not read N, each by itself."""
+  return levels(np.exp(problem.x['n']), 0.01)[1] if 'n' in problem.x else np.arange(problem.y.shape[-1])
 
 
 def _significance(loss: Loss, residual, free: int):
@@ -121,23 +61,32 @@ class Interval:
   level: float
   method: str
   coverage: float | None = None  # of the nominal level, by simulation
+  noise: str = ''  # under which it was simulated, see `simulate`
 
   def __str__(self) -> str:
     text = f'{self.name} {self.estimate:.5g}, {100 * self.level:g} % {self.method} [{self.low:.5g}, {self.high:.5g}]'
-    return text if self.coverage is None else f'{text}, simulated coverage {100 * self.coverage:.0f} %'
+    return f'{text}, {self.covers}' if self.covers else text
+
+  @property
+  def covers(self) -> str:
+    """Its simulated coverage in words, '' if there is none."""
+    kind = f' ({self.noise} noise)' if self.noise else ''
+    return '' if self.coverage is None else f'simulated coverage {100 * self.coverage:.0f} %{kind}'
 
 
 @np.errstate(all='ignore')
-def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool = False) -> Interval:
+def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool = False, robust: bool = True) -> Interval:
   """The profile interval of a quantity; an end that the runs do not bound is infinite (0 for a logged quantity).
 
   new_run: the quantity is a loss that one new run will measure, so its own noise, the rms residual with n - p degrees
-  of freedom, is added in quadrature to each side.
+  of freedom, is added in quadrature to each side. robust False: as if the noise were equal and independent.
   """
   _check_level(level)
   problem, phi = _state(result)
   free = len(phi)
   estimate = float(quantity.value(result.theta[None])[0])
+  if len(problem.y) > LARGE:
+    return _normal(result, quantity, estimate, level, new_run)
   factor = float(_significance(result.loss, result.residuals, free))
   second, _ = hessian(problem, phi, result.loss)
   if np.isfinite(result.covariance).any():
@@ -160,8 +109,13 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
     improve = value < best
     best[improve], values[improve] = value[improve], result.loss.total(problem.residual(refined))[improve]
     achieved[improve] = quantity.value(problem.theta(refined))[improve]
-  statistic = 2.0 * factor * np.maximum(values - result.objective, 0.0)
-  limit = stats.f.ppf(level, 1, len(problem.y) - free)
+  ratio, degrees = 1.0, float(len(problem.y) - free)
+  if robust:
+    ratio, degrees = (float(v[0]) for v in sandwich.spread(
+        result.loss, result.residuals[None], problem.jacobian(phi[None]), (slope @ problem.move)[None],
+        _labels(problem)))
+  statistic = 2.0 * factor * ratio * np.maximum(values - result.objective, 0.0)
+  limit = sandwich.limit(level, degrees)
   ends = []
   for side in (-1.0, 1.0):
     here = side * (achieved - estimate) > 0
@@ -177,10 +131,22 @@ def profile(result: Fit, quantity: Quantity, level: float = 0.9, new_run: bool =
     ends.append(estimate + side * (distance[k - 1] + part * (distance[k] - distance[k - 1])))
   if new_run:
     rows = len(problem.y)
-    noise = np.sqrt(limit) * result.rms * np.sqrt(rows / (rows - free))
+    noise = np.sqrt(sandwich.limit(level, rows - free)) * result.rms * np.sqrt(rows / (rows - free))  # of ln loss
     ends = [estimate + np.sign(end - estimate) * np.hypot(end - estimate, noise) for end in ends]
   return Interval(quantity.name, float(quantity.show(estimate)), float(quantity.show(ends[0])),
                   float(quantity.show(ends[1])), level, 'prediction' if new_run else 'profile')
+
+
+def _normal(result: Fit, quantity: Quantity, estimate: float, level: float, new_run: bool) -> Interval:
+  """The interval of a large table, on which a profile is a parabola: plus and minus the robust standard error."""
+  problem, phi = _state(result)
+  residual, jac = result.residuals[None], problem.jacobian(phi[None])
+  slope = (quantity.gradient(result.theta[None])[0] @ problem.move)[None]
+  ratio, degrees = sandwich.spread(result.loss, residual, jac, slope, _labels(problem))
+  variance = float(sandwich.influence(result.loss, residual, jac, slope)[1][0] / ratio[0])
+  half = np.sqrt(sandwich.limit(level, float(degrees[0])) * (variance + (result.rms ** 2 if new_run else 0.0)))
+  return Interval(quantity.name, float(quantity.show(estimate)), float(quantity.show(estimate - half)),
+                  float(quantity.show(estimate + half)), level, 'prediction' if new_run else 'normal')
 
 
 def _check_level(level: float) -> None:
@@ -191,9 +157,17 @@ def _check_level(level: float) -> None:
 @np.errstate(all='ignore')
 def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0) -> np.ndarray:
   """theta[count, P] of refits. kind: pairs (rows drawn with replacement) | cluster (sizes drawn, all their rows, for
-  ladders that share a trunk) | residual (the law's losses plus drawn residuals). Fitted scales are kept."""
+  ladders that share a trunk) | residual (the law's losses plus drawn residuals). Fitted scales are kept. Of a large
+  table (LARGE rows) the draws are from the normal limit of pairs."""
+  if count < 2:
+    raise ConfigError(f'{count} bootstrap draws; expected 2 or more')
   problem, phi = _state(result)
   rng, rows = np.random.default_rng(seed), len(problem.y)
+  if rows > LARGE and np.isfinite(result.covariance[problem.free][:, problem.free]).all():
+    inner = result.covariance[np.ix_(problem.free, problem.free)]
+    draws = np.repeat(result.theta[None], count, 0)
+    draws[:, problem.free] += rng.multivariate_normal(np.zeros(len(inner)), inner, count)
+    return draws
   starts = np.repeat(phi[None], count, 0)
   if kind == 'residual':
     simulated = simulate(result, rng, count)
@@ -201,29 +175,40 @@ def bootstrap(result: Fit, count: int = 1000, kind: str = 'pairs', seed: int = 0
   if kind == 'pairs':
     weights = rng.multinomial(rows, np.full(rows, 1.0 / rows), count).astype(float)
   elif kind == 'cluster':
-    _, group = np.unique(np.round(np.log(result.observations.N) / 0.02), return_inverse=True)
-    groups = int(group.max()) + 1  # type: ignore[call-overload]  # NumPy 2.5
+    group = levels(result.observations.N, 0.01)[1]
+    groups = int(group.max()) + 1
     weights = rng.multinomial(groups, np.full(groups, 1.0 / groups), count).astype(float)[:, group]
   else:
     raise ConfigError(f'bootstrap kind {kind!r} is not one of {", ".join(BOOTSTRAPS)}{nearest(kind, BOOTSTRAPS)}')
   return problem.theta(minimise(problem, starts, result.loss, weights)[0])
 
 
-def simulate(result: Fit, rng, count: int) -> Problem:
-  """The same runs with losses [count, rows] of the law plus resampled residuals, in one batch.
+def simulate(result: Fit, rng, count: int, noise: str = 'residual') -> Problem:
+  """The same runs with losses [count, rows] of the law plus noise, in one batch.
 
-  The residuals are centred where the objective says that their middle is: about their mean a robust fit of skewed
-  residuals would be simulated off its own truth.
+  noise: residual (drawn from all residuals) | wild (each row keeps its own residual, of random sign) | size (the
+  residuals of a size keep together, times one of Webb's six values: 2014, Queen's working paper 1315). Drawn residuals
+  are centred where the objective says that their middle is: about their mean a robust fit of skewed residuals would be
+  simulated off its own truth.
   """
-  problem, _ = _state(result)
+  if noise not in NOISES:
+    raise ConfigError(f'noise {noise!r} is not one of {", ".join(NOISES)}{nearest(noise, NOISES)}')
+  problem, phi = _state(result)
   rows, free = len(problem.y), result.free
-  noise = result.residuals * np.sqrt(rows / (rows - free))
-  reach = np.quantile(np.abs(noise), 0.8) + 1e-15
-  pull = lambda centre: float(result.loss.psi(noise - centre).sum())
-  if pull(-reach) * pull(reach) < 0:
-    noise = noise - optimize.brentq(pull, -reach, reach)
   truth = problem.y + result.residuals
-  return dataclasses.replace(problem, y=truth - rng.choice(noise, (count, rows)))
+  if noise == 'residual':
+    drawn = _centred(result.residuals * np.sqrt(rows / (rows - free)), result.loss)
+    return dataclasses.replace(problem, y=truth - rng.choice(drawn, (count, rows)))
+  labels = np.arange(rows) if noise == 'wild' else _labels(problem)
+  wide = sandwich.adjusted(result.residuals[None], problem.jacobian(phi[None]), sandwich.by_group(labels))[0]
+  signs = [-1.0, 1.0] if noise == 'wild' else [s * np.sqrt(v) for s in (-1.0, 1.0) for v in (0.5, 1.0, 1.5)]
+  return dataclasses.replace(problem, y=truth - wide * rng.choice(signs, (count, labels.max() + 1))[:, labels])
+
+
+def _centred(noise, loss: Loss):
+  reach = np.quantile(np.abs(noise), 0.8) + 1e-15
+  pull = lambda centre: float(loss.psi(noise - centre).sum())
+  return noise - optimize.brentq(pull, -reach, reach) if pull(-reach) * pull(reach) < 0 else noise
 
 
 @np.errstate(all='ignore')
@@ -238,23 +223,31 @@ def percentile(quantity: Quantity, estimate, thetas, level: float = 0.9) -> Inte
 
 @np.errstate(all='ignore')
 def coverage(result: Fit, quantities: Sequence[Quantity], level: float = 0.9, count: int = 200, seed: int = 0,
-             fit_scale: bool | None = None) -> np.ndarray:
-  """Share of simulated tables (same N and D, the fitted law, its residuals) whose profile interval holds the truth.
+             fit_scale: bool | None = None, noise: str = 'residual') -> np.ndarray:
+  """Share of simulated tables (same columns, the fitted law, noise: see `simulate`) whose profile holds the truth.
 
   One value a quantity; its own standard error is about sqrt(.09/count) at a level of 0.9. The truth is inside where
   the fit held at it passes the profile's test, so that no interval needs to be computed. fit_scale: also refit a Huber
   delta to each table (default: if it was fitted here).
   """
   problem, phi = _state(result)
-  simulated = simulate(result, np.random.default_rng(seed), count)
+  simulated = simulate(result, np.random.default_rng(seed), count, noise)
   inside, _ = covered(simulated, np.repeat(phi[None], count, 0), result.theta, result.loss, quantities, level,
                        bool(fit_scale))
   return inside.mean(1)
 
 
+def worst_coverage(result: Fit, quantities: Sequence[Quantity], level: float = 0.9, count: int = 200,
+                   fit_scale: bool | None = None) -> list[tuple[float, str]]:
+  """(coverage, the noise under which it is that low) of each quantity: the worst of NOISES, `count` tables each."""
+  shares = np.array([coverage(result, quantities, level, count, fit_scale=fit_scale, noise=noise) for noise in NOISES])
+  return [(float(column.min()), NOISES[int(column.argmin())]) for column in shares.T]
+
+
 @np.errstate(all='ignore')
-def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: float, fit_scale: bool):
-  """(inside[quantities, tables], theta[tables, P]) of a batch of tables whose y is [tables, rows]."""
+def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: float, fit_scale: bool,
+            robust: bool = True):
+  """(inside[quantities, tables], theta[tables, P]) of a batch of tables whose y is [tables, rows]; see `profile`."""
   count, rows = simulated.y.shape
   free = starts.shape[-1]
   refitted, value, _ = minimise(simulated, starts, loss)
@@ -265,12 +258,11 @@ def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: fl
       refitted, value, _ = minimise(simulated, refitted, loss, gauss=3)
   residual = simulated.residual(refitted)
   factor = _significance(loss, residual, free)
-  limit = stats.f.ppf(level, 1, rows - free)
-  inside = []
+  jac, labels, inside = simulated.jacobian(refitted), _labels(simulated), []
   for quantity in quantities:
     target = float(quantity.value(truth[None])[0])
     slope = quantity.gradient(simulated.theta(refitted)) @ simulated.move
-    jac = simulated.jacobian(refitted)
+    ratio, degrees = sandwich.spread(loss, residual, jac, slope, labels) if robust else (1.0, rows - free)
     gram = np.linalg.pinv(finite(jac.mT @ jac), hermitian=True)
     variance = np.einsum('si,sij,sj->s', slope, gram, slope) * np.mean(residual ** 2, -1)
     pull = Pull(quantity.value, quantity.gradient, np.full(count, target), 1e4 / (factor * np.maximum(variance, 1e-24)))
@@ -278,7 +270,8 @@ def covered(simulated: Problem, starts, truth, loss: Loss, quantities, level: fl
     for start in (starts, refitted):
       at, _, _ = minimise(simulated, start, loss, pull=pull)
       held = np.minimum(held, (loss.rho(simulated.residual(at))).sum(-1))
-    inside.append(2.0 * factor * np.maximum(held - (loss.rho(residual)).sum(-1), 0.0) <= limit)
+    statistic = 2.0 * factor * ratio * np.maximum(held - (loss.rho(residual)).sum(-1), 0.0)
+    inside.append(statistic <= sandwich.limit(level, degrees))
   return np.array(inside), simulated.theta(refitted)
 
 

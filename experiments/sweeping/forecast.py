@@ -12,23 +12,21 @@ from foundation.errors import ConfigError
 from foundation.printable import printable
 from framework.config import Data
 from framework.data import stream
-from scaling import ledger, lints, report, table, uncertainty
+from scaling import ledger, lints, prediction, report, table, uncertainty
 from scaling.fit import Fit, check_rows, fit
-from scaling.holdout import holdout, splits, thin
+from scaling.holdout import COMPARED, holdout, splits, thin
 from scaling.laws import law as law_of
 from scaling.objective import Loss
 
-LAWS = ('additive', 'tied', 'kaplan', 'coupled')
+LAWS = COMPARED
 LOSS = Loss('huber', 0.0)  # delta from the residuals
 LEVEL = 0.9
 LEDGER = 'ledger.jsonl'
 
 
 def observations(runs: pathlib.Path, allow: Sequence[str]) -> tuple[table.Observations, list[lints.Finding]]:
-  """The finished runs below a folder, checked, each cell at its best learning rate. Raises TableError."""
-  read = table.read(runs)
-  _, findings = lints.check(read, allow=allow)
-  return table.best_rate(read).observe(), findings
+  """The finished runs below a folder, checked, each cell at its best rate and batch. Raises TableError."""
+  return lints.selected(table.read(runs), allow=allow)
 
 
 def choose(o: table.Observations, law: str) -> Fit:
@@ -48,7 +46,8 @@ def check_design(cells: Sequence[Cell], sizes: Mapping[str, tuple[float, float]]
 
   Their N, D, FLOPs and number are known: only the losses are not. Of equal N and D the table keeps one learning rate.
   """
-  for source, chosen in (('the cells but the largest', [c for c in cells if c is not largest]), ('the cells', cells)):
+  held = held_back(cells, sizes, largest)
+  for source, chosen in (('the cells but the largest', [c for c in cells if c not in held]), ('the cells', cells)):
     rates: dict[tuple[float, float], list[float]] = {}
     for cell in chosen:
       rates.setdefault(sizes[cell.name], []).append(cell.config.optimizer.learning_rate)
@@ -69,26 +68,37 @@ def check_design(cells: Sequence[Cell], sizes: Mapping[str, tuple[float, float]]
     lints.check_design(dataclasses.replace(o, rows=tuple(cell.name for cell in kept)), allow)
 
 
+def held_back(cells: Sequence[Cell], sizes: Mapping[str, tuple[float, float]], largest: Cell) -> list[Cell]:
+  """The cells of the largest one's N and D, at whatever rate: none of them runs before their loss is predicted."""
+  N, D = sizes[largest.name]
+  near = lambda a, b: abs(a / b - 1.0) <= prediction.CELL
+  return [cell for cell in cells if near(sizes[cell.name][0], N) and near(sizes[cell.name][1], D)]
+
+
 def predict(folder: pathlib.Path, name: str, N: float, D: float, law: str, allow: Sequence[str]) -> dict:
   """Writes the prediction of a cell of N parameters and D tokens that has not begun; once written it stays."""
   for record in ledger.read(folder / LEDGER):
     if record['kind'] == 'prediction' and record['name'] == name:
       return record
   o, _ = observations(folder / 'cells', allow)
-  result = choose(o, law)
+  ran = prediction.same_cell(o, N, D)  # an earlier sweep of this folder may have had it
+  result = choose(o.take(~ran), law)
   quantity = uncertainty.loss_at(result.law, N, D)
-  interval = uncertainty.profile(result, quantity, LEVEL, new_run=True)
-  return ledger.predict(folder / LEDGER, name, N=N, D=D, loss=interval.estimate, low=interval.low, high=interval.high,
-                        level=LEVEL, law=result.law.name, objective='huber 0', runs=len(o), source=str(folder.name))
+  interval, _, _ = prediction.predict(result, quantity, N, D, LEVEL, LOSS)
+  k = result.observations.convention.k
+  return ledger.predict(folder / LEDGER, name, N=N, D=D, C=k * N * D, k=k, loss=interval.estimate, low=interval.low,
+                        high=interval.high, level=LEVEL, law=result.law.name, objective='huber 0',
+                        runs=len(result.observations), source=str(folder.name), seen=bool(ran.any()))
 
 
-def measure(folder: pathlib.Path, name: str) -> dict:
-  """Writes what the cell measured beside its prediction; once written it stays."""
+def measure(folder: pathlib.Path, name: str, rates: Sequence[str] = ()) -> dict:
+  """Writes what the cell measured beside its prediction, the best of all `rates` that it ran at; it stays."""
   for record in ledger.read(folder / LEDGER):
     if record['kind'] == 'measurement' and record['name'] == name:
       return record
-  result = reading.value(folder / 'cells' / name / 'result.json', {'loss_nats_per_token': float})
-  return ledger.measure(folder / LEDGER, name, result['loss_nats_per_token'])
+  losses = [reading.value(folder / 'cells' / cell / 'result.json', {'loss_nats_per_token': float})[
+      'loss_nats_per_token'] for cell in (rates or [name])]
+  return ledger.measure(folder / LEDGER, name, min(losses))
 
 
 def conclude(folder: pathlib.Path, law: str, allow: Sequence[str], data: Data) -> tuple[str, pathlib.Path]:
@@ -116,9 +126,12 @@ def _known_truth(result: Fit, errors: dict[str, float], data: Data) -> list[str]
   E, error = result.values['E'], errors['E']
   length = held_out.tokens // held_out.task.length * held_out.task.length
   entropy, drawn = held_out.task.entropy, float(held_out.task.nats(held_out.read(0, length)).mean())
-  return [f'the entropy of {data.task} is {entropy:.5f} nats per token: E {E:.5f} ± {error:.5f} is '
-          f'{(E - entropy) / error:+.2f} standard errors from it, {(E - drawn) / error:+.2f} from the {drawn:.5f} of '
-          'the held-out text']
+  start = f'the entropy of {data.task} is {entropy:.5f} nats per token: E {E:.5f}'
+  if not 0.0 < error < np.inf:  # E went to its bound: the runs show no irreducible loss
+    return [f'{start} has no standard error, so its {E - entropy:+.5f} from it and {E - drawn:+.5f} from the {drawn:.5f} '
+            'of the held-out text prove nothing']
+  return [f'{start} ± {error:.5f} is {(E - entropy) / error:+.2f} standard errors from it, {(E - drawn) / error:+.2f} '
+          f'from the {drawn:.5f} of the held-out text']
 
 
 def compared(folder: pathlib.Path) -> list[str]:

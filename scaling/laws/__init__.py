@@ -17,9 +17,11 @@ command takes --law=path/to/mine.py (compare: --laws), for example
 
 Before it is fitted its functions are called once: a start, a shape, a derivative or an optimum that contradicts the
 loss is refused. Laws work on logarithms, of the columns (`n` = ln N, ...) and of the loss. Losses are in nats per
-token, N in parameters, D in tokens, C in FLOPs.
+token, N in parameters, D in tokens, C in FLOPs. A law reads any columns: those of scaling.columns by their keys, as in
+columns=('n', 'd', 'bits'), and one of its own as columns=('n', 'd', Column('depth', unit='layers')).
 """
 
+from scaling.columns import Column
 from scaling.laws._find import law, names
 from scaling.laws._law import Law, Terms
 from scaling.laws._optimum import allocation
@@ -32,5 +34,5 @@ from scaling.laws.overtraining import law as overtraining
 from scaling.laws.repeated import repeated
 from scaling.laws.tied import law as tied
 
-__all__ = ['Law', 'Terms', 'additive', 'allocation', 'bounded', 'coupled', 'experts', 'kaplan', 'law', 'names',
+__all__ = ['Column', 'Law', 'Terms', 'additive', 'allocation', 'bounded', 'coupled', 'experts', 'kaplan', 'law', 'names',
            'overtraining', 'repeated', 'tied']

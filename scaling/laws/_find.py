@@ -67,8 +67,8 @@ def _check(law: Law, subject: str) -> None:
   if not law.parameters:
     raise ConfigError(f'{subject} parameters is (); expected at least one, else nothing is fitted')
   n, rows, size = np.linspace(14.0, 21.0, 5), 5, len(law.parameters)
-  x = {'n': n, 'd': 0.5 * n + 14.0, 'u': 0.5 * n + 13.0, 'k': np.linspace(0.0, 2.0, rows)}
-  x = {key: x[key] for key in law.columns}
+  known = {'n': n, 'd': 0.5 * n + 14.0, 'u': 0.5 * n + 13.0, 'k': np.linspace(0.0, 2.0, rows), 'c': 1.5 * n + 16.0}
+  x = {column.key: known.get(column.key, column.of(np.linspace(0.2, 0.9, rows))) for column in law.reads}
   theta = _call(f'{subject} start', lambda: np.asarray(law.start(EXAMPLES), float))
   if theta.ndim != 2 or theta.shape[-1] != size:
     raise ConfigError(f'{subject} start gives shape {theta.shape}; expected (lanes, {size}), a column a parameter')
@@ -89,8 +89,9 @@ def _check(law: Law, subject: str) -> None:
       raise ConfigError(f'{subject} {which} has another derivative by {name} than the differences of log_loss; '
                         'expected arithmetic that keeps complex numbers')
   if law.terms is not None and 'u' not in law.columns:
-    closed, _ = _call(f'{subject} terms', lambda: allocation(law, theta, 6e20, K=1.0))
-    least = searched(law, theta, np.log(1e20))
+    at = {column.name: 0.5 for column in law.reads if column.key not in known}
+    closed, _ = _call(f'{subject} terms', lambda: allocation(law, theta, 6e20, K=1.0, at=at))
+    least = searched(law, theta, np.log(1e20), law.others(1.0, at))
     wrong = np.flatnonzero(np.abs(closed - least) > 1e-3)  # NaN: no optimum to compare
     if len(wrong):
       raise ConfigError(f'{subject} terms put the optimum of 6e20 FLOPs at N = {np.exp(closed[wrong[0]]):.4g}; its '

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import ConfigError, nearest
+from scaling.columns import KNOWN, Column
 
 STANDARD = ('E', 'A', 'B', 'alpha', 'beta')
 EXPONENTS = {'alpha': (0.01, 3.0), 'beta': (0.01, 3.0)}
-COLUMNS = ('n', 'd', 'u', 'k')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Law:
   name, formula, source: for people. parameters: displayed names in the order of theta.
   log_loss(theta, x, xp): ln loss [..., rows] of coordinates theta [..., P] and log columns x, each [rows]; xp is numpy
     or jax.numpy, and theta may be complex.
-  columns: what x holds besides `n` and `d`: `u` = ln unique tokens, `k` = ln experts.
+  columns: what x holds, keys of scaling.columns (`n` = ln N, `d` = ln D, `u` = ln unique tokens, `k` = ln experts, `c` =
+    ln FLOPs, ...) or a Column of one's own, such as Column('depth', unit='layers'): x['depth'] is then its logarithm.
   logs: the parameters that theta holds as natural logarithms; None: those of E, A and B that there are.
   jacobian(theta, x): d ln loss / d theta, [..., rows, P]; None: by complex steps, to machine precision.
   terms(theta, x, xp): Terms at x, from which the compute optimum follows in closed form; None: there is no such form,
@@ -56,10 +57,12 @@ class Law:
   tries: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
   logs: tuple[str, ...] | Any = None
   pairs: tuple | Any = None
-  columns: tuple[str, ...] = ('n', 'd')
+  columns: Any = ('n', 'd')  # in the end a tuple of keys
   bounds: Mapping[str, tuple[float, float]] | Any = None
+  reads: tuple[Column, ...] = dataclasses.field(init=False, default=())  # the columns themselves
 
   def __post_init__(self):
+    self._name_columns()
     has = set(self.parameters).issuperset
     usual = {
         'logs': tuple(name for name in ('E', 'A', 'B') if has([name])),
@@ -71,20 +74,29 @@ class Law:
         object.__setattr__(self, field, value)
     for field, names, known in (
         ('logs', self.logs, self.parameters), ('bounds', self.bounds, self.parameters),
-        ('tries', self.tries, self.parameters), ('columns', self.columns, COLUMNS),
+        ('tries', self.tries, self.parameters),
         ('pairs', [name for pair in self.pairs for name in pair[:2]], self.parameters)):
       for name in names:
         if name not in known:
           raise ConfigError(f"law {self.name}: {field} has '{name}'; expected one of {', '.join(known)}"
                             f'{nearest(name, known)}')
-    if not {'n', 'd'} <= set(self.columns):
-      raise ConfigError(f"law {self.name}: columns is {self.columns}; expected 'n' and 'd' among them")
     if self.start is None:
       unknown = [name for name in self.parameters if name not in (*STANDARD, *self.tries)]
       if unknown:
         raise ConfigError(f"law {self.name}: nothing says where '{unknown[0]}' starts; expected a value in tries, or a "
                           'function start')
       object.__setattr__(self, 'start', self._start)
+
+  def _name_columns(self) -> None:
+    """Keys alone in `columns`, and what they are in `reads`."""
+    if not self.columns:
+      raise ConfigError(f'law {self.name}: columns is (); expected at least one, such as n')
+    for column in self.columns:
+      if not isinstance(column, Column) and column not in KNOWN:
+        raise ConfigError(f"law {self.name}: columns has '{column}'; expected one of {', '.join(KNOWN)}, or a "
+                          f'scaling.columns.Column{nearest(str(column), KNOWN)}')
+    object.__setattr__(self, 'reads', tuple(c if isinstance(c, Column) else KNOWN[c] for c in self.columns))
+    object.__setattr__(self, 'columns', tuple(column.key for column in self.reads))
 
   def _start(self, additive):
     own = [name for name in self.parameters if name in STANDARD and name not in self.tries]
@@ -103,6 +115,11 @@ class Law:
   def plain(self) -> bool:
     """Whether the law is one of N and D alone, so that compute and size say all about a run."""
     return set(self.columns) == {'n', 'd'}
+
+  @property
+  def decides(self) -> bool:
+    """Whether a compute optimum follows: N and D are read, and D is not repeated."""
+    return {'n', 'd'} <= set(self.columns) and 'u' not in self.columns
 
   def display(self, theta) -> dict[str, np.ndarray]:
     """Displayed values (E, A, B not as logarithms) of theta[..., P]."""
@@ -124,13 +141,33 @@ class Law:
         raise ConfigError(f'{name}={values[name]} must be positive in the law {self.name}')
     return np.array([np.log(values[p]) if p in self.logs else values[p] for p in self.parameters], float)
 
-  def loss(self, theta, N, D, U=None, K=None) -> np.ndarray:
-    """Loss in nats per token at N parameters and D tokens (broadcast together), U unique tokens, K experts."""
-    given = {'n': N, 'd': D, 'u': U, 'k': K}
-    missing = [key.upper() for key in self.columns if given[key] is None]
+  def others(self, K=None, at: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """x of the columns besides N, D, U and C: K experts (one, if not given), the others by name from `at`."""
+    at = at or {}
+    if K is not None and np.any(np.asarray(K) != 1) and 'k' not in self.columns:
+      raise ConfigError(f'K={K}: law {self.name} knows no experts; expected one that does, such as experts')
+    known = [column.name for column in self.reads if column.key not in ('n', 'd', 'u', 'k', 'c')]
+    for name in at:
+      if name not in known:
+        raise ConfigError(f'{name}={at[name]}: law {self.name} does not read it; it reads '
+                         f'{", ".join(column.name for column in self.reads)}{nearest(name, known)}')
+    out = {'k': np.log(K or 1.0)} if 'k' in self.columns else {}
+    for column in self.reads:
+      if column.name in known:
+        if column.name not in at:
+          raise ConfigError(f'law {self.name} needs the column {column.name} besides N and D; expected a value, such as '
+                           f'--at={column.name}=1')
+        out[column.key] = column.of(at[column.name])
+    return out
+
+  def loss(self, theta, N=None, D=None, U=None, K=None, C=None, **at) -> np.ndarray:
+    """Loss in nats per token at N parameters and D tokens (broadcast together), U unique tokens, K experts, C FLOPs;
+    other columns by name."""
+    given = {'n': N, 'd': D, 'u': U, 'k': K, 'c': C}
+    missing = [column.name for column in self.reads if given.get(column.key, at.get(column.name)) is None]
     if missing:
       raise ConfigError(f'law {self.name} needs the column {missing[0]} besides N and D')
-    logs = np.broadcast_arrays(*(np.log(np.asarray(given[key], float)) for key in self.columns))
+    logs = np.broadcast_arrays(*(column.of(given.get(column.key, at.get(column.name))) for column in self.reads))
     x = {key: np.ravel(value) for key, value in zip(self.columns, logs)}
     theta = np.asarray(theta, float)
     return np.exp(self.log_loss(theta, x, np)).reshape(theta.shape[:-1] + logs[0].shape)

@@ -94,7 +94,7 @@ def test_the_example_of_the_protocol_is_a_law(tmp_path):
     ('return Law(', 'Law(', 'whose law() gives NoneType; expected a scaling.laws.Law'),
     (', log_loss)', ')', "missing 1 required positional argument: 'log_loss'"),
     ("'alpha'), log_loss", "'gamma'), log_loss", "nothing says where 'gamma' starts"),
-    (', log_loss)', ", log_loss, columns=('n', 'd', 'z'))", "columns has 'z'; expected one of n, d, u, k"),
+    (', log_loss)', ", log_loss, columns=('n', 'd', 'z'))", "columns has 'z'; expected one of n, d, u, k, c, t, g, lr"),
     (', log_loss)', ", log_loss, logs=('E', 'a'))", "logs has 'a'; expected one of E, A, B, alpha"),
     (', log_loss)', ', log_loss, start=lambda additive: additive)', 'start gives shape (2, 5); expected (lanes, 4)'),
     ('range(4)', 'range(3)', 'log_loss fails in log_loss at line 5 (ValueError: not enough values to unpack'),
