@@ -5,7 +5,7 @@ Example:
 
 Other targets: h100:4x8 (hosts x GPUs), v5e:16x16, v6e:8x8 (TPU slices), cpu:8 (simulated devices). Prints what a device
 holds, what moves, and the least time of a step by compute, memory and network, with the rates assumed. A bound is not a
-forecast: real steps take longer. Compilers for GPUs and TPUs come with `pip install 'lemma[compile]'`.
+forecast: real steps take longer. Compilers for GPUs and TPUs come with `pip install -e '.[compile]'`.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def devices_of(target: str) -> list[Any]:
   except ValueError as error:
     raise ConfigError(f'--target: {error}') from None
   except ModuleNotFoundError as error:
-    raise ConfigError(f"{error}; expected pip install 'lemma[compile]', nearest is --target=cpu:8") from None
+    raise ConfigError(f"{error}; expected pip install -e '.[compile]', nearest is --target=cpu:8") from None
 
 
 def rates_of(target: str, count: int, dtype: str) -> tuple[Any, int]:

@@ -176,7 +176,7 @@ def _parquet(path: pathlib.Path) -> Read:
   try:
     import pyarrow.parquet  # type: ignore[import-not-found]  # an extra
   except ImportError:
-    raise ConfigError(f"{path.name}: parquet needs pyarrow; install the extra: pip install 'lemma[data]', nearest is a "
+    raise ConfigError(f"{path.name}: parquet needs pyarrow; install the extra: pip install -e '.[data]', nearest is a "
                       'CSV file') from None
   try:
     found = pyarrow.parquet.read_table(path.resolve()).to_pylist()
