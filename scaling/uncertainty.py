@@ -286,7 +286,7 @@ def posterior(observations: Observations, law: Law | None = None, draws: int = 1
   try:
     import numpyro
   except ImportError:
-    raise ConfigError('a posterior needs numpyro; install the extra: pip install "lemma[bayes]"') from None
+    raise ConfigError('a posterior needs numpyro; install the extra: pip install -e ".[bayes]"') from None
   import jax
   import jax.numpy as jnp
   import numpyro.distributions as dist

@@ -103,7 +103,7 @@ class Slurm:
     try:
       import submitit
     except ImportError:
-      raise config_lib.ConfigError("--launcher=slurm needs submitit; install the extra: pip install 'lemma[slurm]'"
+      raise config_lib.ConfigError("--launcher=slurm needs submitit; install the extra: pip install -e '.[slurm]'"
                                    ) from None
     if not shutil.which('sbatch'):
       raise config_lib.ConfigError('--launcher=slurm: this machine has no sbatch; nearest is --launcher=local')

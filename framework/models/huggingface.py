@@ -258,7 +258,7 @@ def import_safetensors():
   try:
     import safetensors.numpy
   except ImportError as error:
-    raise ConfigError("safetensors is not installed; expected the extra 'hf': pip install 'lemma[hf]'") from error
+    raise ConfigError("safetensors is not installed; expected the extra 'hf': pip install -e '.[hf]'") from error
   return safetensors
 
 
