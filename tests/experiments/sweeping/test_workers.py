@@ -172,5 +172,5 @@ def test_workers_share_gpus_only_if_they_must(monkeypatch, tmp_path, slots, seen
 
 def test_slurm_without_submitit_is_one_clear_line(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'submitit', None)
-  with pytest.raises(ConfigError, match=r'needs submitit; install the extra: pip install .lemma\[slurm\]'):
+  with pytest.raises(ConfigError, match='needs submitit; install the extra: pip install -e'):
     workers.Slurm(tmp_path, {})
