@@ -228,12 +228,15 @@ def append_lines(path: pathlib.Path, text: str) -> None:
       raise
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_rows(path: pathlib.Path, key: str = 'step', kind: Any = int) -> list[dict[str, Any]]:
   """The rows of a JSON-lines file of a run; a last line that a kill cut short is left out.
 
+  Args:
+    key, kind: what every row has, see reading.misfit.
+
   Raises:
-    ConfigError: a line is something else than an object with an integer `step`, or was changed after it was sealed; or
-      it is no file to read.
+    ConfigError: a line is something else than an object with that, or was changed after it was sealed; or it is no file
+      to read.
   """
   try:
     lines = reading.data(path, most=ROWS).split(b'\n')[:-1]
@@ -247,8 +250,9 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
       row = reading.loads(line)
     except ValueError:
       row = None
-    if reading.misfit(row, {'step': int}):
-      raise ConfigError(f"{printable(path)}:{number} is damaged; expected a JSON object with an integer 'step', "
-                        'nearest is the file without that line')
+    if reading.misfit(row, {key: kind}):
+      an = 'an integer ' if kind is int else ''
+      raise ConfigError(f"{printable(path)}:{number} is damaged; expected a JSON object with {an}'{key}', nearest is the "
+                        'file without that line')
     rows.append(sealed.opened(row, f'{printable(path)}:{number}'))
   return rows

@@ -35,8 +35,7 @@ def add(workdir: pathlib.Path, config: config_lib.Config, about: dict[str, Any])
 
 def starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The rows; a run that is older than the file has none. Raises ConfigError if they are not as they were written."""
-  path = workdir / HISTORY
-  return files.read_rows(path) if path.exists() else []
+  return files.read_rows(workdir / HISTORY, 'settings', dict)
 
 
 def differing(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
@@ -47,6 +46,6 @@ def differing(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
     values = {str(row.get(name)) for row in rows} | {str(now[name])}
     found += [f"{name} {', '.join(sorted(values))}"] if len(values) > 1 else []
   for key, value in now['settings'].items():
-    values = {str(row['settings'].get(key, value)) for row in rows if isinstance(row.get('settings'), dict)} | {str(value)}
+    values = {str(row['settings'].get(key, value)) for row in rows} | {str(value)}
     found += [f"{key} {', '.join(sorted(values))}"] if len(values) > 1 else []
   return found

@@ -12,6 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from foundation import files
+from framework import config as config_lib
+from framework.training import history
 from tests.commands import ROOT, environment, write_documents
 
 STEPS = 120
@@ -185,3 +187,19 @@ def test_skipping_is_counted_and_capped(text, tmp_path):
   assert '8 steps skipped, training.skip_nonfinite is 7' in last
   rows = files.read_rows(tmp_path / 'run' / 'metrics.jsonl')
   assert rows[-1]['skipped'] in range(1, 8) and rows[-1]['loss'] is None
+
+
+def test_a_run_goes_on_with_another_mesh_and_says_so(tmp_path):
+  """How a run is computed may change: its numbers are the same to rounding, and verify knows why not to the bit."""
+  config = config_lib.resolve(config_lib.Config())
+  other = config_lib.changed(config, {'training.partition': 'mesh', 'training.mesh': 'fsdp=4', 'model.scan': True})
+  for one in (config, other, other):
+    history.add(tmp_path, one, {'code': 'x'})
+  assert [row['settings']['training.mesh'] for row in history.starts(tmp_path)] == ['data=-1', 'fsdp=4', 'fsdp=4']
+  assert history.differing(tmp_path, other) == [
+      'model.scan False, True', 'training.mesh data=-1, fsdp=4', 'training.partition mesh, pmap']
+  assert history.differing(tmp_path / 'old', other) == []  # a run that is older than the file
+  lines = (tmp_path / history.HISTORY).read_text()
+  (tmp_path / history.HISTORY).write_text(lines.replace('fsdp=4', 'fsdp=2', 1))
+  with pytest.raises(config_lib.ConfigError, match='history.jsonl:2 was changed'):
+    history.starts(tmp_path)
