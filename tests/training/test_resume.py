@@ -197,7 +197,7 @@ def test_a_run_goes_on_with_another_mesh_and_says_so(tmp_path):
     history.add(tmp_path, one, {'code': 'x'})
   assert [row['settings']['training.mesh'] for row in history.starts(tmp_path)] == ['data=-1', 'fsdp=4', 'fsdp=4']
   assert history.differing(tmp_path, other) == [
-      'model.scan False, True', 'training.mesh data=-1, fsdp=4', 'training.partition mesh, pmap']
+      'model.scan False, True', 'training.partition mesh, pmap', 'training.mesh data=-1, fsdp=4']
   assert history.differing(tmp_path / 'old', other) == []  # a run that is older than the file
   lines = (tmp_path / history.HISTORY).read_text()
   (tmp_path / history.HISTORY).write_text(lines.replace('fsdp=4', 'fsdp=2', 1))
