@@ -15,6 +15,7 @@ from experiments.shared import launch, process
 CONFIG = launch.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; new, or the one to resume')
 RESUME = flags.DEFINE_bool('resume', False, 'continue the run in --workdir, or start it if there is none')
+PROFILE = flags.DEFINE_string('profile', '', 'steps to trace, as 20:25, into the folder profile of the run')
 flags.adopt_module_key_flags(launch)
 flags.adopt_module_key_flags(process)
 
@@ -29,12 +30,13 @@ def main() -> int:
   from experiments.shared import progress
   from framework import models
   from framework.data import corpus
-  from framework.training import loop, run
+  from framework.training import loop, run, trace
+  traced = trace.steps_of(PROFILE.value)
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   loop.check(config, text)  # whatever is wrong is said before the run's folder exists
   with run.opened(workdir, config, text, RESUME.value):
-    result = loop.train(config, text, workdir)
+    result = loop.train(config, text, workdir, traced)
     if jax.process_index() == 0:
       figures.loss_curves(workdir, models.stages(config))
   if result['status'] != 'complete':

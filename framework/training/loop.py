@@ -14,7 +14,7 @@ from framework import models
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, hosts, layout, result, run, trial, writer
+from framework.training import branch, checkpoint, evaluation, hosts, layout, result, run, trace, trial, writer
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -61,8 +61,12 @@ def left_out(c: config_lib.Config, corpus: corpus_lib.Corpus) -> tuple[int, int]
   return windows.touching(corpus.train, first, end, d.window, d.stride)
 
 
-def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path) -> Results:
+def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Path, traced: range = range(0)
+          ) -> Results:
   """Trains every stage of a resolved config's model that is not yet complete in `workdir`, to the end or to a signal.
+
+  Args:
+    traced: steps of a model of one stage that the profiler watches, see trace.py.
 
   Returns the content of result.json; its `status` is 'complete' or 'stopped by <signal>'.
 
@@ -73,7 +77,7 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
   stages = models.stages(config)
   with StopSignal() as stop:
     if not stages[0].name:
-      return finished(workdir) or train_stage(stages[0], corpus, workdir, workdir, stop)
+      return finished(workdir) or train_stage(stages[0], corpus, workdir, workdir, stop, traced)
     results: list[Results] = []
     for stage in stages:
       results.append(stage_result(stage, corpus, workdir, stop))
@@ -112,7 +116,7 @@ def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: path
 
 
 def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, folder: pathlib.Path,
-                stop: StopSignal) -> Results:
+                stop: StopSignal, traced: range = range(0)) -> Results:
   """Trains one run in `folder`, from its newest checkpoint if there is one, else as its stage begins."""
   stop.idle, c = True, stage.config
   check_stage(c, corpus)
@@ -135,7 +139,8 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
                         rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)
   saver = Saver(c.checkpoint.patience, checkpoints, meter, out, stop)
   try:
-    state, final, whole = run_steps(setup, corpus, state, record['step'], arrays, meter, saver, stop)
+    with trace.of(folder, traced) as at:
+      state, final, whole = run_steps(setup, corpus, state, record['step'], arrays, meter, saver, stop, at)
   finally:
     checkpoints.close()
     out.close()
@@ -194,8 +199,13 @@ def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus, stop: StopSignal
 
 
 def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int, arrays: Iterator[windows.Batch],
-              meter: Meter, saver: Saver, stop: StopSignal) -> tuple[State, dict[str, Any], bool]:
-  """Steps `start` + 1 to the last, or to a signal: (state, the last evaluation, whether that was the run's end)."""
+              meter: Meter, saver: Saver, stop: StopSignal, at: Callable[[int], None] = lambda number: None
+              ) -> tuple[State, dict[str, Any], bool]:
+  """Steps `start` + 1 to the last, or to a signal: (state, the last evaluation, whether that was the run's end).
+
+  Args:
+    at: called with the number of each step before it is made.
+  """
   c, final, whole = setup.config, {}, False
   train_step, evaluate = setup.compile_step(), compile_evaluation(setup, corpus, stop)
   def due(number: int, every: int) -> bool:
@@ -208,6 +218,7 @@ def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int,
     whole = start == c.training.steps
   for number in range(start + 1, c.training.steps + 1):
     hosts.entered(number)
+    at(number)
     state, metrics = train_step(state, layout.split_rows(next(arrays), setup.mesh))
     stop.idle = False
     meter.take(number, metrics, saver.checkpoints.steps)
