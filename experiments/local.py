@@ -15,10 +15,13 @@ import sys
 import threading
 import time
 
+from absl import flags
+
 from experiments.shared import launch
 from experiments.shared.process import PROCESSES
 from foundation.errors import ConfigError, nearest
 
+flags.declare_key_flag('processes')
 COMMANDS = ('train', 'evaluate')
 GRACE = 60.0  # seconds that the others have to end by themselves, once one has failed
 
