@@ -203,9 +203,9 @@ def train_step(devices):
   zero = jnp.zeros((), jnp.int32)
   now = state.State(zero, zero, params, update.init(params))
   where = layout.shardings(now, model, mesh)
-  spread = partition.spread(step.make(partition.spread_gradient(model, settings, mesh), update, lambda _: 0.01, settings),
-                            mesh, where)
-  now = jax.device_put(now, where)
+  pure = step.make(partition.spread_gradient(model, settings, mesh), update, lambda _: 0.01, settings)
+  spread = partition.spread(pure, mesh, where)
+  now = layout.put(now, where)  # copies: the step reuses its buffers
   losses = []
   for number in range(3):
     now, metrics = spread(now, layout.split_rows(text(rows=4, seed=number), mesh))
