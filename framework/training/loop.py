@@ -10,7 +10,7 @@ import jax
 
 from foundation import entries
 from framework import config as config_lib
-from framework import models
+from framework import models, sharding
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
@@ -32,7 +32,12 @@ class Interrupted(Exception):
 def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   """Raises ConfigError for what only the corpus or the devices show to be wrong, in any of the stages."""
   with entries.blaming():
-    for stage in models.stages(config):
+    stages = models.stages(config)
+    sizes = sharding.sizes(config.training.mesh, jax.device_count())
+    if len(stages) > 1 and jax.process_count() > 1 and sizes['fsdp'] > 1:
+      raise config_lib.ConfigError(f"training.mesh is '{config.training.mesh}' on {jax.process_count()} processes, for a "
+                                   'model of several stages, which hand on whole parameters; expected fsdp=1')
+    for stage in stages:
       check_stage(stage.config, corpus)
 
 
