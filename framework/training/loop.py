@@ -14,7 +14,7 @@ from framework import models, sharding
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, hosts, layout, result, run, trace, trial, writer
+from framework.training import branch, checkpoint, evaluation, history, hosts, layout, result, run, trace, trial, writer
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -35,8 +35,8 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
     stages = models.stages(config)
     sizes = sharding.sizes(config.training.mesh, jax.device_count())
     if len(stages) > 1 and jax.process_count() > 1 and sizes['fsdp'] > 1:
-      raise config_lib.ConfigError(f"training.mesh is '{config.training.mesh}' on {jax.process_count()} processes, for a "
-                                   'model of several stages, which hand on whole parameters; expected fsdp=1')
+      raise config_lib.ConfigError(f"training.mesh is '{config.training.mesh}' on {jax.process_count()} processes, for "
+                                   'a model of several stages, which hand on whole parameters; expected fsdp=1')
     for stage in stages:
       check_stage(stage.config, corpus)
 
@@ -132,6 +132,8 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
   checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
+  if jax.process_index() == 0:  # a start that was refused is none
+    history.add(folder, c, run.about())
   counts, step_flops = contract.counts(setup.module), c.training.batch * setup.module.flops().train
   logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,

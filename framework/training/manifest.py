@@ -65,7 +65,7 @@ def prove(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Pat
   yield from findings
   setup = set_up(stage.config, corpus.tokenizer.size, readers_mesh(stage.config, corpus.tokenizer.size))
   try:
-    differ = history.differing(workdir, stage.config)
+    differ = history.differing(folder, stage.config)
     yield Finding(history.HISTORY, None if differ else True,
                   f"not the same at each start and now: {'; '.join(differ)}" if differ else 'each start was like this one')
   except ConfigError as error:

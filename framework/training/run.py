@@ -26,12 +26,13 @@ from framework import config as config_lib
 from framework.data import corpus as corpus_lib
 from framework.data import tokenizer as tokenizers
 from framework.data import windows
-from framework.training import history, hosts
+from framework.training import hosts
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
 CONFIG, TOKENIZER = 'config.json', 'tokenizer.json'
 
 
+@functools.cache
 def _git_commit() -> str:
   """The commit of the code, with '+' if the tree differs from it; '' outside a checkout."""
   here = pathlib.Path(__file__).parent
@@ -65,8 +66,6 @@ def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.
     hosts.together(begin if first else lambda: None)
     # The others find what the first has made, if they share its disk.
     hosts.together((lambda: None) if first else lambda: open_folder(workdir, config, corpus, resume=True))
-    if first:
-      history.add(workdir, config, {'git_commit': _git_commit(), 'code': code(), 'versions': versions()})
     yield
     hosts.finish()
 
@@ -113,6 +112,11 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
       })
   except OSError as error:
     raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
+
+
+def about() -> dict[str, Any]:
+  """What is to be known of the code that a start runs."""
+  return {'git_commit': _git_commit(), 'code': code(), 'versions': versions()}
 
 
 @functools.cache
