@@ -225,7 +225,7 @@ def shape(*sizes, dtype=jnp.float32):
     ({'segment_ids': jnp.zeros((2, 8), int)}, r'segment_ids of the keys is int32\[2, 8\]; expected .* \[2 or 1, 9\]'),
     ({'local_window_size': (3, -1)}, 'local_window_size is .*; expected one or two numbers >= 0'),
     ({'logits_soft_cap': 0.0}, 'logits_soft_cap is 0.0; expected a number > 0'),
-    ({'alpha': 0.5}, 'alpha is 0.5; expected a number >= 1, nearest is 1'),
+    ({'alpha': 0.5}, 'alpha is 0.5; expected 1 to 2.5, nearest is 1'),
     ({'alpha': jnp.ones(3)}, 'alpha has shape'),
     ({'alpha': 1.5, 'return_residual': True}, 'expected alpha=None'),
     ({'implementation': 'xla_chunkd'}, r"'xla_chunkd'; expected one of xla, .* \(did you mean 'xla_chunked'\?\)"),

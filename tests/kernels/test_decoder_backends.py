@@ -70,7 +70,7 @@ def test_losses_are_those_of_xla_with_mosaic_gpu():
 def test_a_step_over_a_mesh_gathers_no_activations(kind, monkeypatch):
   """XLA gathers what goes into a loop that it cannot split, as it does with a kernel, unless shard_map splits it."""
   if kind == 'a bare kernel':
-    monkeypatch.setattr(decoder, 'sharded_attention', dot_product_attention)
+    monkeypatch.setattr(decoder, 'sharded_attention', lambda *x, batch, heads, **how: dot_product_attention(*x, **how))
   config = config_lib.resolve(config_lib.Config(model=config_lib.Model(
       layers=1, width=32, heads=2, attention='mosaic_tpu')))
   module, mesh = build(config.model, 17, WINDOW), layout.make_mesh(jax.devices()[:2])
