@@ -50,6 +50,7 @@ def collectives(hlo: str, layers: int = 1) -> list[Collective]:
     layers: trips of a loop whose number the text does not say, as on a TPU.
   """
   bodies, entry = _computations(hlo)
+  of_tpu = ':T(8,128)' in hlo  # how its arrays are laid out
   found: list[Collective] = []
   for name, count in _visits(bodies, entry, layers).items():
     if name.startswith('async_collective_fusion') or any('AsyncCollectiveDone' in line for line in bodies[name]):
@@ -65,7 +66,7 @@ def collectives(hlo: str, layers: int = 1) -> list[Collective]:
       kind, label = match[2], re.search(r'op_name="([^"]*)"', line)
       if kind == 'reduce-scatter':
         size *= len(group)
-      elif kind == 'all-reduce' and not label:  # on a TPU a scatter is written so, as a sum that is cut
+      elif kind == 'all-reduce' and not label and of_tpu:  # where a scatter is written so, as a sum that is cut
         kind = 'reduce-scatter'
       if len(group) > 1:
         found.append(Collective(kind, size, group, count, label[1] if label else ''))

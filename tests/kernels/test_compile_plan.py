@@ -54,10 +54,9 @@ def test_a_plan_keeps_its_figures(name, tmp_path):
   said, held = planned(name, tmp_path / 'plan.json')
   found = {'state_bytes': held['state_bytes'], 'peak': held['memory']['peak'], 'moves': held['moves'],
            'refused': held['refused']}
-  golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+  golden = json.loads(GOLDEN.read_text())
   if name not in golden:
-    GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1) + '\n')
-    golden[name] = found
+    pytest.skip(f'{GOLDEN.name} has no figures of {name} yet; now {json.dumps(found)}')
   assert found['state_bytes'] == golden[name]['state_bytes'] and found['moves'] == golden[name]['moves']
   assert found['peak'] == pytest.approx(golden[name]['peak'], rel=0.02)
   fits = name not in ('70b on 8 H100', '70b on a v5e-16')
