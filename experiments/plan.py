@@ -50,31 +50,34 @@ def vocabulary_of(config: config_lib.Config) -> int:
   return config.data.vocabulary if config.data.tokenizer == 'bpe' else tokenizer.Bytes().size
 
 
-def devices_of(target: str) -> list[Any]:
-  """The devices of the target. Raises ConfigError."""
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Hardware to plan for. rates: topology.Rates of one device, room: bytes of it that a program may take; of a CPU
+  nothing is known: None and 0."""
+  name: str
+  devices: list[Any]
+  rates: Any = None
+  room: float = 0.0
+
+
+def target_of(name: str, dtype: str) -> Target:
+  """The target of that name, for arithmetic in `dtype`. Raises ConfigError."""
   import jax
+  from framework import topology
   from pallas_kernels.runtime import targets
-  if target.split(':')[0] == 'cpu':
-    return jax.devices()
+  if name.split(':')[0] == 'cpu':
+    return Target(name, jax.devices())
   try:
-    return targets.devices(target, SLICES.value)
+    devices, device = targets.devices(name, SLICES.value), targets.describe(name)
   except ValueError as error:
     raise ConfigError(f'--target: {error}') from None
   except ModuleNotFoundError as error:
     raise ConfigError(f"{error}; expected pip install -e '.[compile]', nearest is --target=cpu:8") from None
-
-
-def rates_of(target: str, count: int, dtype: str) -> tuple[Any, int]:
-  """(topology.Rates, bytes of memory) of one device; None and 0 of a CPU, of which nothing is known."""
-  from framework import topology
-  from pallas_kernels.runtime import targets
-  if target.split(':')[0] == 'cpu':
-    return None, 0
-  device = targets.describe(target)
   flops = device.flops if dtype == 'bfloat16' else device.flops / 2  # tf32 of a GPU; a TPU takes several passes
   gpu = isinstance(device, targets.Gpu)
-  together = targets.hosts(target)[1] if gpu else count // SLICES.value
-  return topology.Rates(flops, device.bandwidth, device.link, device.network, together), device.memory
+  together = targets.hosts(name)[1] if gpu else len(devices) // SLICES.value
+  return Target(name, devices, topology.Rates(flops, device.bandwidth, device.link, device.network, together),
+                device.memory * (1 - SPARE) if gpu else device.memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,52 +96,47 @@ class Plan:
   refused: str = ''  # what a TPU's compiler says of a program that does not fit
 
 
-def planned(config: config_lib.Config, devices: list[Any], target: str) -> Plan:
-  """Compiles the step of a config for devices. Raises ConfigError if it cannot be split so."""
+def planned(config: config_lib.Config, target: Target) -> Plan:
+  """Compiles the step of a config for a target. Raises ConfigError if it cannot be split so."""
   import jax
   from framework import sharding, topology
   from framework.models import contract
   from framework.training import layout, setup
   from pallas_kernels.runtime import targets
-  start, cpu = time.perf_counter(), target.split(':')[0] == 'cpu'
-  with contextlib.nullcontext() if cpu else targets.tracing(target):
-    mesh = layout.make_mesh(devices, sharding.sizes(config.training.mesh, len(devices)))
+  start, count = time.perf_counter(), len(target.devices)
+  with targets.tracing(target.name) if target.rates else contextlib.nullcontext():
+    mesh = layout.make_mesh(target.devices, sharding.sizes(config.training.mesh, count))
     made = setup.set_up(config, vocabulary_of(config), mesh)
+    layout.check(config, made.module, mesh.shape)
     like = made.like()
     state = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(like))
     parameters, refused, used, found = contract.counts(made.module)['total'], '', topology.Memory(0, 0, 0), []
     try:
       compiled = made.lower_step().compile()
-      used = topology.memory(compiled, devices[0].platform)
+      used = topology.memory(compiled, target.devices[0].platform)
       found = topology.collectives(compiled.as_text() or '', config.model.layers)
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       refused = topology.exhausted(str(error))
     flops = made.module.flops()
-  a_device = config.training.batch / len(devices)
+  a_device = config.training.batch / count
   again = a_device * flops.forward if config.model.remat == 'full' else 0.0
-  rates, _ = rates_of(target, len(devices), config.model.dtype)
-  bound = topology.bound(a_device * flops.train + again, used, found, rates) if rates and not refused else None
-  return Plan(config, len(devices), parameters, state, used, found, a_device * flops.train, again, bound,
+  bound = topology.bound(a_device * flops.train + again, used, found, target.rates) if (
+      target.rates and not refused) else None
+  return Plan(config, count, parameters, state, used, found, a_device * flops.train, again, bound,
               time.perf_counter() - start, refused)
-
-
-def room(target: str, count: int, dtype: str) -> float:
-  """Bytes of a device that a program may take; 0 where that is not known."""
-  _, memory = rates_of(target, count, dtype)
-  return memory * (1 - SPARE) if target.startswith(('h', 'a')) else memory
 
 
 def gib(size: float) -> str:
   return f'{size / 2**30:.2f} GiB' if size >= 2**28 else f'{size / 2**20:.1f} MiB'
 
 
-def described(plan: Plan, target: str) -> list[str]:
+def described(plan: Plan, target: Target) -> list[str]:
   """What is printed of a plan."""
   from framework import topology
-  c, limit = plan.config, room(target, plan.devices, plan.config.model.dtype)
-  lines = [f'{plan.parameters:,} parameters; {plan.devices} devices of {target}, mesh {c.training.mesh}, '
+  c, limit = plan.config, target.room
+  lines = [f'{plan.parameters:,} parameters; {plan.devices} devices of {target.name}, mesh {c.training.mesh}, '
            f'batch {c.training.batch} x {c.data.window} tokens; compiled in {plan.seconds_to_compile:.0f} s',
            f'a device holds {gib(plan.state)} of parameters and optimizer state']
   if plan.refused:
@@ -153,38 +151,35 @@ def described(plan: Plan, target: str) -> list[str]:
     lines.append(f'moves: {times} {kind}, {size / 1e9:.3g} GB')
   lines.append(f'{plan.flops:.3g} FLOPs a device, by formula'
                + (f'; {plan.again:.3g} more are computed again (model.remat=full)' if plan.again else ''))
-  return lines + (speed(plan, target) if plan.bound else [])
+  return lines + (speed(plan, target.rates) if plan.bound else [])
 
 
-def speed(plan: Plan, target: str) -> list[str]:
-  """The bound, and what it means for a run."""
+def speed(plan: Plan, rates: Any) -> list[str]:
+  """The bound at a device's rates, and what it means for a run."""
   c, bound = plan.config, plan.bound
-  rates, _ = rates_of(target, plan.devices, c.model.dtype)
   tokens = c.training.batch * c.data.window
   total = TOKENS.value or c.training.steps * tokens
   hours = total / tokens * bound.seconds / 3600
-  lines = [f'a step takes at least {bound.seconds:.4g} s, by {bound.by}: compute {bound.compute:.4g}, memory '
-           f'{bound.memory:.4g}, network {bound.network:.4g} s',
-           f'at most {tokens / bound.seconds / plan.devices:,.0f} tokens/s a device, MFU '
-           f'{plan.flops / rates.flops / bound.seconds:.0%}',
-           f'assumed: {rates.flops / 1e12:.0f} TFLOP/s, {rates.bandwidth / 1e12:.2f} TB/s of memory, '
-           f'{rates.link / 1e9:.0f} GB/s between {rates.together} neighbours, {rates.network / 1e9:.3g} GB/s a device beyond '
-           'them (data sheets, see pallas_kernels/runtime/targets.py)',
-           f'{total:.3g} tokens: at least {hours:.3g} hours' + (
-               f', {hours * plan.devices * PRICE.value:,.0f} at {PRICE.value:g} an hour' if PRICE.value else '')]
-  return lines
+  return [f'a step takes at least {bound.seconds:.4g} s, by {bound.by}: compute {bound.compute:.4g}, memory '
+          f'{bound.memory:.4g}, network {bound.network:.4g} s',
+          f'at most {tokens / bound.seconds / plan.devices:,.0f} tokens/s a device, MFU '
+          f'{plan.flops / rates.flops / bound.seconds:.0%}',
+          f'assumed: {rates.flops / 1e12:.0f} TFLOP/s, {rates.bandwidth / 1e12:.2f} TB/s of memory, '
+          f'{rates.link / 1e9:.0f} GB/s between {rates.together} neighbours, {rates.network / 1e9:.3g} GB/s a device beyond '
+          'them (data sheets, see pallas_kernels/runtime/targets.py)',
+          f'{total:.3g} tokens: at least {hours:.3g} hours' + (
+              f', {hours * plan.devices * PRICE.value:,.0f} at {PRICE.value:g} an hour' if PRICE.value else '')]
 
 
-def largest_batch(plan: Plan, devices: list[Any], target: str) -> str:
+def largest_batch(plan: Plan, target: Target) -> str:
   """About the largest batch that fits, from the memory of this one and of another."""
-  c, limit = plan.config, room(target, plan.devices, plan.config.model.dtype)
-  step = max(1, c.training.batch)
-  other = planned(config_lib.changed(c, {'training.batch': 2 * step}), devices, target)
+  batch = plan.config.training.batch
+  other = planned(config_lib.changed(plan.config, {'training.batch': 2 * batch}), target)
   if other.refused or other.memory.peak <= plan.memory.peak:
     return 'twice the batch does not fit' if other.refused else ''
-  a_row = (other.memory.peak - plan.memory.peak) / step
-  most = int((limit - plan.memory.peak) / a_row + step)
-  most -= most % max(1, plan.devices)
+  a_row = (other.memory.peak - plan.memory.peak) / batch
+  most = int((target.room - plan.memory.peak) / a_row + batch)
+  most -= most % plan.devices
   return f'the largest batch that fits is about {most} windows ({gib(a_row * plan.devices)} each)' if most > 0 else ''
 
 
@@ -208,18 +203,17 @@ def candidates(config: config_lib.Config, count: int, together: int) -> list[con
   return found
 
 
-def search(config: config_lib.Config, devices: list[Any], target: str) -> list[str]:
+def search(config: config_lib.Config, target: Target) -> list[str]:
   """The meshes and remat policies that fit, the fastest bound first."""
   from experiments.shared import progress
-  rates, _ = rates_of(target, len(devices), config.model.dtype)
-  if rates is None:
+  if target.rates is None:
     raise ConfigError('--search ranks by rates, of which a CPU has none; expected --target=h100:8 or the like')
-  rows, able = [], candidates(config, len(devices), rates.together)
+  rows, able = [], candidates(config, len(target.devices), target.rates.together)
   with progress.steps() as show:
     for number, one in enumerate(able):
       show(number, len(able), f'{one.training.mesh} {one.model.remat}')
-      plan = planned(one, devices, target)
-      if not plan.refused and plan.memory.peak <= room(target, len(devices), config.model.dtype):
+      plan = planned(one, target)
+      if not plan.refused and plan.memory.peak <= target.room:
         rows.append((plan.bound.seconds, plan.memory.peak, one.training.mesh, one.model.remat, plan.bound.by))
   lines = [f'{len(rows)} of {len(able)} fit; least seconds of a step, most memory:']
   return lines + [f'{seconds:9.4g} s  {gib(peak):>11}  {mesh}  remat={remat}  bound by {by}'
@@ -228,28 +222,29 @@ def search(config: config_lib.Config, devices: list[Any], target: str) -> list[s
 
 def main() -> int:
   config = copy.deepcopy(launch.given_config(CONFIG))
-  target = launch.required(TARGET)
+  asked = launch.required(TARGET)
   config.training.partition = 'mesh'
   config = config_lib.resolve(config)
-  name, _, count = target.partition(':')
-  known = ['cpu', 'h100', 'h200', 'a100', 'v5e', 'v5p', 'v6e']
+  from pallas_kernels.runtime import targets
+  name, _, count = asked.partition(':')
+  known = ['cpu', *targets.names()]
   if name not in known:
-    raise ConfigError(f"--target is '{target}'; expected one of {', '.join(known)}{nearest(name, known)}")
+    raise ConfigError(f"--target is '{asked}'; expected one of {', '.join(known)}{nearest(name, known)}")
   if name == 'cpu' and not (count.isdecimal() and 0 < int(count) <= 512):
-    raise ConfigError(f"--target is '{target}'; expected a number of devices up to 512, as cpu:8")
+    raise ConfigError(f"--target is '{asked}'; expected a number of devices up to 512, as cpu:8")
   import jax
   jax.config.update('jax_platforms', 'cpu')  # nothing runs elsewhere, also where there is a GPU
   process.start_jax(config, int(count) if name == 'cpu' else 1)
-  devices = devices_of(target)
+  target = target_of(asked, config.model.dtype)
   if SEARCH.value:
-    print('\n'.join(search(config, devices, target)))
+    print('\n'.join(search(config, target)))
     return 0
-  plan = planned(config, devices, target)
+  plan = planned(config, target)
   print('\n'.join(described(plan, target)), flush=True)
   if OUTPUT.value:
-    write(plan, target, files.expand('--output', OUTPUT.value))
-  if LARGEST.value and not plan.refused and room(target, plan.devices, config.model.dtype):
-    print(largest_batch(plan, devices, target))
+    write(plan, target.name, files.expand('--output', OUTPUT.value))
+  if LARGEST.value and not plan.refused and target.room:
+    print(largest_batch(plan, target))
   return 0
 
 

@@ -30,11 +30,11 @@ SPLIT_BY_WINDOW = ('tokens', 'targets', 'weights', 'segments', 'positions')  # a
 REDUCE = jnp.float32
 
 
-def sizes(text: str, devices: int) -> dict[str, int]:
-  """{axis: devices} of a setting such as 'data=-1,fsdp=8', where -1 is what is left of `devices`.
+def named(text: str) -> dict[str, int]:
+  """{axis: devices} as a setting such as 'data=-1,fsdp=8' names them, -1 among them.
 
   Raises:
-    ConfigError: an axis that there is not, or twice, a size that is none, or a product that is not `devices`.
+    ConfigError: an axis that there is not, or twice, or a size that is none.
   """
   found: dict[str, int] = {}
   for part in filter(None, (part.strip() for part in text.split(','))):
@@ -48,6 +48,16 @@ def sizes(text: str, devices: int) -> dict[str, int]:
       raise ConfigError(f"training.mesh is '{text}', with {name}={size}; expected a number of devices, or -1 for what is "
                         'left')
     found[name] = int(size)
+  return found
+
+
+def sizes(text: str, devices: int) -> dict[str, int]:
+  """{axis: devices} of all axes, with what is left of `devices` in place of -1.
+
+  Raises:
+    ConfigError: as `named`, or a product that is not `devices`.
+  """
+  found = named(text)
   free = [name for name, size in found.items() if size == -1]
   product = math.prod(size for size in found.values() if size > 0)
   if len(free) > 1:
@@ -58,6 +68,11 @@ def sizes(text: str, devices: int) -> dict[str, int]:
     raise ConfigError(f"training.mesh is '{text}', for {'a multiple of ' if free else ''}{product} devices; expected "
                       f'the {devices} that there are, nearest is data=-1')
   return {name: found.get(name, 1) for name in AXES}
+
+
+def rows(mesh: Mapping[str, int]) -> int:
+  """The parts into which a mesh of these sizes splits the rows of a batch."""
+  return math.prod(mesh[axis] for axis in ROWS)
 
 
 def spec(axes: Sequence[str], role: str, shape: Sequence[int], mesh: Mapping[str, int]) -> P:
@@ -164,7 +179,7 @@ def whole_layers(x_NxIxO: jax.Array) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape['fsdp'] == 1 or 'fsdp' not in mesh.auto_axes:
     return x_NxIxO
-  axes = ROWS if len(x_NxIxO) % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else ('fsdp',)
+  axes = ROWS if len(x_NxIxO) % rows(mesh.shape) == 0 else ('fsdp',)
   missing = -len(x_NxIxO) % math.prod(mesh.shape[axis] for axis in axes)
   x_NxIxO = jnp.pad(x_NxIxO, ((0, missing), (0, 0), (0, 0))) if missing else x_NxIxO
   return jax.lax.with_sharding_constraint(x_NxIxO, P(axes))
@@ -193,9 +208,10 @@ def zigzag(length: int, parts: int) -> np.ndarray:
 
   Device i holds chunk i and chunk 2 n - 1 - i of 2 n, so that under a causal mask all have as much to do.
   """
-  chunks = np.arange(length).reshape(2 * parts, -1) if parts > 1 else np.arange(length)[None]
-  order = [chunk for i in range(parts) for chunk in (i, 2 * parts - 1 - i)] if parts > 1 else [0]
-  return chunks[np.array(order)].reshape(-1)
+  if parts == 1:
+    return np.arange(length)
+  order = [chunk for i in range(parts) for chunk in (i, 2 * parts - 1 - i)]
+  return np.arange(length).reshape(2 * parts, -1)[order].reshape(-1)
 
 
 def places(length: int) -> jax.Array:

@@ -17,9 +17,8 @@ from scaling.laws import Law
 from scaling.objective import Loss
 from scaling.observations import Observations
 from scaling.quantities import Quantity
+from scaling.selection import CELL
 from scaling.uncertainty import Interval, profile
-
-CELL = 0.01  # relative difference of N and of D within which two runs are one cell
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 
 from foundation.errors import ConfigError
 from scaling import sandwich
+from scaling.columns import SELECTED
 from scaling.objective import Loss
 from scaling.observations import Counting, Observations, levels
-from scaling.selection import cells
+from scaling.selection import CELL, cells
 from scaling.table import Runs
 
 NEAR = 0.05  # of ln loss above the least, within which a quadratic is taken for the valley's shape
-AXES = ('lr', 'batch')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _Cell:
 
 
 def _fit(o: Observations, tried, rows) -> _Cell | None:
-  names = tuple(name for name in AXES if name in tried and len(levels(tried[name][rows], 0.01)[0]) >= 3)
+  names = tuple(name for name in SELECTED if name in tried and len(levels(tried[name][rows], CELL)[0]) >= 3)
   need = 1 + len(names) + len(names) * (len(names) + 1) // 2
   if not names or len(rows) < need:
     return None
@@ -142,7 +142,7 @@ def _optimum(o: Observations, tried, cell: _Cell, variance: float, degrees: int,
   setting: dict[str, float] = {}
   low, high, edge = dict(setting), dict(setting), dict(setting)
   for i, name in enumerate(cell.names):
-    values = np.sort(levels(tried[name][rows], 0.01)[0])
+    values = np.sort(levels(tried[name][rows], CELL)[0])
     least = float(np.exp(middle[i] + cell.centre[i]))
     setting[name], low[name], high[name] = least, float(least * np.exp(-half[i])), float(least * np.exp(half[i]))
     at = tried[name][best]
@@ -160,7 +160,7 @@ def _optimum(o: Observations, tried, cell: _Cell, variance: float, degrees: int,
 
 def optima(runs: Runs, counting: Counting = Counting(), level: float = 0.9) -> tuple[list[Optimum], list[str]]:
   """(the optimum of each cell that tries three rates or batches, by N and D; why the other cells have none)."""
-  tried = {name: runs.numbers[name] for name in AXES if name in runs.numbers}
+  tried = {name: runs.numbers[name] for name in SELECTED if name in runs.numbers}
   if not tried:
     raise ConfigError(f'{runs.source}: no learning rate and no batch; expected a column lr or batch')
   known = np.all([np.isfinite(v) & (v > 0) for v in tried.values()], axis=0)
@@ -199,7 +199,7 @@ def law(name: str, found: Sequence[Optimum], columns: Sequence[str], level: floa
     raise ConfigError(f'{" and ".join(columns)} rise together in all cells; a law of both cannot be told from one of each')
   y = np.log([item.setting[name] for item in kept])
   values = np.linalg.lstsq(X, y, rcond=None)[0]
-  residual, labels = X @ values - y, levels([item.N for item in kept], 0.01)[1]
+  residual, labels = X @ values - y, levels([item.N for item in kept], CELL)[1]
   plain = np.linalg.inv(X.T @ X) * float(residual @ residual) / (len(kept) - X.shape[1])
   low, high, degrees = np.empty(len(values)), np.empty(len(values)), []
   scale = []
@@ -254,7 +254,7 @@ def observations(found: Sequence[Optimum], source: str = 'optima') -> Observatio
 def text(runs: Runs, counting: Counting = Counting(), N: float = 0.0, D: float = 0.0, level: float = 0.9) -> str:
   """A row a cell, the laws of rate and batch, their values at N and D, and what to run next."""
   found, left = optima(runs, counting, level)
-  names = [name for name in AXES if any(name in item.setting for item in found)]
+  names = [name for name in SELECTED if any(name in item.setting for item in found)]
   lines = [f'{"N":>10s} {"D":>10s} {"loss":>8s} {"runs":>5s} ' + ' '.join(f'{name + "*":>10s} {f"{100 * level:g} %":>24s}'
                                                                           for name in names)]
   for item in found:

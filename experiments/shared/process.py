@@ -6,7 +6,6 @@ import logging as py_logging
 import math
 import os
 import pathlib
-import re
 import sys
 import threading
 from typing import Any, NoReturn
@@ -123,14 +122,16 @@ def _keep_stdout() -> None:
 
 def simulated_devices(t: config_lib.Training, processes: int) -> int:
   """The devices that a CPU is divided into for each process: as many as the mesh has, else one a core."""
+  from framework import sharding
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  fixed = [int(size) for size in re.findall(r'=\s*(\d{1,4})\b', t.mesh)]
-  product, parts = math.prod(size or 1 for size in fixed), t.batch // t.accumulation // processes
-  if fixed and '-1' not in t.mesh:
-    return max(1, min(product // processes, 4096))
+  named = sharding.named(t.mesh)
+  product, parts = math.prod(size for size in named.values() if size > 0), t.batch // t.accumulation // processes
+  own = max(1, min(product // processes, 4096))
+  if named and -1 not in named.values():
+    return own
   # A device count that does not divide the batch would be refused: take the largest that does.
   divisors = [n for n in range(1, cores + 1) if parts % n == 0 and n * processes % product == 0]
-  return max(divisors, default=max(1, min(product // processes, 4096)))
+  return max(divisors, default=own)
 
 
 def start_jax(config: config_lib.Config, devices: int | None = None) -> None:

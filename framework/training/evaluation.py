@@ -50,7 +50,8 @@ def evaluate(
     nats_per_token, bits_per_token, perplexity, bits_per_byte, targets, bytes, window, stride, and
     loss_by_position: nats of targets by the index of their input in the window (null where there is none).
   """
-  batch = -(-batch // layout.rows(mesh)) * layout.rows(mesh)
+  parts = sharding.rows(mesh.shape)
+  batch = -(-batch // parts) * parts
   token_bytes = np.asarray(tokenizer.token_bytes)
   nats_L, targets_L, total_bytes = np.zeros(text.window), np.zeros(text.window), 0.0
   rows = layout.host_rows(mesh, batch)

@@ -40,12 +40,9 @@ def starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def differing(workdir: pathlib.Path, config: config_lib.Config) -> list[str]:
   """What was not the same at every start of a run and now, in words: its last bits may differ from what is logged."""
-  rows, now = starts(workdir), here(config)
-  found = []
-  for name in ('devices', 'processes'):
-    values = {str(row.get(name)) for row in rows} | {str(now[name])}
-    found += [f"{name} {', '.join(sorted(values))}"] if len(values) > 1 else []
-  for key, value in now['settings'].items():
-    values = {str(row['settings'].get(key, value)) for row in rows} | {str(value)}
+  flat = lambda row: {'devices': row.get('devices'), 'processes': row.get('processes'), **row['settings']}
+  rows, found = [flat(row) for row in starts(workdir)], []
+  for key, value in flat(here(config)).items():
+    values = {str(row.get(key, value)) for row in rows} | {str(value)}
     found += [f"{key} {', '.join(sorted(values))}"] if len(values) > 1 else []
   return found

@@ -32,29 +32,20 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, sizes: dict[str, int]
   return Mesh(array, sharding.AXES, axis_types=(AxisType.Auto,) * len(sharding.AXES))
 
 
-def rows(mesh: Mesh) -> int:
-  """The parts into which a mesh splits the rows of a batch."""
-  return math.prod(mesh.shape[axis] for axis in sharding.ROWS)
-
-
 def check(config: config_lib.Config, model: contract.Model, size: Mapping[str, int]) -> None:
   """Raises ConfigError for what does not divide over a mesh of such sizes, or a model cannot honour, with the nearest
   that does."""
-  m, t, d = config.model, config.training, config.data
-  parts_of_rows = size['data'] * size['fsdp']
-  splits = size['tensor'] * size['sequence'] > 1
+  m, t, d, rows = config.model, config.training, config.data, sharding.rows(size)
   for axis, able in (('tensor', contract.answers(model, 'gathers')),
                      ('sequence', getattr(model, 'splits_windows', False))):
     if size[axis] > 1 and not able:
       raise ConfigError(f"training.mesh is '{t.mesh}' for model.name '{m.name}', which cannot be split over {axis}; "
                         "expected data and fsdp, nearest is 'data=-1'")
-  cuts = {'training.batch': (t.batch, parts_of_rows * t.accumulation,
-                             f'{parts_of_rows} devices x {t.accumulation} microbatches')}
-  if splits:
-    cuts |= {f'model.{name}': (getattr(m, name), size['tensor'], 'tensor') for name in
-             ('heads', 'kv_heads', 'feedforward')}
-    cuts['data.window'] = (d.window, size['sequence'] * (2 if size['sequence'] > 1 else 1) * size['tensor'],
-                           'sequence, in two chunks each, and tensor')
+  chunks = 2 * size['sequence'] if size['sequence'] > 1 else 1
+  cuts = {'training.batch': (t.batch, rows * t.accumulation, f'{rows} devices x {t.accumulation} microbatches'),
+          **{f'model.{name}': (getattr(m, name), size['tensor'], 'tensor') for name in
+             ('heads', 'kv_heads', 'feedforward')},
+          'data.window': (d.window, chunks * size['tensor'], 'sequence, in two chunks each, and tensor')}
   if contract.answers(model, 'gathers'):
     cuts['model.width'] = m.width, size['fsdp'], 'fsdp'
   if d.tokenizer == 'bpe' and not d.task:
@@ -102,15 +93,10 @@ def describe(model: contract.Model, mesh: Mesh) -> list[str]:
   return [*lines, f'a device holds {held / 2**20:.1f} MB of parameters', *big]
 
 
-def sizes_for(model: contract.Model, mesh: Mesh) -> dict[str, int]:
-  """The sizes of a mesh's axes, as far as a model can be split over them."""
-  return dict(mesh.shape) | ({} if contract.answers(model, 'gathers') else {'tensor': 1})
-
-
 @functools.lru_cache(64)
 def specs(model: contract.Model, mesh: Mesh) -> dict[str, P]:
   """{path: where it lies} of every parameter."""
-  able = sizes_for(model, mesh)
+  able = dict(mesh.shape) | ({} if contract.answers(model, 'gathers') else {'tensor': 1})
   return {path: sharding.spec(p.axes, p.role, p.value.shape, able) for path, p in contract.describe(model).items()}
 
 
@@ -146,15 +132,19 @@ def batch_specs(batch: dict[str, Any], mesh: Mesh, axes: tuple[str, ...] = shard
           else P(by_rows) for name in batch}
 
 
+def batch_shapes(B: int, L: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """What framework.data.windows.Windows.batches gives of B windows, as shapes and dtypes."""
+  dtypes = {'tokens': 'int32', 'targets': 'int32', 'weights': 'float32', 'segments': 'int32', 'positions': 'int32'}
+  return {name: jax.ShapeDtypeStruct((B, L), dtype) for name, dtype in dtypes.items()} | {
+      'start': jax.ShapeDtypeStruct((B,), 'uint32'), 'rows': jax.ShapeDtypeStruct((B,), 'int32')}
+
+
 def batch_like(c: config_lib.Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of what framework.data.windows gives for a step."""
-  B, L = c.training.batch, c.data.window
-  shapes = {'tokens': ((B, L), 'int32'), 'targets': ((B, L), 'int32'), 'weights': ((B, L), 'float32'),
-            'segments': ((B, L), 'int32'), 'positions': ((B, L), 'int32'), 'start': ((B,), 'uint32'),
-            'rows': ((B,), 'int32')}
+  """Shapes, dtypes and shardings of the batch of a step."""
+  shapes = batch_shapes(c.training.batch, c.data.window)
   where = batch_specs(shapes, mesh)
-  return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, where[name]))
-          for name, (shape, dtype) in shapes.items()}
+  return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, where[name]))
+          for name, x in shapes.items()}
 
 
 def split_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -166,10 +156,12 @@ def split_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
   where = {name: NamedSharding(mesh, spec) for name, spec in batch_specs(batch, mesh).items()}
   if jax.process_count() == 1:
     return jax.device_put(batch, where)  # the same, in half the time
-  first = host_rows(mesh, rows(mesh)).start
+  parts_of_rows = sharding.rows(mesh.shape)
+  own = host_rows(mesh, parts_of_rows)
+  first = own.start
   def one(x, sharding_of):
-    share = x.shape[0] // (host_rows(mesh, rows(mesh)).stop - first)  # rows of one part
-    shape = (share * rows(mesh), *x.shape[1:])
+    share = x.shape[0] // (own.stop - first)  # rows of one part
+    shape = (share * parts_of_rows, *x.shape[1:])
     def part(index):
       begin, end, _ = index[0].indices(shape[0])
       return x[(slice(begin - first * share, end - first * share), *index[1:])]

@@ -53,7 +53,9 @@ def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   if high - low == windows.count(corpus.train.tokens, c.data.stride):
     raise config_lib.ConfigError(f'data.folds is {c.data.folds}; every window touches the fold left out: expected '
                                  'more text or a shorter data.window')
-  trial.check(set_up(c, corpus.tokenizer.size))  # refuses a model that cannot be built, and what does not fit it
+  setup = set_up(c, corpus.tokenizer.size)  # refuses a model that cannot be built
+  layout.check(c, setup.module, setup.mesh.shape)
+  trial.check(setup)
 
 
 def left_out(c: config_lib.Config, corpus: corpus_lib.Corpus) -> tuple[int, int]:

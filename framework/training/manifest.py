@@ -63,7 +63,7 @@ def prove(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Pat
                 'that of the run')
   outcome, findings = _results(folder)
   yield from findings
-  setup = set_up(stage.config, corpus.tokenizer.size, readers_mesh(stage.config, corpus.tokenizer.size))
+  setup = set_up(stage.config, corpus.tokenizer.size, readers_mesh(stage.config))
   try:
     differ = history.differing(folder, stage.config)
     yield Finding(history.HISTORY, None if differ else True,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -27,22 +28,27 @@ class Setup:
 
   def init(self) -> state.State:
     """The state before the first step, each array where it lies on the mesh."""
-    return jax.jit(self._init, out_shardings=self.where())()
+    return jax.jit(self._init, out_shardings=self.where)()
 
+  @functools.cached_property
+  def shapes(self) -> state.State:
+    """Of each array of the state."""
+    return jax.eval_shape(self._init)
+
+  @functools.cached_property
   def where(self) -> state.State:
     """The sharding of each array of the state."""
-    return layout.shardings(jax.eval_shape(self._init), self.module, self.mesh)
+    return layout.shardings(self.shapes, self.module, self.mesh)
 
   def like(self) -> state.State:
     """Shapes, dtypes and shardings of the state, without making it."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(self._init),
-                        self.where())
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.where)
 
   def compile_step(self, reduce: Callable = partition.summed) -> Any:  # of jax.jit, whose type has no name
     """step(state, batch) -> (state, metrics) over the mesh. `reduce`: see partition.spread_gradient."""
     c = self.config.training
     gradient = partition.spread_gradient(self.module, c, self.mesh, reduce)
-    return partition.spread(step.make(gradient, self.optimizer, self.learning_rate, c), self.mesh, self.where())
+    return partition.spread(step.make(gradient, self.optimizer, self.learning_rate, c), self.mesh, self.where)
 
   def _init(self) -> state.State:
     return state.init(self.module, self.optimizer, self.config.training.seed)
@@ -59,7 +65,7 @@ def set_up(config: config_lib.Config, vocabulary: int, mesh: jax.sharding.Mesh |
     mesh: None: of all devices, as the config has it.
 
   Raises:
-    ConfigError: a model that is unknown, half written or sees its targets, or that does not fit on the mesh.
+    ConfigError: a model that is unknown, half written or sees its targets; a mesh for other devices.
   """
   if config.model.mask == 'bidirectional':
     raise config_lib.ConfigError("model.mask is 'bidirectional', which sees the token that it is scored on; expected "
@@ -68,7 +74,6 @@ def set_up(config: config_lib.Config, vocabulary: int, mesh: jax.sharding.Mesh |
   update = optimizer.build(o, steps, contract.describe(module), getattr(module, 'trained', ''))
   if mesh is None:
     mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
-  layout.check(config, module, mesh.shape)
   return Setup(config, module, mesh, update, optimizer.schedule(o, steps))
 
 
@@ -81,12 +86,10 @@ class Trained:
   step: int
 
 
-def readers_mesh(config: config_lib.Config, vocabulary: int) -> jax.sharding.Mesh:
+def readers_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """The mesh of a run if its devices are here, else a replica a device: a checkpoint knows no mesh."""
   try:
-    mesh = layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
-    layout.check(config, models.build(config, vocabulary), mesh.shape)
-    return mesh
+    return layout.make_mesh(sizes=sharding.sizes(config.training.mesh, jax.device_count()))
   except config_lib.ConfigError as error:
     logging.info('%s; read with a replica on each device', error)
     return layout.make_mesh()
@@ -103,7 +106,7 @@ def load(workdir: pathlib.Path) -> Trained:
   if last.name and not (workdir / 'checkpoints').exists():
     return load(workdir / last.name)
   tokenizer = run.read_tokenizer(workdir)
-  setup = set_up(config, tokenizer.size, readers_mesh(config, tokenizer.size))
+  setup = set_up(config, tokenizer.size, readers_mesh(config))
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:
     restored = checkpoints.restore(setup.like().replace(optimizer=None))

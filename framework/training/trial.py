@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from foundation import entries
-from framework import models
+from framework import models, sharding
 from framework.models import contract
 from framework.training import layout, losses, optimizer
 from framework.training.setup import Setup
@@ -34,17 +34,11 @@ def check(setup: Setup) -> None:
       _check_optimizer(setup, params)
 
 
-def _shaped(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
 def _batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-  """What framework.data.windows.Windows.batches gives, as shapes."""
+  """A device's microbatch, as shapes."""
   c = setup.config
-  B, L = max(1, c.training.batch // layout.rows(setup.mesh) // c.training.accumulation), c.data.window
-  return {'tokens': _shaped(B, L), 'targets': _shaped(B, L), 'weights': _shaped(B, L, dtype=jnp.float32),
-          'segments': _shaped(B, L), 'positions': _shaped(B, L), 'start': _shaped(B, dtype=jnp.uint32),
-          'rows': _shaped(B)}
+  return layout.batch_shapes(max(1, c.training.batch // sharding.rows(setup.mesh.shape) // c.training.accumulation),
+                             c.data.window)
 
 
 def _keys(setup: Setup, batch: dict[str, Any]) -> Any:
@@ -77,7 +71,7 @@ def _check_schedule(setup: Setup) -> None:
     value = after(step)
     right = not isinstance(value, (str, list, tuple, dict, type(None))) and jnp.shape(value) == ()
     entries.gives(value, right, 'one number', f"optimizer.schedule is '{o.schedule}'", 'rate of a step')
-  jax.eval_shape(rate, _shaped())
+  jax.eval_shape(rate, jax.ShapeDtypeStruct((), 'int32'))
 
 
 def _check_loss(setup: Setup, params: Any) -> None:

@@ -77,7 +77,7 @@ class Mask:
 
     bias: [B or 1, H or 1, Q or 1, T].
     """
-    if not isinstance(bias, jax.core.Tracer) and (np.asarray(bias, np.float32) > KILLED).all():
+    if isinstance(bias, np.ndarray) and (bias > KILLED).all():  # known at trace time; a device would have to be asked
       return self
     alive = jnp.broadcast_to(bias > KILLED, bias.shape[:2] + (self.queries, self.keys))
     return dataclasses.replace(self, dense_BxHxQxT=alive if self.dense_BxHxQxT is None else self.dense_BxHxQxT & alive)

@@ -49,11 +49,7 @@ def _listed(builder: Any, root: SOp, digits: int) -> Output:
     return Output(None, (reading,), {v: (c,) for v, c in zip(values, codes.tolist())})
   if len(analysis(root).terms or ()) > 1 and analysis(root).whole:
     return _apart(builder, root, digits) or _tens(builder, root)
-  codes = np.arange(len(values), dtype=np.float64)
-  low = int(codes.min())
-  base = math.ceil(math.sqrt(codes.max() - low + 1))
-  upper = (codes - low) // base
-  lower = codes - low - base * upper
+  upper, lower = np.divmod(np.arange(len(values), dtype=np.float64), math.ceil(math.sqrt(len(values))))
   if copied:
     readings = builder.aggregate(root, upper), builder.aggregate(root, lower)
   else:

@@ -110,7 +110,7 @@ def resumed(begun, others):
       other = made(mesh, {})
       state, record = store.restore(other.like())
       assert record['step'] == STEPS // 2
-      assert jax.tree.map(lambda x: x.sharding, state) == other.where()
+      assert jax.tree.map(lambda x: x.sharding, state) == other.where
       step, losses = other.compile_step(), []
       for number in range(STEPS // 2, STEPS):
         state, metrics = step(state, layout.split_rows(batch_of(number), other.mesh))

@@ -11,12 +11,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from framework import config as config_lib
 from framework import models, sharding
 from framework.config import ConfigError
-from framework.training import layout
+from framework.training import layout, setup
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = HERE.parent / 'golden' / 'collectives.json'
@@ -133,6 +134,20 @@ def test_only_a_model_that_says_so_is_split_along_the_window(name, mesh, able):
     assert not able and f"which cannot be split over {mesh.split('=')[0]}; expected data and fsdp" in str(error)
   else:
     assert able
+
+
+def test_a_run_is_read_on_devices_that_its_batch_or_mesh_does_not_fit(caplog):
+  """As a run of one device on a host of several: only training needs them to divide its batch."""
+  assert jax.device_count() == 4
+  config = config_lib.resolve(config_lib.Config(training=config_lib.Training(batch=3)))
+  made = setup.set_up(config, 64, setup.readers_mesh(config))
+  assert made.mesh.shape['data'] == 4
+  with pytest.raises(ConfigError, match='training.batch is 3; expected a multiple of 4 devices'):
+    layout.check(config, made.module, made.mesh.shape)
+  other = config_lib.changed(config, {'training.partition': 'mesh', 'training.mesh': 'fsdp=8'})
+  with caplog.at_level('INFO'):
+    assert setup.readers_mesh(other).shape['data'] == 4
+  assert "training.mesh is 'fsdp=8', for 8 devices; expected the 4 that there are" in caplog.text
 
 
 def test_what_is_left_of_the_devices_is_found():
