@@ -12,12 +12,12 @@ from experiments.planning import chips
 from foundation import figures
 from foundation.errors import ConfigError
 from framework import topology
-from tests.commands import ROOT, environment, launch
+from tests.commands import ROOT, environment
 
 SMALL = ['--config=experiments/configs/bytes_small.py', '--config.training.partition=mesh']
 
 
-def test_a_plan_says_what_a_device_holds_and_what_moves(tmp_path):
+def test_a_plan_says_what_a_device_holds_and_what_moves(launch, tmp_path):
   done = launch('plan', *SMALL, '--config.training.mesh=fsdp=4', '--target=cpu:4', f'--output={tmp_path}/plan.json')
   assert done.returncode == 0, done.stderr
   held = json.loads((tmp_path / 'plan.json').read_text())
@@ -46,7 +46,7 @@ def test_a_plan_says_what_a_device_holds_and_what_moves(tmp_path):
     (['--target=cpu:4', '--search'], '--search ranks by rates'),
     (['--target=cpu:4', '--chips=1..4'], 'with --chips; expected a kind alone, nearest is h100'),
 ])
-def test_what_cannot_be_planned_is_refused_in_one_line(words, message):
+def test_what_cannot_be_planned_is_refused_in_one_line(launch, words, message):
   done = launch('plan', *SMALL, *words)
   lines = [line for line in done.stderr.splitlines() if line.startswith('error')]
   assert done.returncode == 2 and len(lines) == 1 and re.search(message, lines[0]), done.stderr
