@@ -165,6 +165,29 @@ def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
         f"({saved.get('versions', {}).get('tokenizers')}), or another --workdir")
 
 
+def corpus_of(workdir: pathlib.Path, config: config_lib.Config, progress: corpus_lib.Progress | None = None
+              ) -> corpus_lib.Corpus:
+  """The corpus of the run in `workdir`; where its texts are gone or others by now, from the cache by its digest.
+
+  Raises:
+    ConfigError: it is neither at its path nor in the cache.
+  """
+  digest, why = read_config_file(workdir / CONFIG)['corpus'], None
+  try:
+    found = corpus_lib.prepare(config.data, progress)
+    if found.digest != digest:
+      check_corpus(workdir, found)
+  except config_lib.ConfigError as error:
+    held = None if config.data.task else corpus_lib.cached(config.data, digest)
+    if held is None:
+      raise
+    found, why = held, one_line(error)
+  if why:
+    logging.warning('%s; its tokens are taken from data.cache, where they are those of corpus %s', why, digest[:12])
+  check_corpus(workdir, found)
+  return found
+
+
 def _tokenizer_digest(workdir: pathlib.Path) -> str:
   """Of the run's tokenizer.json; '' if it cannot be read."""
   try:
