@@ -11,7 +11,7 @@ import numpy as np
 
 from framework import config as config_lib
 from framework.baselines import compressors, ngram
-from framework.data import corpus
+from framework.data import corpus, mixtures
 
 # Bits per token of English words, a vocabulary of 2^15, as they are quoted in the outline of this project: beside the
 # measured ones, not measured here.
@@ -21,7 +21,9 @@ GUESSED = 2**16  # targets of the guessing game at most
 
 
 def check_text(text: corpus.Corpus) -> None:
-  """Raises ConfigError if the corpus is an endless one, which cannot be counted."""
+  """Raises ConfigError if the corpus is an endless one or a mixture, which cannot be counted."""
+  if isinstance(text.train, mixtures.Mixture):
+    raise config_lib.ConfigError('data.mixture is several texts, which are counted one by one; expected a data.path')
   if not isinstance(text.train, corpus.Split):
     raise config_lib.ConfigError('data.task is an endless text, which cannot be counted; expected a data.path')
 
