@@ -48,8 +48,8 @@ def _texts(column: Any) -> Iterator[Any]:
 
 
 def _parquet(pyarrow: Any, source: Source, raw: BinaryIO, field: str) -> Iterator[Any]:
-  import pyarrow.parquet
-  with pyarrow.parquet.ParquetFile(raw, buffer_size=BUFFER, pre_buffer=False) as file:
+  parquet = sources.needed('pyarrow.parquet', source)
+  with parquet.ParquetFile(raw, buffer_size=BUFFER, pre_buffer=False) as file:
     _check(pyarrow, source, file.schema_arrow, field)
     for batch in file.iter_batches(ROWS, columns=[field], use_threads=False):
       yield batch.column(0)
