@@ -206,6 +206,10 @@ class Training(Section):
   skip_nonfinite: int = setting(0, 'steps with NaN or infinity that may be skipped; 0: the first stops the run',
                                 low=0, high=10**9)
   tensorboard: bool = setting(False, 'also write tensorboard/')
+  check_gradient: bool = setting(False, 'before the first step: gradients of tables equal those computed without a '
+                                 'scatter, which compilers have got wrong; compiles the gradient twice more', how=True)
+  deterministic: bool = setting(False, 'on a GPU: only operations that give the same bits each time, and no tuning; '
+                                'slower. CPUs and TPUs do so anyway', how=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)

@@ -8,9 +8,12 @@ Inside a step `data`, `fsdp` and `sequence` are manual axes, of which the progra
 finds it from shardings. What a model calls here does nothing where the axis in question has one device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import contextvars
 import functools
 import math
+import operator
 from typing import Any
 
 import flax.struct
@@ -185,19 +188,59 @@ def whole_layers(x_NxIxO: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x_NxIxO, P(axes))
 
 
-def lookup(table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
-  """Rows of a table, [B, L, D]. Of a table that is split over `tensor` each device looks up what it has."""
+def taken(table_VxD: jax.Array, rows_BxL: jax.Array, dtype: Any) -> jax.Array:
+  """Rows of a table, [B, L, D], in `dtype`; the gradient of a row adds up over all places that took it in float32.
+
+  In bfloat16 it would lose what is small beside its sum: a quarter of it in a batch of 16,384 bytes.
+  """
+  take = _taken_by_products if _BY_PRODUCTS.get() else operator.getitem
+  return take(table_VxD.astype(REDUCE), rows_BxL).astype(dtype)
+
+
+_BY_PRODUCTS = contextvars.ContextVar('by_products', default=False)
+
+
+@contextlib.contextmanager
+def by_products() -> Iterator[None]:
+  """What is traced here has gradients of tables without XLA's scatter: slow, and a check of that."""
+  token = _BY_PRODUCTS.set(True)
+  try:
+    yield
+  finally:
+    _BY_PRODUCTS.reset(token)
+
+
+@jax.custom_vjp
+def _taken_by_products(table_VxD: jax.Array, rows_BxL: jax.Array) -> jax.Array:
+  return table_VxD[rows_BxL]
+
+
+def _summed_by_products(res, gradient_BxLxD):
+  like_VxD, rows_BxL = res
+  V, chunk = like_VxD.shape[0], 512  # rows of the table at a time: all at once would be V numbers a token
+  def of_chunk(first):
+    equal_CxBxL = rows_BxL == (first + jnp.arange(chunk))[:, None, None]
+    return jnp.einsum('cbl,bld->cd', equal_CxBxL.astype(REDUCE), gradient_BxLxD, precision='highest')
+  sums = jax.lax.map(of_chunk, jnp.arange(0, V, chunk))
+  return sums.reshape(-1, sums.shape[-1])[:V], None
+
+
+_taken_by_products.defvjp(lambda table, rows: (table[rows], (table, rows)), _summed_by_products)
+
+
+def lookup(table_VxD: jax.Array, tokens_BxL: jax.Array, dtype: Any) -> jax.Array:
+  """As `taken`; of a table that is split over `tensor` each device looks up what it has."""
   parts = size('tensor')
   if parts == 1 or table_VxD.shape[0] % parts:
-    return table_VxD[tokens_BxL]
+    return taken(table_VxD, tokens_BxL, dtype)
   along = tokens_BxL.shape[1] % parts == 0
   def local(table, tokens):
     place = tokens - jax.lax.axis_index('tensor') * table.shape[0]
     own = (place >= 0) & (place < table.shape[0])
-    rows = jnp.where(own[..., None], table[jnp.clip(place, 0, table.shape[0] - 1)], 0).astype(REDUCE)
+    rows = jnp.where(own[..., None], taken(table, jnp.clip(place, 0, table.shape[0] - 1), REDUCE), 0)
     if along:  # the stream between blocks is split along the window
-      return jax.lax.psum_scatter(rows, 'tensor', scatter_dimension=1, tiled=True).astype(table.dtype)
-    return jax.lax.psum(rows, 'tensor').astype(table.dtype)
+      return jax.lax.psum_scatter(rows, 'tensor', scatter_dimension=1, tiled=True).astype(dtype)
+    return jax.lax.psum(rows, 'tensor').astype(dtype)
   return jax.shard_map(local, mesh=jax.sharding.get_abstract_mesh(), in_specs=(P('tensor'), P()),
                        out_specs=P(None, 'tensor') if along else P(), axis_names={'tensor'}, check_vma=False)(
                            table_VxD, tokens_BxL)

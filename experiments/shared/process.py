@@ -24,6 +24,7 @@ JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'seconds that a process
                                     lower_bound=1, upper_bound=10**6)
 STALL_TIMEOUT = flags.DEFINE_integer('stall_timeout', 3600, 'seconds without a step after which a run on several hosts '
                                      'is ended; 0: never', lower_bound=0, upper_bound=10**6)
+DETERMINISTIC = '--xla_gpu_deterministic_ops=true'  # which also has XLA tune nothing
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -153,6 +154,10 @@ def start_jax(config: config_lib.Config, devices: int | None = None) -> None:
     own += f' --xla_force_host_platform_device_count={count}'
     if count > 1 and 'xla_cpu_multi_thread_eigen' not in own:
       own += ' --xla_cpu_multi_thread_eigen=false'
+  if t.deterministic:
+    own += f' {DETERMINISTIC}'
+    os.environ.setdefault('NCCL_ALGO', 'Ring')  # sums in one order on every start
+    logging.info('deterministic: XLA_FLAGS %s, NCCL_ALGO %s', DETERMINISTIC, os.environ['NCCL_ALGO'])
   os.environ['XLA_FLAGS'] = own.strip()
   import jax
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(

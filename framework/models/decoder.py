@@ -197,7 +197,7 @@ class Decoder(TokenModel):
       table = self.param('position', contract.parameter(
           nn.initializers.normal(0.02), ('positions', 'width'), 'embedding', ('positions',)), (self.length, c.width),
           c.param_dtype)
-      return x_BxLxD + table.astype(c.dtype)[positions_BxL]
+      return x_BxLxD + sharding.taken(table, positions_BxL, c.dtype)
     if c.position == 'sinusoidal':
       # Vaswani et al. add sinusoids of amplitude 1 to embeddings of deviation 1; here that deviation is 0.02.
       return x_BxLxD + 0.02 * sinusoids(positions_BxL, c.width).astype(c.dtype)

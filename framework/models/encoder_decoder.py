@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from framework import config as config_lib
-from framework import timestamps
+from framework import sharding, timestamps
 from framework.config import ConfigError
 from framework.models import contract, flops
 from framework.models.attention import Memory
@@ -131,9 +131,9 @@ class EncoderDecoder:
              keys_B: jax.Array | None = None) -> jax.Array:
     """What the decoder may read of each token of the history, [B, H, D]."""
     if self.kind == 'right_to_left_scan':
-      embedding = params['encoder']['embedding'].astype(self.encoder.config.dtype)
+      x_BxHxD = sharding.taken(params['encoder']['embedding'], tokens_BxH, self.encoder.config.dtype)
       # Embeddings begin with a deviation of 0.02, a recurrence wants inputs of about 1.
-      return scan_right_to_left(params['encoder']['scan'], embedding[tokens_BxH] / 0.02, segments_BxH)
+      return scan_right_to_left(params['encoder']['scan'], x_BxHxD / 0.02, segments_BxH)
     tau_H = timestamps.encoder_stamps(tokens_BxH.shape[1])
     mask = timestamps.may_read(tau_H, tau_H, segments_BxH, segments_BxH)
     if self.kind == 'right_to_left':

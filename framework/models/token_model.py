@@ -31,7 +31,7 @@ class TokenModel(nn.Module):
     if not c.tied_head:
       self.param('head', contract.parameter(fan_in_normal(c.width), ('vocabulary', 'width'), 'head', ('width',)),
                  (self.vocabulary, c.width), c.param_dtype)
-    return sharding.lookup(embedding_VxD.astype(c.dtype), tokens_BxL)
+    return sharding.lookup(embedding_VxD, tokens_BxL, c.dtype)
 
   def parameters(self, key: jax.Array) -> Any:
     one = jnp.ones((1, 1), jnp.int32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import functools
+import itertools
 import pathlib
 from typing import Any
 
@@ -14,7 +15,8 @@ from framework import models, sharding
 from framework.data import corpus as corpus_lib
 from framework.data import windows
 from framework.models import contract
-from framework.training import branch, checkpoint, evaluation, history, hosts, layout, result, run, trace, trial, writer
+from framework.training import (
+    branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -147,6 +149,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
                         rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)
   saver = Saver(c.checkpoint.patience, checkpoints, meter, out, stop)
+  arrays = checked(setup, state, arrays)
   try:
     with trace.of(folder, traced) as at:
       state, final, whole = run_steps(setup, corpus, state, record['step'], arrays, meter, saver, stop, at)
@@ -158,6 +161,22 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   if jax.process_index() == 0:
     result.write(folder, outcome)
   return outcome
+
+
+def checked(setup: Setup, state: State, arrays: Iterator[windows.Batch]) -> Iterator[windows.Batch]:
+  """The same batches, after what health.py looks at before the first step.
+
+  Raises:
+    hosts.Disagreement: it did not hold.
+  """
+  if setup.mesh.size > 1:
+    health.check_replicas(state)
+  if not setup.config.training.check_gradient:
+    return arrays
+  first = next(arrays)
+  health.check_tables(setup, state, layout.split_rows(first, setup.mesh))
+  logging.info('gradients of tables are those computed without a scatter')
+  return itertools.chain([first], arrays)
 
 
 def fresh(setup: Setup, params: Any) -> tuple[State, dict[str, Any]]:

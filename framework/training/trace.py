@@ -1,8 +1,13 @@
-"""A profiler's trace of some steps of a run: what each operation takes, for TensorBoard's profile page or Perfetto."""
+"""A profiler's trace of some steps of a run: what each operation takes, for TensorBoard's profile page or Perfetto.
+
+Steps are named before the run starts, or asked for while it runs: `kill -PROF` of its process traces the next few.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import pathlib
+import signal
+import threading
 
 from absl import logging
 import jax
@@ -10,6 +15,7 @@ import jax
 from framework.config import ConfigError
 
 FOLDER = 'profile'
+NEXT = 5  # steps that a signal asks for
 
 
 def steps_of(text: str) -> range:
@@ -24,18 +30,39 @@ def steps_of(text: str) -> range:
 
 @contextlib.contextmanager
 def of(folder: pathlib.Path, steps: range) -> Iterator[Callable[[int], None]]:
-  """`at(number)`, to be called before each step: it begins the trace, written to folder/profile, and ends it."""
-  running = False
+  """`at(number)`, to be called before each step: it begins a trace, written to folder/profile, and ends it.
+
+  Args:
+    steps: that are traced; after SIGPROF, which every process of a run hears for itself, the next NEXT are too.
+  """
+  asked, running = False, range(0)
+  def hear(*_) -> None:
+    nonlocal asked
+    asked = True
   def at(number: int) -> None:
-    nonlocal running
-    if number in steps and not running:
-      jax.profiler.start_trace(str(folder / FOLDER))
-      running = True
-    elif running and number not in steps:
+    nonlocal asked, running
+    if running and number not in running:
       jax.profiler.stop_trace()
-      running = False
-      logging.info('steps %d to %d are traced in %s', steps[0], steps[-1], folder / FOLDER)
+      logging.info('steps %d to %d are traced in %s', running[0], running[-1], folder / FOLDER)
+      running = range(0)
+    if not running and number >= 0 and (asked or number in steps):
+      running = range(number, number + NEXT) if asked else steps
+      asked = False
+      jax.profiler.start_trace(str(folder / FOLDER))
+  with _on_signal(hear):
+    try:
+      yield at
+    finally:
+      at(-1)
+
+
+@contextlib.contextmanager
+def _on_signal(hear: Callable) -> Iterator[None]:
+  if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'SIGPROF'):
+    yield  # only the main thread can be told of signals
+    return
+  before = signal.signal(signal.SIGPROF, hear)
   try:
-    yield at
+    yield
   finally:
-    at(-1)
+    signal.signal(signal.SIGPROF, before)

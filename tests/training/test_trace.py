@@ -1,5 +1,8 @@
 """The profiler's trace of some steps."""
 
+import os
+import signal
+
 import jax
 import pytest
 
@@ -31,3 +34,16 @@ def test_the_trace_begins_and_ends_with_its_steps_or_the_run(monkeypatch, tmp_pa
       at(number)
     now[0] = 'end'
   assert seen == wanted
+
+
+def test_a_signal_asks_for_the_next_steps(monkeypatch, tmp_path):
+  seen, before = [], signal.getsignal(signal.SIGPROF)
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: seen.append((number, 'on')))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: seen.append((number, 'off')))
+  with trace.of(tmp_path, trace.steps_of('2:3')) as at:
+    for number in range(1, 20):
+      if number in (3, 5, 12):
+        os.kill(os.getpid(), signal.SIGPROF)
+      at(number)
+  assert seen == [(2, 'on'), (4, 'off'), (4, 'on'), (9, 'off'), (9, 'on'), (14, 'off'), (14, 'on'), (19, 'off')]
+  assert signal.getsignal(signal.SIGPROF) is before
