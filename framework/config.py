@@ -7,6 +7,7 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
                                                       'how': how})
 
 
+TOKENIZERS = ('bytes', 'chars', 'bpe')  # whatever else data.tokenizer says is a path
 GATED = ('swiglu', 'geglu')  # activations with a gate
 BIASED = ('qkv', 'out', 'feedforward', 'norm')  # parts of a layer that may have a bias
 
@@ -159,7 +161,8 @@ class Data(Section):
                       'with settings, as in zipf_pairs:noise=0.1,symbols=32')
   tokens: int = setting(0, 'of the training text, from its beginning: fewer are read for more epochs; 0: all',
                         low=0, high=2**40)
-  tokenizer: str = setting('bytes', 'what a token is', choices=('bytes', 'chars', 'bpe'))
+  tokenizer: str = setting('bytes', "what a token is: bytes, chars, bpe, or the path of a tokenizer's file, as "
+                           'tokenizer.json')
   vocabulary: int = setting(4096, 'of bpe, the end-of-document token included', low=257, high=2**24)
   window: int = setting(256, 'tokens read (L)', low=1, high=2**24)
   stride: int = setting(0, 'tokens predicted per window (S <= L); 0: the window', low=0, high=2**24)
@@ -360,6 +363,9 @@ def check_data(d: Data, e: Evaluation) -> None:
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
+  if d.tokenizer not in TOKENIZERS and not os.path.isabs(d.tokenizer):
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}'; expected one of {', '.join(TOKENIZERS)}, or the path of a file"
+                      f'{nearest(d.tokenizer, TOKENIZERS)}')
   if d.left_out and d.left_out >= d.folds:
     raise ConfigError(f'data.left_out is {d.left_out}; expected a fold of data.folds {d.folds}, nearest is '
                       f'{max(0, d.folds - 1)}')
@@ -402,6 +408,8 @@ def resolve(config: Config) -> Config:
   m, d, e = c.model, c.data, c.evaluation
   m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task = map(entries.absolute, (
       m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task))
+  if d.tokenizer not in TOKENIZERS and (os.sep in d.tokenizer or '.' in d.tokenizer):
+    d.tokenizer = os.path.abspath(os.path.expanduser(d.tokenizer))
   m.kv_heads = m.kv_heads or m.heads
   m.feedforward = m.feedforward or (4 * m.width if m.activation not in GATED else -(-8 * m.width // 24) * 8)
   d.stride = d.stride or d.window

@@ -52,6 +52,7 @@ class Split:
   starts: np.ndarray = dataclasses.field(repr=False)  # int64 [documents], increasing
   bytes: int  # of text, in UTF-8
   documents: int
+  begin: int | None = None  # token that is read in the place of the opening `end`; None: that itself
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop), clipped to the split, in the type they are stored in."""
@@ -162,7 +163,8 @@ def _megabytes(size: int) -> int:
 def _digest(data: Data, sources: list[sources_lib.Source], held_out: list[sources_lib.Source],
             progress: Progress) -> str:
   """Of all that decides the tokens: the names and contents of the files, the tokeniser, the layout and the split."""
-  settings = {'layout': LAYOUT, 'tokenizer': data.tokenizer}
+  foreign = tokenizers.of_file(data.tokenizer)
+  settings = {'layout': LAYOUT, 'tokenizer': foreign.digest if foreign else data.tokenizer}
   if data.tokenizer == 'bpe':
     settings |= {'vocabulary': data.vocabulary, 'sample_bytes': tokenizers.SAMPLE_BYTES}
   hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -251,8 +253,11 @@ def _build(folder: pathlib.Path, digest: str, data: Data, sources: list[sources_
     yield from _assigned(texts(sources, what), cut)
     yield from _assigned(texts(held_out, what, train_size), lambda document: 0)
 
-  if data.tokenizer == 'bytes':
-    tokenizer: tokenizers.Tokenizer = tokenizers.Bytes()
+  tokenizer = tokenizers.of_file(data.tokenizer)
+  if tokenizer is not None:
+    log.info('tokens are those of %s', data.tokenizer)
+  elif data.tokenizer == 'bytes':
+    tokenizer = tokenizers.Bytes()
   elif data.tokenizer == 'chars':
     tokenizer = tokenizers.Chars(_alphabet(assigned('reading the alphabet')))
   else:
@@ -337,9 +342,9 @@ class _Writer:
     """One document, which has text."""
     self.starts.append(self.tokens)
     self._put(np.array([self.tokenizer.end]))
-    for piece in tokenizers.pieces(blocks):
-      self._put(self.tokenizer.encode(piece))
-      self.bytes += len(piece.encode())
+    for ids, size in self.tokenizer.document(blocks):
+      self._put(ids)
+      self.bytes += size
 
   def _put(self, ids: np.ndarray) -> None:
     content = ids.astype(self.dtype).tobytes()
@@ -379,7 +384,7 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
       if _sha256(folder / name) != wanted:
         raise ValueError(f'{name} is not what was written')
     dtype = np.dtype(meta['dtype'])
-    splits = {}
+    splits, tokenizer = {}, tokenizers.load(folder / 'tokenizer.json')
     for split in _SPLITS:
       counts = meta['splits'][split]
       starts = np.load(folder / f'{split}.starts.npy')
@@ -387,8 +392,9 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
       if meta['corpus'] != digest or len(starts) != counts['documents'] or (
           path.stat().st_size != counts['tokens'] * dtype.itemsize):
         raise ValueError('meta.json disagrees with the other files')
-      splits[split] = Split(str(path), dtype, counts['tokens'], starts, counts['bytes'], counts['documents'])
-    return Corpus(**splits, tokenizer=tokenizers.load(folder / 'tokenizer.json'), digest=digest)
+      splits[split] = Split(str(path), dtype, counts['tokens'], starts, counts['bytes'], counts['documents'],
+                            tokenizer.begin)
+    return Corpus(**splits, tokenizer=tokenizer, digest=digest)
   except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:  # ConfigError is a ValueError
     if warn:
       log.warning('the cached corpus %s is damaged (%s); it is prepared again', folder, error)

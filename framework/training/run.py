@@ -210,4 +210,6 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
   config = config_lib.from_flat(read_config_file(path)['config'])
+  if config.data.tokenizer not in config_lib.TOKENIZERS:
+    config.data.tokenizer = str(workdir / TOKENIZER)  # what was read from elsewhere is kept in the run
   return config_lib.resolve(config)

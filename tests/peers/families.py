@@ -42,7 +42,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     'GPT-2, exact GELU, logits scaled by inverse layer': ('gpt2', GPT2 | dict(
         activation_function='gelu', scale_attn_by_inverse_layer_idx=True)),
     'GPT-2, logits not scaled': ('gpt2', GPT2 | dict(scale_attn_weights=False)),
-    'GPT-NeoX, Pythia': ('gpt_neox', SIZES | rope(partial_rotary_factor=0.5) | dict(layer_norm_eps=3e-3)),
+    'GPT-NeoX, Pythia': ('gpt_neox', SIZES | rope(partial_rotary_factor=0.5) | dict(
+        layer_norm_eps=3e-3, num_attention_heads=3)),
     'GPT-NeoX, sequential, no bias on attention': ('gpt_neox', SIZES | rope(partial_rotary_factor=0.5) | dict(
         layer_norm_eps=3e-3, use_parallel_residual=False, attention_bias=False)),
     'OLMo': ('olmo', NO_EPSILON), 'OLMo 2': ('olmo2', LLAMA),

@@ -160,4 +160,4 @@ def test_a_wrong_conversion_fails_the_tolerance(theirs, mutant, tmp_path):
                                                'biases left out'):
     pytest.skip('nothing to change')
   error = difference(our_logits(wrong, vocabulary, length, params, tokens_2xL()), their_logits(theirs, tokens_2xL()))
-  assert error > 10 * TOLERANCE
+  assert error > (2 if 'GELU' in mutant else 10) * TOLERANCE  # whose two forms are that close
