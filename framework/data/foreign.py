@@ -105,7 +105,8 @@ class Foreign(Tokenizer):
   @functools.cached_property
   def _cut(self) -> re.Pattern[str]:
     """Between words; nowhere if a token reaches over a space into the next word."""
-    return _WHOLE if any(re.search(rb'[^ ] +[^ ]', token) for token in self.table) else _CUT
+    over = re.compile(r'\S ')
+    return _WHOLE if any(over.search(token.decode(errors='replace')) for token in self.table) else _CUT
 
   def encode(self, text: str) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in self.document([text]))])
