@@ -35,11 +35,10 @@ def main() -> int:
   import jax
   import numpy as np
   from experiments.reports import figures
-  from framework.data import corpus
   from framework.training import setup
   most = min(TOKENS.value, config.data.window)
   if TEXT.value is None:
-    tokens = corpus.prepare(config.data).validation.read(0, most)
+    tokens = run.corpus_of(workdir, config).validation.read(0, most)
   else:
     try:
       tokens = np.array([tokenizer.end, *tokenizer.encode(TEXT.value)], np.int32)[:most]

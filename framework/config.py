@@ -19,13 +19,17 @@ from framework.training import losses, optimizers, schedules
 
 
 def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
-            low: float | None = None, high: float | None = None, choices: Sequence[str] = (), how: bool = False) -> Any:
+            low: float | None = None, high: float | None = None, choices: Sequence[str] = (), how: bool = False,
+            beside: bool = False, rate: bool = False) -> Any:
   """A field of a section: its default, what it means, and the values that it may take, `low` and `high` among them.
 
+  A setting decides what a run computes, and a run goes on with that value alone, unless it is one of these:
   how: it says how a run is computed and not what it computes: a run may go on with another value, to rounding the same.
+  beside: it changes no step: what is logged, kept and evaluated, and where the text lies, whose digest is compared.
+  rate: the steps and their rates: another value may be given from a checkpoint on up to which the rates are the same.
   """
   return dataclasses.field(default=default, metadata={'help': help, 'low': low, 'high': high, 'choices': choices,
-                                                      'how': how})
+                                                      'how': how, 'beside': beside, 'rate': rate})
 
 
 TOKENIZERS = ('bytes', 'chars', 'bpe')  # whatever else data.tokenizer says is a path
@@ -155,8 +159,9 @@ class Encoder(Section):
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Data(Section):
   path: str = setting('',
-                      "file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources")
-  validation_path: str = setting('', "'': a tenth of `path` is held out")
+                      "file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources",
+                      beside=True)
+  validation_path: str = setting('', "'': a tenth of `path` is held out", beside=True)
   task: str = setting('', 'a synthetic language in place of text: a file of framework/data/tasks, or the path of one, '
                       'with settings, as in zipf_pairs:noise=0.1,symbols=32')
   tokens: int = setting(0, 'of the training text, from its beginning: fewer are read for more epochs; 0: all',
@@ -173,18 +178,21 @@ class Data(Section):
   folds: int = setting(0, 'parts of the training text, of whole documents; 0: none', low=0, high=10**4)
   left_out: int = setting(0, 'of the folds, the one that is not trained on', low=0, high=10**4)
   packed: bool = setting(True, 'attention stays inside a document')
-  cache: str = setting('', "folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma")
+  cache: str = setting('', "folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma", beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Optimizer(Section):
   name: str = setting('adamw', 'a file of framework/training/optimizers, or the path of one')
   learning_rate: float = setting(1e-3, 'at the end of the warm-up', low=0.0, high=100.0)
-  final_learning_rate: float = setting(1e-4, 'at the last step', low=0.0, high=100.0)
+  final_learning_rate: float = setting(1e-4, 'at the last step', low=0.0, high=100.0, rate=True)
   warmup_steps: int = setting(100, 'steps of linear growth of the rate', low=0, high=10**9)
   schedule: str = setting('cosine',
-                          'a file of framework/training/schedules, or the path of one; after a linear warm-up')
-  decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0)
+                          'a file of framework/training/schedules, or the path of one; after a linear warm-up',
+                          rate=True)
+  decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0, rate=True)
+  rewarm: str = setting('', "steps at which a run that had ended goes on, as '300' or '300,600': from each the rate grows "
+                        "again over the warm-up, and the schedule begins anew; '': none", rate=True)
   beta1: float = setting(0.9, 'of the mean of gradients', low=0.0, high=0.999999)
   beta2: float = setting(0.99, 'of the mean of squares, or of lion\'s second mean', low=0.0, high=0.999999)
   epsilon: float = setting(1e-8, 'added to the root of the mean square', low=0.0, high=1.0)
@@ -194,7 +202,7 @@ class Optimizer(Section):
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Training(Section):
-  steps: int = setting(1000, 'of the optimizer', low=1, high=10**9)
+  steps: int = setting(1000, 'of the optimizer', low=1, high=10**9, rate=True)
   batch: int = setting(16, 'windows per step, over all devices and hosts', low=1, high=10**7)
   loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
@@ -205,10 +213,10 @@ class Training(Section):
   devices: int = setting(0, 'simulated devices on a CPU; 0: one per core, or as many as the mesh has', low=0, high=4096,
                          how=True)
   seed: int = setting(0, 'of parameters, batches and dropout', low=0, high=2**32 - 1)
-  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9)
+  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9, beside=True)
   skip_nonfinite: int = setting(0, 'steps with NaN or infinity that may be skipped; 0: the first stops the run',
                                 low=0, high=10**9)
-  tensorboard: bool = setting(False, 'also write tensorboard/')
+  tensorboard: bool = setting(False, 'also write tensorboard/', beside=True)
   check_gradient: bool = setting(False, 'before the first step: gradients of tables equal those computed without a '
                                  'scatter, which compilers have got wrong; compiles the gradient twice more', how=True)
   deterministic: bool = setting(False, 'on a GPU: only operations that give the same bits each time, and no tuning; '
@@ -217,20 +225,23 @@ class Training(Section):
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Evaluation(Section):
-  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
+  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=10**9, beside=True)
   windows: int = setting(0, 'in training and at its end, evenly spread over the held-out text; 0: all',
-                         low=0, high=10**9)
-  batch: int = setting(0, 'windows per batch; 0: the training batch', low=0, high=10**7)
-  stride: int = setting(0, "tokens predicted per window; 0: the data's stride", low=0, high=2**24)
+                         low=0, high=10**9, beside=True)
+  batch: int = setting(0, 'windows per batch; 0: the training batch', low=0, high=10**7, beside=True)
+  stride: int = setting(0, "tokens predicted per window; 0: the data's stride", low=0, high=2**24, beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Checkpoint(Section):
-  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
-  keep: int = setting(2, 'how many, the newest', low=1, high=10**6)
-  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9)
-  patience: float = setting(600.0, 'seconds that a finished run waits for room on a full disk', low=0.0, high=1e7)
-  at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it')
+  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9, beside=True)
+  keep: int = setting(2, 'how many, the newest', low=1, high=10**6, beside=True)
+  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9,
+                            beside=True)
+  patience: float = setting(600.0, 'seconds that a finished run waits for room on a full disk', low=0.0, high=1e7,
+                            beside=True)
+  at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it',
+                           beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
@@ -250,9 +261,14 @@ def sections(config: Config) -> dict[str, Section]:
   return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
 
 
-HOW = frozenset(f'{section.name}.{field.name}' for section in dataclasses.fields(Config)
-                for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]  # a class
-                if field.metadata['how'])
+def _of_kind(kind: str) -> frozenset[str]:
+  """The keys of the settings of a kind, see `setting`."""
+  return frozenset(f'{section.name}.{field.name}' for section in dataclasses.fields(Config)
+                   for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]  # a class
+                   if field.metadata[kind])
+
+
+HOW, BESIDE, RATE = map(_of_kind, ('how', 'beside', 'rate'))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -375,6 +391,20 @@ def check_data(d: Data, e: Evaluation) -> None:
     raise ConfigError('data.random_phase is True with data.folds, whose windows stay where they are; expected False')
 
 
+def segments(o: Optimizer, steps: int) -> list[tuple[int, int]]:
+  """[(first step, steps)] of the parts of a training that each warm up; one without optimizer.rewarm. Raises ConfigError.
+  """
+  words = [word.strip() for word in o.rewarm.split(',')] if o.rewarm.strip() else []
+  if not all(word.isdecimal() and len(word) < 12 for word in words):
+    raise ConfigError(f"optimizer.rewarm is '{o.rewarm}'; expected numbers of steps, as '300' or '300,600'")
+  places = [0, *map(int, words), steps]
+  for begin, end in zip(places, places[1:]):
+    if words and end - begin <= max(1, o.warmup_steps):
+      raise ConfigError(f"optimizer.rewarm is '{o.rewarm}', which leaves {end - begin} steps from {begin} on; expected more "
+                        f'than optimizer.warmup_steps {o.warmup_steps}, in order, before training.steps {steps}')
+  return [(begin, end - begin) for begin, end in zip(places, places[1:])]
+
+
 def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
   """Raises ConfigError for an optimizer, schedule or loss that there is not, and for steps that do not fit."""
   optimizers.find(o.name)
@@ -383,6 +413,7 @@ def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
     raise ConfigError(f"training.mesh is '{t.mesh}' with training.partition 'pmap', which has data alone; expected "
                       "training.partition=mesh, nearest is training.mesh='data=-1'")
   schedule = schedules.find(o.schedule)
+  segments(o, t.steps)
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
                       f'nearest is {divisors_near(t.accumulation, t.batch)}')

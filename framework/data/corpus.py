@@ -1,7 +1,6 @@
 """Files of text to one flat array of tokens a split, kept in a cache that is addressed by content.
 
-A split is `end d_1 end d_2 ... end d_n end`, d_i being the tokens of document i: as an input, `end` opens the document
-that follows it; as a target, it closes the one before. `starts` holds the place of each document's opening `end`.
+A split is `end d_1 end d_2 ... end d_n end`, see framework/data/splits.py.
 
 A cache folder `corpora/<digest>/`, whose name is that of the texts, the settings and the tokenizer's rule, holds
 `train.bin` and `validation.bin` (little-endian uint16, or uint32 for more than 65536 tokens), `*.starts.npy` (int64),
@@ -34,6 +33,7 @@ from framework.data import overlap
 from framework.data import sources as sources_lib
 from framework.data import stream
 from framework.data import tokenizer as tokenizers
+from framework.data.splits import Held, Split
 
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
@@ -44,37 +44,9 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-  """Tokens on disk. Nothing stays open or mapped between reads, so memory does not grow with what has been read."""
-  path: str
-  dtype: np.dtype
-  tokens: int
-  starts: np.ndarray = dataclasses.field(repr=False)  # int64 [documents], increasing
-  bytes: int  # of text, in UTF-8
-  documents: int
-  begin: int | None = None  # token that is read in the place of the opening `end`; None: that itself
-
-  def read(self, start: int, stop: int) -> np.ndarray:
-    """Tokens [start, stop), clipped to the split, in the type they are stored in."""
-    start = max(0, start)
-    count = max(0, min(stop, self.tokens) - start)
-    return self.rows(np.array([start]), count)[0]
-
-  def rows(self, starts_B: np.ndarray, length: int) -> np.ndarray:
-    """[B, length]: `length` tokens from each start, all inside the split."""
-    tokens_BxL = np.empty((len(starts_B), length), self.dtype)
-    with open(self.path, 'rb', buffering=0) as file:
-      for row_L, start in zip(tokens_BxL, starts_B):
-        file.seek(int(start) * self.dtype.itemsize)
-        if length and file.readinto(memoryview(row_L).cast('B')) != row_L.nbytes:
-          raise OSError(f'{self.path} ends before token {start + length}; it held {self.tokens} when it was opened')
-    return tokens_BxL
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
   train: Split | stream.Stream
-  validation: Split | stream.Stream
+  validation: Split | stream.Stream | Held
   tokenizer: tokenizers.Tokenizer
   digest: str  # of the texts and of how they were tokenised and split
 
@@ -95,6 +67,17 @@ def prepare(data: Data, progress: Progress | None = None) -> Corpus:
     corpus = Corpus(*stream.splits(data))
   else:
     corpus = _prepare(data, progress or (lambda done, total, what: None))
+  return _bounded(corpus, data)
+
+
+def cached(data: Data, digest: str) -> Corpus | None:
+  """The corpus of that digest from the cache, wherever its texts are now; None if it is not there whole."""
+  folder = _folder(data, digest)
+  corpus = _open(folder, digest)
+  return corpus and _bounded(corpus, data)
+
+
+def _bounded(corpus: Corpus, data: Data) -> Corpus:
   if not 0 < data.tokens < corpus.train.tokens:
     return corpus
   return dataclasses.replace(corpus, train=first_tokens(corpus.train, data.tokens))
@@ -123,9 +106,8 @@ def _cached(data: Data, sources: list[sources_lib.Source], held_out: list[source
             ) -> Corpus:
   """From the cache, else prepared and put there."""
   digest = _digest(data, sources, held_out, progress)
-  cache = cache_folder(data)
-  root = cache / 'corpora'
-  folder = root / hashlib.sha256(f'{digest} {tokenizers.behaviour(data.tokenizer)}'.encode()).hexdigest()[:32]
+  folder = _folder(data, digest)
+  root, cache = folder.parent, folder.parents[1]
   corpus = _open(folder, digest)
   if corpus:
     return corpus
@@ -147,6 +129,12 @@ def _cached(data: Data, sources: list[sources_lib.Source], held_out: list[source
     raise ConfigError(f"data.cache is '{cache}', where what was written cannot be read back; expected a sound disk, "
                       f'nearest is another data.cache')
   return corpus
+
+
+def _folder(data: Data, digest: str) -> pathlib.Path:
+  """Where the corpus of that digest is kept."""
+  name = hashlib.sha256(f'{digest} {tokenizers.behaviour(data.tokenizer)}'.encode()).hexdigest()[:32]
+  return cache_folder(data) / 'corpora' / name
 
 
 def cache_folder(data: Data) -> pathlib.Path:

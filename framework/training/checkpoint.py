@@ -223,6 +223,19 @@ class Checkpoints:
       raise ConfigError(f'{self.folder} has no usable checkpoint; {complaints[0]}')
     return None
 
+  def one(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+    """As `restore`, of that step alone. Raises ConfigError."""
+    if step not in self.steps():
+      near = min(self.steps(), key=lambda other: abs(other - step), default=None)
+      raise ConfigError(f'{self.folder} has no checkpoint {step}; expected one of '
+                        f"{', '.join(map(str, self.steps())) or 'none'}, nearest is {near}")
+    try:
+      return self.read(step, like)
+    except OtherShape:
+      raise
+    except Exception as error:  # as in `restore`
+      raise ConfigError(f'{self.folder}: checkpoint {step} cannot be used: {one_line(error)[:200]}') from error
+
   def record(self, step: int) -> dict[str, Any]:
     """The record of one checkpoint. Raises ConfigError, or what orbax raises, if it cannot be trusted."""
     saved = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record

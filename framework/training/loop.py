@@ -86,8 +86,10 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
   stages = models.stages(config)
   with StopSignal() as stop:
     if not stages[0].name:
-      return finished(workdir) or train_stage(stages[0], corpus, workdir, workdir, stop, traced)
+      return finished(workdir, config) or train_stage(stages[0], corpus, workdir, workdir, stop, traced)
     results: list[Results] = []
+    if jax.process_index() == 0:
+      run.begin(workdir, config)
     for stage in stages:
       results.append(stage_result(stage, corpus, workdir, stop))
       if results[-1]['status'] != 'complete':
@@ -100,8 +102,8 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
     return whole
 
 
-def finished(folder: pathlib.Path) -> Results | None:
-  """The result of a run that is complete, which nothing can be added to, be its checkpoints still there or not.
+def finished(folder: pathlib.Path, c: config_lib.Config) -> Results | None:
+  """The result of a run that has made all of its steps, be its checkpoints still there or not.
 
   Raises:
     ConfigError: the run was stopped, and its checkpoints are gone: going on would begin anew and drop its rows.
@@ -110,14 +112,14 @@ def finished(folder: pathlib.Path) -> Results | None:
   if held and held['status'] != 'complete' and not any((folder / CHECKPOINTS).glob('*')):
     raise config_lib.ConfigError(f"{folder} holds a run that was {held['status']} at step {held['steps']}, without its "
                                  f'checkpoints; expected those, nearest is another --workdir')
-  return held if held and held['status'] == 'complete' else None
+  return held if held and held['status'] == 'complete' and held['steps'] == c.training.steps else None
 
 
 def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, stop: StopSignal) -> Results:
   """The result of one of several stages, trained now unless it is complete."""
   folder = workdir / stage.name
   run.open_folder(folder, stage.config, corpus, resume=True)
-  outcome = finished(folder)
+  outcome = finished(folder, stage.config)
   if outcome:
     return outcome
   logging.info('%s: %d steps', stage.title, stage.config.training.steps)
@@ -137,7 +139,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
   if jax.process_index() == 0:  # a start that was refused is none
-    history.add(folder, c, run.about())
+    history.add(folder, c, {'step': record['step']} | run.begin(folder, c))
   counts, step_flops = contract.counts(setup.module), c.training.batch * setup.module.flops().train
   logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
@@ -238,12 +240,13 @@ def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int,
   train_step, evaluate = setup.compile_step(), compile_evaluation(setup, corpus, stop)
   def due(number: int, every: int) -> bool:
     return number == c.training.steps or bool(every and number % every == 0)
-  if meter.row or start == c.training.steps:  # saved, but not evaluated yet
+  if start == c.training.steps or meter.row and due(start, c.evaluation.every_steps):  # saved, but not evaluated yet
     final = evaluate(state.params, start)
     if not final:
       return state, final, False
     meter.write(final)
     whole = start == c.training.steps
+  meter.write()  # of a step that was the last until the run got more of them
   for number in range(start + 1, c.training.steps + 1):
     hosts.entered(number)
     at(number)
