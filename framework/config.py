@@ -277,6 +277,11 @@ def flatten(config: Config) -> dict[str, Any]:
           for field in dataclasses.fields(section)}
 
 
+def flatten_section(section: Section) -> dict[str, Any]:
+  """{'layers': 4, ...} in the order of the fields."""
+  return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+
+
 def assign(config: Config, values: Mapping[str, Any]) -> Config:
   """The config itself, with {'model.layers': 4, ...} set. Raises ConfigError on a key that no config has."""
   known = flatten(config)
