@@ -48,7 +48,7 @@ def main() -> int:
                                  'expected the tokenizer of the model, or --end=TOKEN that it has')
   config = _config(model, longest, workdir)
   launch.start_jax(config, devices=1)
-  adoption.adopt(workdir, config, tokenizer, params, {'folder': str(folder)} | about)
+  adoption.adopt(workdir, config, tokenizer, params, {'folder': str(folder), 'longest': longest} | about)
   for other in adoption.same_weights(workdir, about['weights']):
     theirs = adoption.read_source(other) or {}
     logging.warning('%s has the very same weights, adopted from %s', other, theirs.get('folder'))

@@ -106,6 +106,14 @@ def read_source(folder: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
+def longest(folder: pathlib.Path, config: config_lib.Config) -> int:
+  """Tokens that a run's model was made for: those of where it comes from, or its window."""
+  if config.model.position == 'learned':
+    return config.data.window
+  known = [reading.value(folder / name).get('longest', 0) for name in (SOURCE, START) if (folder / name).exists()]
+  return max(config.data.window, *(x for x in known if type(x) is int), 0)
+
+
 def same_weights(workdir: pathlib.Path, weights: str) -> list[pathlib.Path]:
   """The adopted runs beside `workdir` whose weights have that digest."""
   found = []
@@ -150,7 +158,8 @@ def begin(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.C
   held = workdir / CHECKPOINTS
   began = held.exists() and any(held.iterdir())
   trained = load(source)
-  about = {'run': str(source), 'step': trained.step, 'weights': weights_digest(trained.params)}
+  about = {'run': str(source), 'step': trained.step, 'weights': weights_digest(trained.params),
+           'longest': longest(source, trained.setup.config)}
   if began or (workdir / START).exists():
     before = reading.value(workdir / START, {'weights': str, 'run': str}) if (workdir / START).exists() else None
     if before is None or before['weights'] != about['weights']:
