@@ -84,12 +84,7 @@ def main() -> int:
         progress=lambda batches, s=stride: tqdm.tqdm(  # type: ignore[misc]  # mypy has no type for s
             batches, desc=f'stride {s}', leave=False, disable=not sys.stderr.isatty()))
     results.append({'step': trained.step, 'split': which} | ({'draws': n} if drawn else {}) | result)
-  print(f"step {', '.join(str(step) for step in dict.fromkeys(r['step'] for r in results))}, {which}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
-  columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
-             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * drawn + [('step', 9, 'd')] * ALL.value
-  print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
-  for r in results:
-    print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)
+  _print(results, which, drawn)
   output.mkdir(parents=True, exist_ok=True)
   files.append_rows(rows, results)
   newest = [r for r in results if r['step'] == trained.step and r.get('draws', 1) == 1]
@@ -98,6 +93,16 @@ def main() -> int:
     files.write_atomically(output / 'along_training.svg', style.svg(figures.along_training(
         [r for r in results if r.get('draws', 1) == 1])))
   return 0
+
+
+def _print(results, which: str, drawn: bool) -> None:
+  """The table."""
+  print(f"step {', '.join(str(step) for step in dict.fromkeys(r['step'] for r in results))}, {which}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
+  columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
+             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * drawn + [('step', 9, 'd')] * ALL.value
+  print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
+  for r in results:
+    print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)
 
 
 def _steps(workdir) -> list[int | None]:
