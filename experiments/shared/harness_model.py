@@ -46,7 +46,8 @@ class LemmaLM(TemplateLM):
   def __init__(self, workdir: str, step: int | None = None, batch_size: int | str = 8, max_length: int = 0, open: Any = '',
                **_):  # pylint: disable=redefined-builtin
     super().__init__()
-    self.trained = setup.load(pathlib.Path(workdir).expanduser().resolve(), None if step is None else int(step))
+    self.workdir = pathlib.Path(workdir).expanduser().resolve()
+    self.trained = setup.load(self.workdir, None if step is None else int(step))
     self.module: Any = self.trained.setup.module
     contract.require(self.module, 'empty_cache', 'lm-evaluation-harness')
     c = self.trained.setup.config

@@ -128,7 +128,11 @@ class Tokenizer:
     ids = np.ravel(ids)
     if ids.size and not 0 <= ids.min() <= ids.max() < self.size:
       raise ValueError(f'token ids are {ids.min()} to {ids.max()}; expected 0 to {self.size - 1}')
-    return b''.join(self.table[i] for i in ids).decode(errors='replace')
+    return self.joined(ids).decode(errors='replace')
+
+  def joined(self, ids: np.ndarray) -> bytes:
+    """What `ids`, those of a text from its beginning, stand for."""
+    return b''.join(self.table[i] for i in ids)
 
   def stream(self) -> Stream:
     """A decoder for ids that arrive one by one: the pushed texts and `finish` join to `decode` of all ids."""

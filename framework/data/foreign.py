@@ -95,12 +95,12 @@ class Foreign(Tokenizer):
   @functools.cached_property
   def adds_space(self) -> bool:
     """Whether a text is encoded as if a space came before it."""
-    return self._joined(self._engine.encode(['a'])[0]) == b' a'
+    return super().joined(self._engine.encode(['a'])[0]) == b' a'
 
   @functools.cached_property
   def _always(self) -> bool:
     """Whether that space comes even before another: then the one that a later part begins with is that space."""
-    return self._joined(self._engine.encode([' a'])[0]) == b'  a'
+    return super().joined(self._engine.encode([' a'])[0]) == b'  a'
 
   @functools.cached_property
   def _cut(self) -> re.Pattern[str]:
@@ -132,22 +132,18 @@ class Foreign(Tokenizer):
     if known != size:
       _say(self.digest, known, size)
 
-  def _joined(self, ids: Iterable[int]) -> bytes:
-    return b''.join(self.table[i] for i in ids)
-
   def bytes_of(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if not self.adds_space:
       return self.token_bytes[targets]
     opening = (inputs == self.begin_id) & (self.token_bytes[targets] > 0)
     return self.token_bytes[targets] - opening
 
-  def decode(self, ids) -> str:
-    """The text of `ids` as that of whole documents: without the space that was put before each."""
-    text, ids = super().decode(ids), np.ravel(ids)
+  def joined(self, ids: np.ndarray) -> bytes:
+    """As of whole documents: without the space that was put before each."""
     if not self.adds_space:
-      return text
+      return super().joined(ids)
     cuts = np.flatnonzero(np.isin(ids, (self.end_id, self.begin_id)))
-    return ''.join(Tokenizer.decode(self, part).removeprefix(' ') for part in np.split(ids, cuts))
+    return b''.join(super(Foreign, self).joined(part).removeprefix(b' ') for part in np.split(ids, cuts))
 
 
 _SAID: set[str] = set()
