@@ -41,7 +41,7 @@ def main() -> int:
     tokens = run.corpus_of(workdir, config).validation.read(0, most)
   else:
     try:
-      tokens = np.array([tokenizer.end, *tokenizer.encode(TEXT.value)], np.int32)[:most]
+      tokens = np.array([tokenizer.begin, *tokenizer.encode(TEXT.value)], np.int32)[:most]
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'--text: {error}') from None
   trained = setup.load(workdir)

@@ -66,7 +66,7 @@ def main() -> int:
   if PROMPTS.value:
     return _many(workdir, tokenizer, config.data.window, settings, with_notes)
   try:
-    prompts = [np.array([tokenizer.end, *tokenizer.encode(text)], np.int32) for text in PROMPT.value]
+    prompts = [np.array([tokenizer.begin, *tokenizer.encode(text)], np.int32) for text in PROMPT.value]
   except config_lib.ConfigError as error:
     raise config_lib.ConfigError(f'--prompt: {error}') from None
   trained = setup.load(workdir, STEP.value)  # compiles: after whatever may be refused

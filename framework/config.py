@@ -8,6 +8,7 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 import copy
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 from foundation import entries
 from foundation.errors import ConfigError, nearest
 from framework import models
+from framework.models import rope
 from framework.training import losses, optimizers, schedules
 
 
@@ -30,6 +32,11 @@ def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
   """
   return dataclasses.field(default=default, metadata={'help': help, 'low': low, 'high': high, 'choices': choices,
                                                       'how': how, 'beside': beside, 'rate': rate})
+
+
+TOKENIZERS = ('bytes', 'chars', 'bpe')  # whatever else data.tokenizer says is a path
+GATED = ('swiglu', 'geglu')  # activations with a gate
+BIASED = ('qkv', 'out', 'feedforward', 'norm')  # parts of a layer that may have a bias
 
 
 class Section:
@@ -58,20 +65,35 @@ class Model(Section):
   kv_heads: int = setting(0, 'heads of keys and values, each read by as many query heads (G); 0: heads',
                           low=0, high=10**4)
   head_width: int = setting(0, 'of a query, key and value (K); 0: width / heads', low=0, high=10**6)
-  feedforward: int = setting(0, 'width inside a feed-forward layer (F); 0: 4 widths, or 8/3 for swiglu (to a multiple '
-                             'of 8)', low=0, high=10**7)
+  feedforward: int = setting(0, 'width inside a feed-forward layer (F); 0: 4 widths, or 8/3 with a gate (to a '
+                             'multiple of 8)', low=0, high=10**7)
   position: str = setting('rope', 'how a token knows its place', choices=('rope', 'learned', 'sinusoidal', 'none'))
   rope_base: float = setting(10000.0, 'longest wave of rope, in tokens over 2 pi', low=1.0, high=1e12)
+  rope_share: float = setting(1.0, 'of the channels of a head, the first ones, that rope rotates', low=0.01, high=1.0)
+  rope_scaling: str = setting('', "stretched waves of rope, see framework/models/rope.py: as 'linear:factor=4'; '': none")
+  rope_base_local: float = setting(0.0, 'of the layers that read a sliding window, whose waves are not stretched; 0: as '
+                                   'the others', low=0.0, high=1e12)
+  sliding_window: int = setting(0, 'tokens that attention reads, the newest, itself included; 0: all', low=0, high=2**24)
+  global_every: int = setting(0, 'each layer at a multiple of this reads all in spite of a sliding window; 0: none does',
+                              low=0, high=1000)
   relative_bias: int = setting(0, 'farthest distance with its own bias on the attention logits, one a head and layer; '
                                '0: none', low=0, high=10**6)
   mask: str = setting('causal', 'what a token reads; strict: not itself', choices=('causal', 'strict', 'bidirectional'))
   attention_scale: str = setting('sqrt', 'factor of the logits: 1 / sqrt of the head width, one, or log of the keys in '
                                  'view', choices=('sqrt', 'one', 'log'))
-  norm: str = setting('rmsnorm', 'before each branch and at the end', choices=('rmsnorm', 'layernorm', 'none'))
+  norm: str = setting('rmsnorm', 'of each branch and at the end', choices=('rmsnorm', 'layernorm', 'none'))
   norm_epsilon: float = setting(1e-5, 'added to the mean square', low=1e-12, high=1.0)
-  activation: str = setting('gelu', 'of feed-forward layers; gelu in its tanh form, relu2 the square of relu',
-                            choices=('gelu', 'relu', 'relu2', 'swiglu'))
-  bias: bool = setting(False, 'on every projection and norm')
+  norm_scale: bool = setting(True, 'a norm has a learned factor a channel')
+  norm_place: str = setting('before', 'of a branch: what it reads, what it writes, or both',
+                            choices=('before', 'after', 'both'))
+  query_norm: str = setting('none', 'RMSNorm of queries and keys: of each head, or of all together',
+                            choices=('none', 'head', 'whole'))
+  parallel: bool = setting(False, 'attention and feed-forward read the same stream, not one what the other wrote')
+  activation: str = setting('gelu', 'of feed-forward layers; gelu in its tanh form, relu2 the square of relu, swiglu and '
+                            'geglu with a gate', choices=('gelu', 'gelu_exact', 'relu', 'relu2', 'swiglu', 'geglu'))
+  bias: bool = setting(False, 'on the projections and norms of bias_on')
+  bias_on: str = setting('all', 'which have one with model.bias: all, or some of qkv,out,feedforward,norm')
+  embedding_scale: float = setting(1.0, 'factor of embeddings where they are read', low=1e-6, high=1e6)
   tied_head: bool = setting(True, 'the output head is the transposed embedding')
   loops: int = setting(1, 'times that the layers run, with the same parameters', low=1, high=10**6)
   dropout: float = setting(0.0, 'share of channels left out in training', low=0.0, high=0.99)
@@ -153,7 +175,8 @@ class Data(Section):
                       'with settings, as in zipf_pairs:noise=0.1,symbols=32')
   tokens: int = setting(0, 'of the training text, from its beginning: fewer are read for more epochs; 0: all',
                         low=0, high=2**40)
-  tokenizer: str = setting('bytes', 'what a token is', choices=('bytes', 'chars', 'bpe'))
+  tokenizer: str = setting('bytes', "what a token is: bytes, chars, bpe, or the path of a tokenizer's file, as "
+                           'tokenizer.json')
   vocabulary: int = setting(4096, 'of bpe, the end-of-document token included', low=257, high=2**24)
   window: int = setting(256, 'tokens read (L)', low=1, high=2**24)
   stride: int = setting(0, 'tokens predicted per window (S <= L); 0: the window', low=0, high=2**24)
@@ -263,6 +286,11 @@ def flatten(config: Config) -> dict[str, Any]:
           for field in dataclasses.fields(section)}
 
 
+def flatten_section(section: Section) -> dict[str, Any]:
+  """{'layers': 4, ...} in the order of the fields."""
+  return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+
+
 def assign(config: Config, values: Mapping[str, Any]) -> Config:
   """The config itself, with {'model.layers': 4, ...} set. Raises ConfigError on a key that no config has."""
   known = flatten(config)
@@ -338,6 +366,24 @@ def check_model(m: Model) -> None:
   if m.position == 'rope' and not m.head_width and (m.width // m.heads) % 2:
     raise ConfigError(f'model.width / model.heads is {m.width // m.heads}; rope needs an even head width, nearest is '
                       f'model.width {m.width + m.heads}')
+  rope.read(m.rope_scaling)
+  for key in ('rope_share', 'rope_scaling', 'rope_base_local'):
+    if m.position != 'rope' and getattr(m, key) != getattr(Model(), key):
+      raise ConfigError(f"model.{key} is {getattr(m, key)!r} with model.position '{m.position}'; expected 'rope'")
+  for key in ('global_every', 'rope_base_local'):
+    if getattr(m, key) and not m.sliding_window:
+      raise ConfigError(f'model.{key} is {getattr(m, key)} without model.sliding_window; expected 0')
+  if m.sliding_window and m.mask == 'bidirectional':
+    raise ConfigError(f"model.sliding_window is {m.sliding_window} with model.mask 'bidirectional'; expected 0")
+  if 0 < m.rope_base_local < 1:
+    raise ConfigError(f'model.rope_base_local is {m.rope_base_local}; expected 0, or at least 1')
+  parts = m.bias_on.split(',')
+  if m.bias_on != 'all' and (set(parts) - set(BIASED) or len(set(parts)) < len(parts)):
+    wrong = next((part for part in parts if part not in BIASED), parts[0])
+    raise ConfigError(f"model.bias_on is '{m.bias_on}'; expected all, or some of {','.join(BIASED)}"
+                      f'{nearest(wrong, BIASED)}')
+  if m.bias_on != 'all' and not m.bias:
+    raise ConfigError(f"model.bias_on is '{m.bias_on}' with model.bias False; expected model.bias=True")
   if m.position == 'sinusoidal' and m.width % 2:
     raise ConfigError(f'model.width is {m.width}; sinusoidal positions need an even one, nearest is {m.width + 1}')
 
@@ -386,6 +432,9 @@ def check_data(d: Data, e: Evaluation) -> None:
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
+  if d.tokenizer not in TOKENIZERS and not os.path.isabs(d.tokenizer):
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}'; expected one of {', '.join(TOKENIZERS)}, or the path of a file"
+                      f'{nearest(d.tokenizer, TOKENIZERS)}')
   if d.left_out and d.left_out >= d.folds:
     raise ConfigError(f'data.left_out is {d.left_out}; expected a fold of data.folds {d.folds}, nearest is '
                       f'{max(0, d.folds - 1)}')
@@ -443,8 +492,10 @@ def resolve(config: Config) -> Config:
   m, d, e = c.model, c.data, c.evaluation
   m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task = map(entries.absolute, (
       m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task))
+  if d.tokenizer not in TOKENIZERS and (os.sep in d.tokenizer or '.' in d.tokenizer):
+    d.tokenizer = os.path.abspath(os.path.expanduser(d.tokenizer))
   m.kv_heads = m.kv_heads or m.heads
-  m.feedforward = m.feedforward or (4 * m.width if m.activation != 'swiglu' else -(-8 * m.width // 24) * 8)
+  m.feedforward = m.feedforward or (4 * m.width if m.activation not in GATED else -(-8 * m.width // 24) * 8)
   d.stride = d.stride or d.window
   e.batch = e.batch or c.training.batch
   e.stride = e.stride or d.stride

@@ -63,7 +63,7 @@ def read(path: pathlib.Path, samples: int, tokenizer: Any) -> list[Request]:
     if taken := [name for name in OURS if name in row]:
       raise ConfigError(f"{place} has '{taken[0]}', which the output writes; expected another name for it")
     try:
-      ids = np.array([tokenizer.end, *tokenizer.encode(row['prompt'])], np.int32)
+      ids = np.array([tokenizer.begin, *tokenizer.encode(row['prompt'])], np.int32)
     except ConfigError as error:
       raise ConfigError(f'{place}: {error}') from None
     requests += [Request(row, sample, ids) for sample in range(samples)]

@@ -89,19 +89,28 @@ def compressor_rows(text: corpus.Corpus, split: corpus.Split) -> list[dict[str, 
           for name, b in bits.items()]
 
 
-def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, stride: int) -> dict[str, Any]:
-  """A trained run on the same tokens: its losses, and the bounds of the guessing game."""
+def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, stride: int, folder: pathlib.Path
+            ) -> dict[str, Any]:
+  """A trained run on the same text: its losses, and the bounds of the guessing game.
+
+  A run on other tokens reads the text in its own, of which bits per byte compare.
+
+  Args:
+    folder: where the text's tokens are written, if they are others.
+  """
   # Imported here, since they start JAX, which the other rungs do without.
   from framework.baselines import guessing
   from framework.data import windows
   from framework.models import contract
   from framework.training import evaluation, run, setup
-  run.check_corpus(workdir, text)
   trained = setup.load(workdir)
   c, module, mesh = trained.setup.config, trained.setup.module, trained.setup.mesh
-  stride = stride or c.evaluation.stride
-  held_out = windows.Windows(split, text.tokenizer.end, c.data.window, stride, c.data.packed)
-  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, text.tokenizer, mesh,
+  own = trained.tokenizer
+  if own.digest != text.tokenizer.digest:
+    split = corpus.in_tokens_of(split, text.tokenizer, own, folder)
+  stride = min(stride or c.evaluation.stride, c.data.window)
+  held_out = windows.Windows(split, own.end, c.data.window, stride, c.data.packed)
+  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, own, mesh,
                                batch=c.evaluation.batch)
   limit = max(1, GUESSED // c.data.window)
   guessed = [np.asarray(guessing.guesses(module, trained.params, batch))[batch['weights'] > 0]
@@ -110,7 +119,10 @@ def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, str
   names = ('nats_per_token', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', 'window', 'stride',
            'loss_by_position')
   return {'name': workdir.name, 'kind': 'two-sided' if contract.answers(module, 'two_sided') else 'network',
-          'model': c.model.name, 'step': trained.step, 'guessing_lower': lower, 'guessing_upper': upper} | {
+          'model': c.model.name, 'step': trained.step, 'guessing_lower': lower, 'guessing_upper': upper,
+          'same_tokens': own.digest == text.tokenizer.digest,
+          'same_text': own.digest != text.tokenizer.digest or
+          run.read_config_file(workdir / run.CONFIG)['corpus'] == text.digest} | {
               name: result[name] for name in names}
 
 
@@ -118,7 +130,8 @@ def table(rows: list[dict[str, Any]]) -> str:
   """The table as text, from the worst to the best; what was not measured here stands by itself."""
   lines = [f"{'predictor':<24} {'bits/token':>10} {'bits/byte':>10} {'guessing bounds':>16} {'quoted':>7}"]
   for row in rows:
-    name = row['name'] + (' *' if row['kind'] == 'two-sided' else '')
+    name = row['name'] + (' *' if row['kind'] == 'two-sided' else '') + (
+        '' if row.get('same_tokens', True) else ' +') + ('' if row.get('same_text', True) else ' ~')
     bounds = f"{row['guessing_lower']:.3f} to {row['guessing_upper']:.3f}" if 'guessing_lower' in row else ''
     quoted = f"{QUOTED[row['name']]:7.1f}" if row['name'] in QUOTED else ''
     lines.append(f"{name:<24} {row['bits_per_token']:10.4f} {row['bits_per_byte']:10.4f} {bounds:>16} {quoted:>7}"
@@ -127,5 +140,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             if name not in {row['name'] for row in rows}]
   if any(row['kind'] == 'two-sided' for row in rows):
     lines.append('* sees the text on both sides of the token: no code length, not to be compared with the others')
+  if not all(row.get('same_tokens', True) for row in rows):
+    lines.append('+ on tokens of its own: bits per byte compare, bits per token do not; it may have been trained on this text')
+  if not all(row.get('same_text', True) for row in rows):
+    lines.append('~ was trained on other text, of which this may be a part')
   lines.append('quoted: bits per English word from a vocabulary of 2^15; on other tokens, so only the order compares')
   return '\n'.join(lines)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import pathlib
 import platform
 import shutil
@@ -30,6 +31,7 @@ LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
 SPLITS = ('train', 'validation')
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
+log = logging.getLogger(__name__)
 Assigned = Iterator[tuple[str, str, Any]]  # split, document, content
 
 
@@ -55,7 +57,7 @@ class Plan:
     before = sum(source.size for source in self.sources) if held_out else 0
     skips = self.data.bad_rows == 'skip'
     how = texts.Reading(self.data.field, (left_out or texts.LeftOut()) if skips else None, self.data.ids,
-                        *((tokenizer.end, tokenizer.size) if tokenizer else ()))
+                        *((tokenizer.end, tokenizer.size, tokenizer.begin) if tokenizer else ()))
     return texts.read(self.held_out if held_out else self.sources,
                       lambda done: progress(before + done, self.size, what), how)
 
@@ -126,6 +128,9 @@ def make_tokenizer(plans: Sequence[Plan], shares: Sequence[float], surveys: Sequ
                    ) -> tokenizers.Tokenizer:
   """The tokenizer that the settings of the plans describe, of all their texts; each gives its share of a sample."""
   data = plans[0].data
+  if (foreign := tokenizers.of_file(data.tokenizer)) is not None:
+    log.info('tokens are those of %s', data.tokenizer)
+    return foreign
   if data.tokenizer == 'bytes':
     return tokenizers.Bytes()
   pairs = list(zip(plans, surveys))
@@ -178,7 +183,7 @@ def build(folder: pathlib.Path, digest: str, plan: Plan, given: tokenizers.Token
   tokenizer = given or make_tokenizer([plan], [1.0], [survey], progress)
   temporary = cache_lib.temporary(folder)
   try:
-    writers = {split: _Writer(temporary, split, tokenizer) for split in SPLITS}
+    writers = {split: Writer(temporary, split, tokenizer) for split in SPLITS}
     with contextlib.ExitStack() as stack:
       for writer in writers.values():
         stack.callback(writer.file.close)
@@ -206,7 +211,7 @@ def build(folder: pathlib.Path, digest: str, plan: Plan, given: tokenizers.Token
     raise
 
 
-def _check_content(plan: Plan, writers: dict[str, '_Writer']) -> None:
+def _check_content(plan: Plan, writers: dict[str, 'Writer']) -> None:
   for source in plan.files:
     if source.changed():
       raise ConfigError(f"{source.key}: '{source.path}' changed while it was read; expected files at rest, nearest is "
@@ -219,7 +224,7 @@ def _check_content(plan: Plan, writers: dict[str, '_Writer']) -> None:
                         f" of text, nearest is another {key}")
 
 
-class _Writer:
+class Writer:
   """One split on its way to disk."""
 
   def __init__(self, folder: pathlib.Path, split: str, tokenizer: tokenizers.Tokenizer):
@@ -237,13 +242,15 @@ class _Writer:
     first = next(contents := iter(contents))
     contents = itertools.chain([first], contents)
     if isinstance(first, str):
-      for piece in tokenizers.pieces(contents):
-        self._put(self.tokenizer.encode(piece))
-        self.bytes += len(piece.encode())
+      for ids, size in self.tokenizer.document(contents):
+        self._put(ids)
+        self.bytes += size
     else:
+      before = self.tokenizer.begin
       for ids in contents:
         self._put(ids)
-        self.bytes += int(self.tokenizer.token_bytes[ids].sum())
+        self.bytes += int(self.tokenizer.bytes_of(np.append(before, ids[:-1]), ids).sum())
+        before = ids[-1]
 
   def _put(self, ids: np.ndarray) -> None:
     content = ids.astype(self.dtype).tobytes()

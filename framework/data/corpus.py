@@ -90,6 +90,22 @@ def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.St
                              bytes=max(1, round(split.bytes * tokens / split.tokens)))
 
 
+def in_tokens_of(split: Split, tokenizer: tokenizers.Tokenizer, other: tokenizers.Tokenizer, folder: pathlib.Path
+                 ) -> Split:
+  """The text of a split in the tokens of another tokenizer, written into a folder. Raises ConfigError on text that it
+  cannot hold."""
+  writer = building.Writer(folder, 'validation', other)
+  with contextlib.closing(writer.file):
+    for start, stop in zip(split.starts, [*split.starts[1:], split.tokens]):
+      text = tokenizer.decode(split.read(int(start), int(stop)))
+      if text:
+        writer.add([text])
+    writer.finish()
+  about = writer.meta()
+  return Split(str(folder / 'validation.bin'), writer.dtype, about['tokens'], np.array(writer.starts, np.int64),
+               about['bytes'], about['documents'], other.begin)
+
+
 def _prepare(data: Data, progress: Progress) -> Corpus:
   check_section('data', data)
   if data.mixture:
@@ -231,7 +247,8 @@ def _digest(plan: Plan, tokenizer: str, progress: Progress, texts: str = '') -> 
   if texts:
     return hashlib.sha256(f'{texts} {tokenizer}'.encode()).hexdigest()[:32]
   data = plan.data
-  settings: dict = {'layout': LAYOUT, 'tokenizer': data.tokenizer}
+  foreign = tokenizers.of_file(data.tokenizer)
+  settings: dict = {'layout': LAYOUT, 'tokenizer': foreign.digest if foreign else data.tokenizer}
   if data.tokenizer == 'bpe':
     settings |= {'vocabulary': data.vocabulary, 'sample_bytes': tokenizers.SAMPLE_BYTES}
   settings |= {key: getattr(data, key) for key, usual in (('field', 'text'), ('bad_rows', 'refuse'), ('ids', ''))
@@ -264,7 +281,7 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
       if cache_lib.sha256(folder / name) != wanted:
         raise ValueError(f'{name} is not what was written')
     dtype = np.dtype(meta['dtype'])
-    splits = {}
+    splits, tokenizer = {}, tokenizers.load(folder / 'tokenizer.json')
     for split in SPLITS:
       counts = meta['splits'][split]
       starts = np.load(folder / f'{split}.starts.npy')
@@ -272,9 +289,10 @@ def _open(folder: pathlib.Path, digest: str, warn: bool = False) -> Corpus | Non
       if meta['corpus'] != digest or len(starts) != counts['documents'] or (
           path.stat().st_size != counts['tokens'] * dtype.itemsize):
         raise ValueError('meta.json disagrees with the other files')
-      splits[split] = Split(str(path), dtype, counts['tokens'], starts, counts['bytes'], counts['documents'])
+      splits[split] = Split(str(path), dtype, counts['tokens'], starts, counts['bytes'], counts['documents'],
+                            tokenizer.begin)
     left_out = meta.get('left_out') or {'rows': 0}  # absent from caches that are older than data.bad_rows
-    return Corpus(**splits, tokenizer=tokenizers.load(folder / 'tokenizer.json'), digest=digest,
+    return Corpus(**splits, tokenizer=tokenizer, digest=digest,
                   left_out=(str(left_out['rows']), *left_out['named']) if left_out['rows'] else ())
   except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:  # ConfigError is a ValueError
     if warn:

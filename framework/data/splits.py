@@ -22,6 +22,7 @@ class Split:
   starts: np.ndarray = dataclasses.field(repr=False)  # int64 [documents], increasing
   bytes: int  # of text, in UTF-8
   documents: int
+  begin: int | None = None  # token that is read in the place of the opening `end`; None: that itself
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop), clipped to the split, in the type they are stored in."""
@@ -46,6 +47,7 @@ class Held:
   array: np.ndarray = dataclasses.field(repr=False)  # int32 [tokens]
   starts: np.ndarray = dataclasses.field(repr=False)  # int64 [documents], increasing
   bytes: int  # of text, in UTF-8
+  begin: int | None = None  # as of a Split
 
   @property
   def tokens(self) -> int:
@@ -73,7 +75,7 @@ def held(texts: Iterable[tuple[str, str]], tokenizer: tokenizers.Tokenizer) -> H
     starts.append(tokens)
     parts.append(end)
     tokens += 1
-    for piece in tokenizers.pieces(text for _, text in blocks):
-      parts.append(np.asarray(tokenizer.encode(piece), np.int32))
-      tokens, size = tokens + len(parts[-1]), size + len(piece.encode())
-  return Held(np.concatenate([*parts, end]), np.array(starts, np.int64), size)
+    for ids, count in tokenizer.document(text for _, text in blocks):
+      parts.append(np.asarray(ids, np.int32))
+      tokens, size = tokens + len(ids), size + count
+  return Held(np.concatenate([*parts, end]), np.array(starts, np.int64), size, tokenizer.begin)

@@ -175,8 +175,11 @@ class Windows:
     place_L = np.arange(self.window, dtype=np.int32)
     segments_BxL[:, :real] = 1
     positions_BxL[:, :real] = place_L[:real]
+    opens_BxT = tokens_BxL[:, :real] == self.end
+    begin = getattr(self.split, 'begin', None)
+    if begin not in (None, self.end):
+      tokens_BxL[:, :real][opens_BxT] = begin
     if self.packed:
-      opens_BxT = tokens_BxL[:, :real] == self.end
       opens_BxT[:, 0] = True
       segments_BxL[:, :real] = np.cumsum(opens_BxT, axis=1)
       positions_BxL[:, :real] -= np.maximum.accumulate(np.where(opens_BxT, place_L[:real], 0), axis=1)

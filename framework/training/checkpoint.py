@@ -248,6 +248,10 @@ class Checkpoints:
       raise ConfigError(f"the record is that of step {record['step']}")
     return record
 
+  def trains(self, step: int) -> bool:
+    """Whether a checkpoint holds an optimizer: one of weights from elsewhere does not. As `record`."""
+    return any(path.startswith('.optimizer') for path in self.record(step)['shapes'])
+
   def read(self, step: int, like: State, accept: Callable[[dict[str, Any]], None] = lambda record: None
            ) -> tuple[State, dict[str, Any]]:
     """As `restore`, of one step. Raises OtherShape, ConfigError, or what orbax raises."""
@@ -257,6 +261,9 @@ class Checkpoints:
     shapes = {path: list(leaf.shape) for path, leaf in _paths(like)}
     held = {path: shape for path, shape in record['shapes'].items()
             if re.match(r'\.(\w+)', path)[1] in wanted}  # type: ignore[index]  # every path begins so
+    if 'optimizer' in wanted and not any(path.startswith('.optimizer') for path in record['shapes']):
+      raise OtherShape(f'checkpoint {step} of {self.folder} holds weights alone; expected a new run that begins with them: '
+                       'experiments.train --start')
     for path in sorted(set(shapes) | set(held)):
       saved, expected = held.get(path), shapes.get(path)
       if saved != expected:

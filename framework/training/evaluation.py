@@ -58,7 +58,6 @@ def evaluate(
                         for part, weight in zip(text.parts, text.split.weights)])
   parts = sharding.rows(mesh.shape)
   batch = -(-batch // parts) * parts
-  token_bytes = np.asarray(tokenizer.token_bytes)
   nats_L, targets_L, total_bytes = np.zeros(text.window), np.zeros(text.window), 0.0
   rows = layout.host_rows(mesh, batch)
   order = np.argsort(sharding.zigzag(text.window, mesh.shape['sequence']))
@@ -68,7 +67,7 @@ def evaluate(
     weights_BxL = whole['weights'].astype(np.float64)
     nats_L += (nats_BxL * weights_BxL).sum(0)
     targets_L += weights_BxL.sum(0)
-    total_bytes += float((token_bytes[whole['targets']] * weights_BxL).sum())
+    total_bytes += float((tokenizer.bytes_of(whole['tokens'], whole['targets']) * weights_BxL).sum())
   total, targets = float(nats_L.sum()), float(targets_L.sum())
   per_token = total / targets
   return {

@@ -16,7 +16,7 @@ from framework.data import corpus as corpus_lib
 from framework.data import mixtures, windows
 from framework.models import contract
 from framework.training import (
-    branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
+    adoption, branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -140,7 +140,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   setup = set_up(c, corpus.tokenizer.size)
   for line in layout.describe(setup.module, setup.mesh):
     logging.info('%s', line)
-  kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
+  kept = adoption.kept(folder) + ([branch.branch_step(c)] if c.checkpoint.at_decay else [])
   checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
   if jax.process_index() == 0:  # a start that was refused is none

@@ -43,7 +43,8 @@ def changes(workdir: pathlib.Path, saved: dict[str, Any], config: config_lib.Con
   held = config_lib.flatten(config_lib.resolve(settings(saved, workdir / CONFIG)))
   differ = {key: (held[key], flat[key]) for key in flat if held[key] != flat[key]}
   for key, (before, now) in differ.items():  # in the order of the fields: a setting before what was derived from it
-    if key not in config_lib.HOW | config_lib.BESIDE | config_lib.RATE:
+    moved = key == 'data.tokenizer' and not {before, now} & set(config_lib.TOKENIZERS)  # whose digest is compared
+    if key not in config_lib.HOW | config_lib.BESIDE | config_lib.RATE and not moved:
       raise _refused(workdir, key, before, now)
     if key in config_lib.HOW:
       logging.info('goes on with %s=%s, begun with %s: the same to rounding, not to the bit', key, now, before)

@@ -107,14 +107,22 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       corpus.tokenizer.save(workdir / TOKENIZER)
-      files.write_sealed(path, {
-          'config': config_lib.flatten(config), 'order': windows.ORDER,
-          'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest,
-          'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
-          'xla_flags': os.environ.get('XLA_FLAGS', ''),
-      })
+      write_config(workdir, config, corpus.digest, corpus.tokenizer.digest)
   except OSError as error:
     raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
+
+
+def write_config(workdir: pathlib.Path, config: config_lib.Config, corpus: str, tokenizer: str) -> None:
+  """Writes config.json of a run that begins.
+
+  Args:
+    corpus, tokenizer: digests; '' of a corpus is a run that was trained on none of ours.
+  """
+  files.write_sealed(workdir / CONFIG, {
+      'config': config_lib.flatten(config), 'order': windows.ORDER, 'corpus': corpus, 'tokenizer': tokenizer,
+      'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  })
 
 
 def begin(workdir: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> dict[str,
 def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
   """Raises ConfigError if the run in `workdir` was on other text, or on tokens of another tokenizer."""
   saved = read_config_file(workdir / CONFIG)
-  if saved['corpus'] != corpus.digest:
+  if saved['corpus'] and saved['corpus'] != corpus.digest:  # none is that of an adopted run
     raise config_lib.ConfigError(f"workdir {workdir} holds a run on corpus {saved['corpus'][:12]}; the text at "
                                  f'data.path is now {corpus.digest[:12]}: give that text back, or train in another '
                                  '--workdir')
@@ -230,4 +238,7 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
     around = [p.name for p in beside if (p / CONFIG).exists()]
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
-  return config_lib.resolve(resume_lib.settings(read_config_file(path), path))
+  config = resume_lib.settings(read_config_file(path), path)
+  if config.data.tokenizer not in config_lib.TOKENIZERS:
+    config.data.tokenizer = str(workdir / TOKENIZER)  # what was read from elsewhere is kept in the run
+  return config_lib.resolve(config)
