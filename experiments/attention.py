@@ -35,14 +35,13 @@ def main() -> int:
   import jax
   import numpy as np
   from experiments.reports import figures
-  from framework.data import corpus
   from framework.training import setup
   most = min(TOKENS.value, config.data.window)
   if TEXT.value is None:
-    tokens = corpus.prepare(config.data).validation.read(0, most)
+    tokens = run.corpus_of(workdir, config).validation.read(0, most)
   else:
     try:
-      tokens = np.array([tokenizer.end, *tokenizer.encode(TEXT.value)], np.int32)[:most]
+      tokens = np.array([tokenizer.begin, *tokenizer.encode(TEXT.value)], np.int32)[:most]
     except config_lib.ConfigError as error:
       raise config_lib.ConfigError(f'--text: {error}') from None
   trained = setup.load(workdir)

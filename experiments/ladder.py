@@ -6,9 +6,13 @@ Example:
     --runs=runs/first,runs/lstm --tokens=200000
 
 Uniform, unigram, bigram (Shannon's Markov model), n-grams with two smoothings, gzip, bz2 and xz that have read the
-training text, and trained runs on the same corpus. Writes ladder.json, ladder.svg and, with runs, positions.svg: their
-loss by position in the window. Runs get the bounds of Shannon's guessing game too.
+training text, and any trained or adopted runs: those on other tokens read the text in their own, and bits per byte compare.
+Writes ladder.json, ladder.svg and, with runs, positions.svg: their loss by position in the window. Runs get the bounds of
+Shannon's guessing game too.
 """
+
+import pathlib
+import tempfile
 
 from absl import flags, logging
 
@@ -20,7 +24,7 @@ from framework import config as config_lib
 CONFIG = launch.define_config()
 OUTPUT = flags.DEFINE_string('output', None, 'folder of the table and the figures; files of an earlier ladder in it '
                              'are replaced')
-RUNS = flags.DEFINE_list('runs', [], 'folders of trained runs on the same corpus')
+RUNS = flags.DEFINE_list('runs', [], 'folders of trained or adopted runs')
 ORDERS = flags.DEFINE_list('orders', ['3', '4', '5', '6', '7', '8'], 'orders of the n-grams, after the bigram')
 TOKENS = flags.DEFINE_integer('tokens', 0, 'held-out tokens; 0: all. They are the first, of the first '
                                'documents by name: a small number is the text of a few', lower_bound=0)
@@ -57,17 +61,14 @@ def main() -> int:
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   rungs.check_text(text)
-  if folders:
-    from framework.training import run
-    for folder in folders:
-      run.check_corpus(folder, text)
   split = rungs.held_out(text, TOKENS.value)
   rows = rungs.counted_rows(text, split, orders)
   rows += rungs.compressor_rows(text, split)
   for folder in folders:
-    rows.append(rungs.run_row(folder, text, split, STRIDE.value))
-    logging.info('%s: %.4f bits/token', rows[-1]['name'], rows[-1]['bits_per_token'])
-  rows.sort(key=lambda row: (row['kind'] == 'two-sided', -row['bits_per_token']))
+    with tempfile.TemporaryDirectory() as tokens:
+      rows.append(rungs.run_row(folder, text, split, STRIDE.value, pathlib.Path(tokens)))
+    logging.info('%s: %.4f bits/byte', rows[-1]['name'], rows[-1]['bits_per_byte'])
+  rows.sort(key=lambda row: (row['kind'] == 'two-sided', -row['bits_per_byte']))
   print(f'{split.tokens - 1:,} held-out tokens, {split.bytes:,} bytes, {split.documents:,} documents')
   print(printable(rungs.table(rows), keep='\n'), flush=True)
 

@@ -4,11 +4,14 @@ Example:
   python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/first --resume
   python -m experiments.train --config=experiments/configs/bytes_small.py --workdir=runs/novel \\
     --config.data.path=novels/ --config.model.layers=6 --config.training.steps=3000
+  python -m experiments.train --start=runs/first --config=experiments/configs/finetune.py --workdir=runs/tuned \\
+    --config.data.path=novels/
 """
 
 import signal
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from experiments.shared import launch, process
 
@@ -16,12 +19,18 @@ CONFIG = launch.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run; new, or the one to resume')
 RESUME = flags.DEFINE_bool('resume', False, 'continue the run in --workdir, or start it if there is none')
 PROFILE = flags.DEFINE_string('profile', '', 'steps to trace, as 20:25, into the folder profile of the run')
+START = flags.DEFINE_string('start', None, 'run whose model, tokenizer and newest weights this one begins with, with a '
+                            'fresh optimizer')
 flags.adopt_module_key_flags(launch)
 flags.adopt_module_key_flags(process)
 
 
 def main() -> int:
+  source = launch.workdir_path(START.value) if START.value else None
   config = launch.given_config(CONFIG)
+  if source:
+    from framework.training import adoption
+    config = adoption.start_config(config, source, config_flags.get_override_values(flags.FLAGS[CONFIG.name]))
   workdir = launch.workdir_path(launch.required(WORKDIR))
   launch.start_jax(config)
 
@@ -36,6 +45,8 @@ def main() -> int:
     text = corpus.prepare(config.data, show)
   loop.check(config, text)  # whatever is wrong is said before the run's folder exists
   with run.opened(workdir, config, text, RESUME.value):
+    if source:
+      adoption.begin(workdir, config, text, source)
     result = loop.train(config, text, workdir, traced)
     if jax.process_index() == 0:
       figures.loss_curves(workdir, models.stages(config))

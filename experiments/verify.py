@@ -24,10 +24,9 @@ def main() -> int:
 
   from experiments.shared import progress
   from framework import models
-  from framework.data import corpus
   from framework.training import manifest
   with progress.bar() as show:
-    text = corpus.prepare(config.data, show)
+    text = run.corpus_of(workdir, config, show)
   differs = seen = 0
   for stage in models.stages(config):
     folder = workdir / stage.name

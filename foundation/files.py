@@ -64,7 +64,7 @@ def sync(path: pathlib.Path) -> None:
       raise
 
 
-def _alive(number: str) -> bool:
+def alive(number: str) -> bool:
   """Whether this machine has a process of the number."""
   try:
     os.kill(int(number), 0)
@@ -81,7 +81,7 @@ def _written(path: pathlib.Path, content: str | bytes) -> Iterator[pathlib.Path]
   mine = f'.{path.name}.{socket.gethostname()}.'
   temporary = path.with_name(f'{mine}{os.getpid()}.tmp')
   for left in path.parent.glob(f'{glob.escape(mine)}*.tmp'):
-    if left == temporary or not _alive(left.name.split('.')[-2]):  # what a dead process left, or somebody's link
+    if left == temporary or not alive(left.name.split('.')[-2]):  # what a dead process left, or somebody's link
       left.unlink(missing_ok=True)
   try:
     with naming(path), open(temporary, 'xb') as file:

@@ -7,23 +7,36 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 
 import copy
 import dataclasses
+import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from foundation import entries
 from foundation.errors import ConfigError, nearest
 from framework import models
+from framework.models import rope
 from framework.training import losses, optimizers, schedules
 
 
 def setting(default: Any, help: str, *,  # pylint: disable=redefined-builtin
-            low: float | None = None, high: float | None = None, choices: Sequence[str] = (), how: bool = False) -> Any:
+            low: float | None = None, high: float | None = None, choices: Sequence[str] = (), how: bool = False,
+            beside: bool = False, rate: bool = False) -> Any:
   """A field of a section: its default, what it means, and the values that it may take, `low` and `high` among them.
 
+  A setting decides what a run computes, and a run goes on with that value alone, unless it is one of these:
   how: it says how a run is computed and not what it computes: a run may go on with another value, to rounding the same.
+  beside: it changes no step: what is logged, kept and evaluated, and where the text lies, whose digest is compared.
+  rate: the steps and their rates: another value may be given from a checkpoint on up to which the rates are the same.
   """
   return dataclasses.field(default=default, metadata={'help': help, 'low': low, 'high': high, 'choices': choices,
-                                                      'how': how})
+                                                      'how': how, 'beside': beside, 'rate': rate})
+
+
+TOKENIZERS = ('bytes', 'chars', 'bpe')  # whatever else data.tokenizer says is a path
+GATED = ('swiglu', 'geglu')  # activations with a gate
+BIASED = ('qkv', 'out', 'feedforward', 'norm')  # parts of a layer that may have a bias
 
 
 class Section:
@@ -52,20 +65,35 @@ class Model(Section):
   kv_heads: int = setting(0, 'heads of keys and values, each read by as many query heads (G); 0: heads',
                           low=0, high=10**4)
   head_width: int = setting(0, 'of a query, key and value (K); 0: width / heads', low=0, high=10**6)
-  feedforward: int = setting(0, 'width inside a feed-forward layer (F); 0: 4 widths, or 8/3 for swiglu (to a multiple '
-                             'of 8)', low=0, high=10**7)
+  feedforward: int = setting(0, 'width inside a feed-forward layer (F); 0: 4 widths, or 8/3 with a gate (to a '
+                             'multiple of 8)', low=0, high=10**7)
   position: str = setting('rope', 'how a token knows its place', choices=('rope', 'learned', 'sinusoidal', 'none'))
   rope_base: float = setting(10000.0, 'longest wave of rope, in tokens over 2 pi', low=1.0, high=1e12)
+  rope_share: float = setting(1.0, 'of the channels of a head, the first ones, that rope rotates', low=0.01, high=1.0)
+  rope_scaling: str = setting('', "stretched waves of rope, see framework/models/rope.py: as 'linear:factor=4'; '': none")
+  rope_base_local: float = setting(0.0, 'of the layers that read a sliding window, whose waves are not stretched; 0: as '
+                                   'the others', low=0.0, high=1e12)
+  sliding_window: int = setting(0, 'tokens that attention reads, the newest, itself included; 0: all', low=0, high=2**24)
+  global_every: int = setting(0, 'each layer at a multiple of this reads all in spite of a sliding window; 0: none does',
+                              low=0, high=1000)
   relative_bias: int = setting(0, 'farthest distance with its own bias on the attention logits, one a head and layer; '
                                '0: none', low=0, high=10**6)
   mask: str = setting('causal', 'what a token reads; strict: not itself', choices=('causal', 'strict', 'bidirectional'))
   attention_scale: str = setting('sqrt', 'factor of the logits: 1 / sqrt of the head width, one, or log of the keys in '
                                  'view', choices=('sqrt', 'one', 'log'))
-  norm: str = setting('rmsnorm', 'before each branch and at the end', choices=('rmsnorm', 'layernorm', 'none'))
+  norm: str = setting('rmsnorm', 'of each branch and at the end', choices=('rmsnorm', 'layernorm', 'none'))
   norm_epsilon: float = setting(1e-5, 'added to the mean square', low=1e-12, high=1.0)
-  activation: str = setting('gelu', 'of feed-forward layers; gelu in its tanh form, relu2 the square of relu',
-                            choices=('gelu', 'relu', 'relu2', 'swiglu'))
-  bias: bool = setting(False, 'on every projection and norm')
+  norm_scale: bool = setting(True, 'a norm has a learned factor a channel')
+  norm_place: str = setting('before', 'of a branch: what it reads, what it writes, or both',
+                            choices=('before', 'after', 'both'))
+  query_norm: str = setting('none', 'RMSNorm of queries and keys: of each head, or of all together',
+                            choices=('none', 'head', 'whole'))
+  parallel: bool = setting(False, 'attention and feed-forward read the same stream, not one what the other wrote')
+  activation: str = setting('gelu', 'of feed-forward layers; gelu in its tanh form, relu2 the square of relu, swiglu and '
+                            'geglu with a gate', choices=('gelu', 'gelu_exact', 'relu', 'relu2', 'swiglu', 'geglu'))
+  bias: bool = setting(False, 'on the projections and norms of bias_on')
+  bias_on: str = setting('all', 'which have one with model.bias: all, or some of qkv,out,feedforward,norm')
+  embedding_scale: float = setting(1.0, 'factor of embeddings where they are read', low=1e-6, high=1e6)
   tied_head: bool = setting(True, 'the output head is the transposed embedding')
   loops: int = setting(1, 'times that the layers run, with the same parameters', low=1, high=10**6)
   dropout: float = setting(0.0, 'share of channels left out in training', low=0.0, high=0.99)
@@ -133,13 +161,22 @@ class Encoder(Section):
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Data(Section):
   path: str = setting('',
-                      "file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources")
-  validation_path: str = setting('', "'': a tenth of `path` is held out")
+                      "file, folder or glob of .txt .py .md .jsonl (also .gz .bz2 .xz .zst), .parquet .arrow .feather, "
+                      "here or at a URL that fsspec reads; '': the Python standard library's sources", beside=True)
+  validation_path: str = setting('', "'': a tenth of `path` is held out", beside=True)
+  mixture: str = setting('', "texts in place of `path`, each with its share of the windows, as in "
+                         "'web=pages/:0.7,code=src/:0.3'", beside=True)
+  field: str = setting('text', 'of a row of .jsonl or a table: where its text is')
+  bad_rows: str = setting('refuse', 'what becomes of rows without such a text', choices=('refuse', 'skip'))
+  ids: str = setting('', "the files are arrays of token ids that data.tokenizer made (.bin, .npy), of this type; file: "
+                     "each says its own (.npy, Megatron's .idx); '': they are texts",
+                     choices=('', 'file', 'uint16', 'uint32', 'int32', 'int64'))
   task: str = setting('', 'a synthetic language in place of text: a file of framework/data/tasks, or the path of one, '
                       'with settings, as in zipf_pairs:noise=0.1,symbols=32')
   tokens: int = setting(0, 'of the training text, from its beginning: fewer are read for more epochs; 0: all',
                         low=0, high=2**40)
-  tokenizer: str = setting('bytes', 'what a token is', choices=('bytes', 'chars', 'bpe'))
+  tokenizer: str = setting('bytes', "what a token is: bytes, chars, bpe, or the path of a tokenizer's file, as "
+                           'tokenizer.json')
   vocabulary: int = setting(4096, 'of bpe, the end-of-document token included', low=257, high=2**24)
   window: int = setting(256, 'tokens read (L)', low=1, high=2**24)
   stride: int = setting(0, 'tokens predicted per window (S <= L); 0: the window', low=0, high=2**24)
@@ -150,18 +187,21 @@ class Data(Section):
   folds: int = setting(0, 'parts of the training text, of whole documents; 0: none', low=0, high=10**4)
   left_out: int = setting(0, 'of the folds, the one that is not trained on', low=0, high=10**4)
   packed: bool = setting(True, 'attention stays inside a document')
-  cache: str = setting('', "folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma")
+  cache: str = setting('', "folder of tokenised corpora; '': $XDG_CACHE_HOME/lemma, else ~/.cache/lemma", beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Optimizer(Section):
   name: str = setting('adamw', 'a file of framework/training/optimizers, or the path of one')
   learning_rate: float = setting(1e-3, 'at the end of the warm-up', low=0.0, high=100.0)
-  final_learning_rate: float = setting(1e-4, 'at the last step', low=0.0, high=100.0)
+  final_learning_rate: float = setting(1e-4, 'at the last step', low=0.0, high=100.0, rate=True)
   warmup_steps: int = setting(100, 'steps of linear growth of the rate', low=0, high=10**9)
   schedule: str = setting('cosine',
-                          'a file of framework/training/schedules, or the path of one; after a linear warm-up')
-  decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0)
+                          'a file of framework/training/schedules, or the path of one; after a linear warm-up',
+                          rate=True)
+  decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0, rate=True)
+  rewarm: str = setting('', "steps at which a run that had ended goes on, as '300' or '300,600': from each the rate grows "
+                        "again over the warm-up, and the schedule begins anew; '': none", rate=True)
   beta1: float = setting(0.9, 'of the mean of gradients', low=0.0, high=0.999999)
   beta2: float = setting(0.99, 'of the mean of squares, or of lion\'s second mean', low=0.0, high=0.999999)
   epsilon: float = setting(1e-8, 'added to the root of the mean square', low=0.0, high=1.0)
@@ -171,7 +211,7 @@ class Optimizer(Section):
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Training(Section):
-  steps: int = setting(1000, 'of the optimizer', low=1, high=10**9)
+  steps: int = setting(1000, 'of the optimizer', low=1, high=10**9, rate=True)
   batch: int = setting(16, 'windows per step, over all devices and hosts', low=1, high=10**7)
   loss: str = setting('cross_entropy', 'what is minimised: a file of framework/training/losses, or the path of one')
   accumulation: int = setting(1, 'microbatches per step', low=1, high=10**6)
@@ -182,10 +222,10 @@ class Training(Section):
   devices: int = setting(0, 'simulated devices on a CPU; 0: one per core, or as many as the mesh has', low=0, high=4096,
                          how=True)
   seed: int = setting(0, 'of parameters, batches and dropout', low=0, high=2**32 - 1)
-  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9)
+  log_every: int = setting(10, 'steps between rows of metrics.jsonl', low=1, high=10**9, beside=True)
   skip_nonfinite: int = setting(0, 'steps with NaN or infinity that may be skipped; 0: the first stops the run',
                                 low=0, high=10**9)
-  tensorboard: bool = setting(False, 'also write tensorboard/')
+  tensorboard: bool = setting(False, 'also write tensorboard/', beside=True)
   check_gradient: bool = setting(False, 'before the first step: gradients of tables equal those computed without a '
                                  'scatter, which compilers have got wrong; compiles the gradient twice more', how=True)
   deterministic: bool = setting(False, 'on a GPU: only operations that give the same bits each time, and no tuning; '
@@ -194,20 +234,23 @@ class Training(Section):
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Evaluation(Section):
-  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
+  every_steps: int = setting(0, 'steps from one to the next; 0: only at the end', low=0, high=10**9, beside=True)
   windows: int = setting(0, 'in training and at its end, evenly spread over the held-out text; 0: all',
-                         low=0, high=10**9)
-  batch: int = setting(0, 'windows per batch; 0: the training batch', low=0, high=10**7)
-  stride: int = setting(0, "tokens predicted per window; 0: the data's stride", low=0, high=2**24)
+                         low=0, high=10**9, beside=True)
+  batch: int = setting(0, 'windows per batch; 0: the training batch', low=0, high=10**7, beside=True)
+  stride: int = setting(0, "tokens predicted per window; 0: the data's stride", low=0, high=2**24, beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Checkpoint(Section):
-  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9)
-  keep: int = setting(2, 'how many, the newest', low=1, high=10**6)
-  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9)
-  patience: float = setting(600.0, 'seconds that a finished run waits for room on a full disk', low=0.0, high=1e7)
-  at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it')
+  every_steps: int = setting(200, 'steps from one to the next; 0: only at the end', low=0, high=10**9, beside=True)
+  keep: int = setting(2, 'how many, the newest', low=1, high=10**6, beside=True)
+  keep_every: int = setting(0, 'besides, every checkpoint at a multiple of this; 0: none', low=0, high=10**9,
+                            beside=True)
+  patience: float = setting(600.0, 'seconds that a finished run waits for room on a full disk', low=0.0, high=1e7,
+                            beside=True)
+  at_decay: bool = setting(False, 'wsd: also one where the decay begins, which is kept; longer runs can branch from it',
+                           beside=True)
 
 
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
@@ -227,15 +270,25 @@ def sections(config: Config) -> dict[str, Section]:
   return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
 
 
-HOW = frozenset(f'{section.name}.{field.name}' for section in dataclasses.fields(Config)
-                for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]  # a class
-                if field.metadata['how'])
+def _of_kind(kind: str) -> frozenset[str]:
+  """The keys of the settings of a kind, see `setting`."""
+  return frozenset(f'{section.name}.{field.name}' for section in dataclasses.fields(Config)
+                   for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]  # a class
+                   if field.metadata[kind])
+
+
+HOW, BESIDE, RATE = map(_of_kind, ('how', 'beside', 'rate'))
 
 
 def flatten(config: Config) -> dict[str, Any]:
   """{'model.layers': 4, ...} in the order of the fields."""
   return {f'{name}.{field.name}': getattr(section, field.name) for name, section in sections(config).items()
           for field in dataclasses.fields(section)}
+
+
+def flatten_section(section: Section) -> dict[str, Any]:
+  """{'layers': 4, ...} in the order of the fields."""
+  return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
 def assign(config: Config, values: Mapping[str, Any]) -> Config:
@@ -313,15 +366,75 @@ def check_model(m: Model) -> None:
   if m.position == 'rope' and not m.head_width and (m.width // m.heads) % 2:
     raise ConfigError(f'model.width / model.heads is {m.width // m.heads}; rope needs an even head width, nearest is '
                       f'model.width {m.width + m.heads}')
+  rope.read(m.rope_scaling)
+  for key in ('rope_share', 'rope_scaling', 'rope_base_local'):
+    if m.position != 'rope' and getattr(m, key) != getattr(Model(), key):
+      raise ConfigError(f"model.{key} is {getattr(m, key)!r} with model.position '{m.position}'; expected 'rope'")
+  for key in ('global_every', 'rope_base_local'):
+    if getattr(m, key) and not m.sliding_window:
+      raise ConfigError(f'model.{key} is {getattr(m, key)} without model.sliding_window; expected 0')
+  if m.sliding_window and m.mask == 'bidirectional':
+    raise ConfigError(f"model.sliding_window is {m.sliding_window} with model.mask 'bidirectional'; expected 0")
+  if 0 < m.rope_base_local < 1:
+    raise ConfigError(f'model.rope_base_local is {m.rope_base_local}; expected 0, or at least 1')
+  parts = m.bias_on.split(',')
+  if m.bias_on != 'all' and (set(parts) - set(BIASED) or len(set(parts)) < len(parts)):
+    wrong = next((part for part in parts if part not in BIASED), parts[0])
+    raise ConfigError(f"model.bias_on is '{m.bias_on}'; expected all, or some of {','.join(BIASED)}"
+                      f'{nearest(wrong, BIASED)}')
+  if m.bias_on != 'all' and not m.bias:
+    raise ConfigError(f"model.bias_on is '{m.bias_on}' with model.bias False; expected model.bias=True")
   if m.position == 'sinusoidal' and m.width % 2:
     raise ConfigError(f'model.width is {m.width}; sinusoidal positions need an even one, nearest is {m.width + 1}')
 
 
+def mixture(text: str) -> list[tuple[str, str, float]]:
+  """[(name, path, weight)] of data.mixture, whose weights sum to 1. Raises ConfigError."""
+  expected = "expected name=path:weight, as in 'web=pages/:0.7,code=src/:0.3'"
+  clauses = re.split(r',(?=\s*[\w.-]+=)', text)  # a path may hold commas and colons
+  parts = []
+  for clause in clauses:
+    name, equals, rest = clause.strip().partition('=')
+    path, colon, weight = rest.rpartition(':')
+    try:
+      share = float(weight)
+    except ValueError:
+      share = math.nan
+    if not equals or not re.fullmatch(r'[\w.-]+', name) or not colon or not path or not 0 < share < math.inf:
+      raise ConfigError(f"data.mixture has '{clause.strip()}'; {expected}, with a weight above 0")
+    parts.append((name, path, share))
+  names = [name for name, _, _ in parts]
+  if len(set(names)) < len(names):
+    raise ConfigError(f"data.mixture names '{next(n for n in names if names.count(n) > 1)}' twice; expected names of their own")
+  total = sum(share for _, _, share in parts)
+  if min(share for _, _, share in parts) / total < 2**-24:
+    raise ConfigError(f"data.mixture is '{text}', with a share below 6e-8; expected more, or the text left out")
+  return [(name, path, share / total) for name, path, share in parts]
+
+
+def check_mixture(d: Data) -> None:
+  """Raises ConfigError for what a mixture does not go with."""
+  mixture(d.mixture)
+  for key, wanted in (('path', ''), ('validation_path', ''), ('task', ''), ('tokens', 0), ('folds', 0),
+                      ('random_phase', False)):
+    if getattr(d, key) != wanted:
+      raise ConfigError(f'data.{key} is {getattr(d, key)!r} beside data.mixture, which does not honour it; expected one of '
+                        'the two')
+
+
 def check_data(d: Data, e: Evaluation) -> None:
   """Raises ConfigError for strides beyond the window and folds that do not exist."""
+  if d.mixture:
+    check_mixture(d)
+  if d.ids and d.tokenizer in ('chars', 'bpe'):
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}', which is made from a text, with data.ids '{d.ids}'; expected the "
+                      "tokenizer that made the ids, nearest is 'bytes'")
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
+  if d.tokenizer not in TOKENIZERS and not os.path.isabs(d.tokenizer):
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}'; expected one of {', '.join(TOKENIZERS)}, or the path of a file"
+                      f'{nearest(d.tokenizer, TOKENIZERS)}')
   if d.left_out and d.left_out >= d.folds:
     raise ConfigError(f'data.left_out is {d.left_out}; expected a fold of data.folds {d.folds}, nearest is '
                       f'{max(0, d.folds - 1)}')
@@ -329,6 +442,20 @@ def check_data(d: Data, e: Evaluation) -> None:
     raise ConfigError('data.folds is 1, which leaves nothing to train on; expected 0 or at least 2')
   if d.folds and d.random_phase:
     raise ConfigError('data.random_phase is True with data.folds, whose windows stay where they are; expected False')
+
+
+def segments(o: Optimizer, steps: int) -> list[tuple[int, int]]:
+  """[(first step, steps)] of the parts of a training that each warm up; one without optimizer.rewarm. Raises ConfigError.
+  """
+  words = [word.strip() for word in o.rewarm.split(',')] if o.rewarm.strip() else []
+  if not all(word.isdecimal() and len(word) < 12 for word in words):
+    raise ConfigError(f"optimizer.rewarm is '{o.rewarm}'; expected numbers of steps, as '300' or '300,600'")
+  places = [0, *map(int, words), steps]
+  for begin, end in zip(places, places[1:]):
+    if words and end - begin <= max(1, o.warmup_steps):
+      raise ConfigError(f"optimizer.rewarm is '{o.rewarm}', which leaves {end - begin} steps from {begin} on; expected more "
+                        f'than optimizer.warmup_steps {o.warmup_steps}, in order, before training.steps {steps}')
+  return [(begin, end - begin) for begin, end in zip(places, places[1:])]
 
 
 def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
@@ -339,6 +466,7 @@ def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
     raise ConfigError(f"training.mesh is '{t.mesh}' with training.partition 'pmap', which has data alone; expected "
                       "training.partition=mesh, nearest is training.mesh='data=-1'")
   schedule = schedules.find(o.schedule)
+  segments(o, t.steps)
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
                       f'nearest is {divisors_near(t.accumulation, t.batch)}')
@@ -364,8 +492,10 @@ def resolve(config: Config) -> Config:
   m, d, e = c.model, c.data, c.evaluation
   m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task = map(entries.absolute, (
       m.name, c.optimizer.name, c.optimizer.schedule, c.training.loss, d.task))
+  if d.tokenizer not in TOKENIZERS and (os.sep in d.tokenizer or '.' in d.tokenizer):
+    d.tokenizer = os.path.abspath(os.path.expanduser(d.tokenizer))
   m.kv_heads = m.kv_heads or m.heads
-  m.feedforward = m.feedforward or (4 * m.width if m.activation != 'swiglu' else -(-8 * m.width // 24) * 8)
+  m.feedforward = m.feedforward or (4 * m.width if m.activation not in GATED else -(-8 * m.width // 24) * 8)
   d.stride = d.stride or d.window
   e.batch = e.batch or c.training.batch
   e.stride = e.stride or d.stride

@@ -68,11 +68,15 @@ def filter_logits(logits_BxV: jax.Array, s: Sampling) -> jax.Array:
 
 
 def sample(logits_BxV: jax.Array, key: jax.Array, count, s: Sampling) -> jax.Array:
-  """The next token of each row, int32 [B]; its randomness is that of (seed, row, number of tokens written)."""
+  """The next token of each row, int32 [B]; its randomness is that of (seed, row, number of tokens written).
+
+  Args:
+    key: of the seed, or [B], one of each row.
+  """
   if s.temperature == 0.0:
     return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-  keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), count))(
-      jnp.arange(logits_BxV.shape[0]))
+  keys_B = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(logits_BxV.shape[0]))
+  keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, count)
   return jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BxV, s)).astype(jnp.int32)
 
 
@@ -116,8 +120,8 @@ def decode(module, params: Any, key: jax.Array, carry: Any, settings: Sampling, 
 
 
 def generate(
-    module, params: Any, prompts: Sequence[np.ndarray], *, tokens: int, window: int, settings: Sampling, seed: int,
-    chunk: int = 16,
+    module, params: Any, prompts: Sequence[np.ndarray], *, tokens: int, window: int, settings: Sampling,
+    seed: int | jax.Array, chunk: int = 16,
 ) -> Iterator[np.ndarray]:
   """Yields int32 [B, n] arrays of new tokens, at most `chunk` columns each and `tokens` in all.
 
@@ -125,12 +129,13 @@ def generate(
 
   Args:
     prompts: token ids, one array a row, of any lengths of at least 1; an over-long one keeps its later part.
+    seed: of the sampling, or a key for each row, [B].
   """
   contract.require(module, 'empty_cache', 'generation')
   rows = [list(map(int, p)) for p in prompts]
   if not all(rows):
     raise ConfigError(f'prompt {rows.index([])} is empty; expected at least 1 token, nearest is the end of a document')
-  key = jax.random.key(seed)
+  key = jax.random.key(seed) if isinstance(seed, int) else seed
   done_B, count = jnp.zeros(len(rows), bool), 0
   half = max(1, window // 2)
   begins = [0 if len(row) < window else len(row) - half for row in rows]

@@ -128,12 +128,23 @@ def ladder(rows: list[dict[str, Any]]):
   axes.set_yticks(range(len(rows)), [style.literal(row['name']) for row in rows])
   axes.invert_yaxis()
   axes.set_xlim(0, 1.12 * max(values))
-  bytes_per_token = rows[0]['bytes'] / rows[0]['targets']
+  one = next(row for row in rows if row.get('same_tokens', True))
+  bytes_per_token = one['bytes'] / one['targets']
   axes.secondary_xaxis('top', functions=(lambda x: x * bytes_per_token, lambda x: x / bytes_per_token)).set_xlabel(
       'bits per token')
   kinds = [kind for kind in colors if kind in {row['kind'] for row in rows}]
   axes.legend([bars[next(i for i, row in enumerate(rows) if row['kind'] == kind)] for kind in kinds], kinds,
               fontsize='small', loc='lower right')
+  return figure
+
+
+def along_training(results: list[dict[str, Any]]):
+  """Figure: held-out loss of the checkpoints of a run, a line for each stride."""
+  figure, axes = style.axes('', 'step', 'bits per byte of held-out text')
+  for stride in dict.fromkeys(r['stride'] for r in results):
+    points = sorted((r['step'], r['bits_per_byte']) for r in results if r['stride'] == stride)
+    axes.plot(*zip(*points), marker='o', markersize=3, label=f'stride {stride}')
+  axes.legend(fontsize='small')
   return figure
 
 

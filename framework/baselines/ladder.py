@@ -11,7 +11,7 @@ import numpy as np
 
 from framework import config as config_lib
 from framework.baselines import compressors, ngram
-from framework.data import corpus
+from framework.data import corpus, mixtures
 
 # Bits per token of English words, a vocabulary of 2^15, as they are quoted in the outline of this project: beside the
 # measured ones, not measured here.
@@ -21,16 +21,18 @@ GUESSED = 2**16  # targets of the guessing game at most
 
 
 def check_text(text: corpus.Corpus) -> None:
-  """Raises ConfigError if the corpus is an endless one, which cannot be counted."""
+  """Raises ConfigError if the corpus is an endless one or a mixture, which cannot be counted."""
+  if isinstance(text.train, mixtures.Mixture):
+    raise config_lib.ConfigError('data.mixture is several texts, which are counted one by one; expected a data.path')
   if not isinstance(text.train, corpus.Split):
     raise config_lib.ConfigError('data.task is an endless text, which cannot be counted; expected a data.path')
 
 
 def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
   """The first `tokens` of the validation split, as a split."""
-  split = text.validation
+  split: Any = text.validation
   if not tokens or tokens >= split.tokens:
-    return split  # type: ignore[return-value]  # check_text has refused an endless one
+    return split  # check_text has refused an endless one
   size = int(np.asarray(text.tokenizer.token_bytes)[split.read(1, tokens)].sum())
   first: Any = corpus.first_tokens(split, tokens)
   return dataclasses.replace(first, bytes=size)
@@ -87,19 +89,28 @@ def compressor_rows(text: corpus.Corpus, split: corpus.Split) -> list[dict[str, 
           for name, b in bits.items()]
 
 
-def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, stride: int) -> dict[str, Any]:
-  """A trained run on the same tokens: its losses, and the bounds of the guessing game."""
+def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, stride: int, folder: pathlib.Path
+            ) -> dict[str, Any]:
+  """A trained run on the same text: its losses, and the bounds of the guessing game.
+
+  A run on other tokens reads the text in its own, of which bits per byte compare.
+
+  Args:
+    folder: where the text's tokens are written, if they are others.
+  """
   # Imported here, since they start JAX, which the other rungs do without.
   from framework.baselines import guessing
   from framework.data import windows
   from framework.models import contract
   from framework.training import evaluation, run, setup
-  run.check_corpus(workdir, text)
   trained = setup.load(workdir)
   c, module, mesh = trained.setup.config, trained.setup.module, trained.setup.mesh
-  stride = stride or c.evaluation.stride
-  held_out = windows.Windows(split, text.tokenizer.end, c.data.window, stride, c.data.packed)
-  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, text.tokenizer, mesh,
+  own = trained.tokenizer
+  if own.digest != text.tokenizer.digest:
+    split = corpus.in_tokens_of(split, text.tokenizer, own, folder)
+  stride = min(stride or c.evaluation.stride, c.data.window)
+  held_out = windows.Windows(split, own.end, c.data.window, stride, c.data.packed)
+  result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, own, mesh,
                                batch=c.evaluation.batch)
   limit = max(1, GUESSED // c.data.window)
   guessed = [np.asarray(guessing.guesses(module, trained.params, batch))[batch['weights'] > 0]
@@ -108,7 +119,10 @@ def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, str
   names = ('nats_per_token', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', 'window', 'stride',
            'loss_by_position')
   return {'name': workdir.name, 'kind': 'two-sided' if contract.answers(module, 'two_sided') else 'network',
-          'model': c.model.name, 'step': trained.step, 'guessing_lower': lower, 'guessing_upper': upper} | {
+          'model': c.model.name, 'step': trained.step, 'guessing_lower': lower, 'guessing_upper': upper,
+          'same_tokens': own.digest == text.tokenizer.digest,
+          'same_text': own.digest != text.tokenizer.digest or
+          run.read_config_file(workdir / run.CONFIG)['corpus'] == text.digest} | {
               name: result[name] for name in names}
 
 
@@ -116,7 +130,8 @@ def table(rows: list[dict[str, Any]]) -> str:
   """The table as text, from the worst to the best; what was not measured here stands by itself."""
   lines = [f"{'predictor':<24} {'bits/token':>10} {'bits/byte':>10} {'guessing bounds':>16} {'quoted':>7}"]
   for row in rows:
-    name = row['name'] + (' *' if row['kind'] == 'two-sided' else '')
+    name = row['name'] + (' *' if row['kind'] == 'two-sided' else '') + (
+        '' if row.get('same_tokens', True) else ' +') + ('' if row.get('same_text', True) else ' ~')
     bounds = f"{row['guessing_lower']:.3f} to {row['guessing_upper']:.3f}" if 'guessing_lower' in row else ''
     quoted = f"{QUOTED[row['name']]:7.1f}" if row['name'] in QUOTED else ''
     lines.append(f"{name:<24} {row['bits_per_token']:10.4f} {row['bits_per_byte']:10.4f} {bounds:>16} {quoted:>7}"
@@ -125,5 +140,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             if name not in {row['name'] for row in rows}]
   if any(row['kind'] == 'two-sided' for row in rows):
     lines.append('* sees the text on both sides of the token: no code length, not to be compared with the others')
+  if not all(row.get('same_tokens', True) for row in rows):
+    lines.append('+ on tokens of its own: bits per byte compare, bits per token do not; it may have been trained on this text')
+  if not all(row.get('same_text', True) for row in rows):
+    lines.append('~ was trained on other text, of which this may be a part')
   lines.append('quoted: bits per English word from a vocabulary of 2^15; on other tokens, so only the order compares')
   return '\n'.join(lines)

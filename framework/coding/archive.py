@@ -60,7 +60,7 @@ def encode_text(tokenizer: tokenizers.Tokenizer, data: bytes) -> np.ndarray:
   except UnicodeDecodeError as error:
     raise ConfigError(f'byte {error.start} is not UTF-8; expected text, nearest is a run with data.tokenizer=bytes, '
                       'which takes any file') from None
-  if b''.join(tokenizer.table[t] for t in tokens) != data:
+  if tokenizer.joined(tokens) != data:
     raise ConfigError('the tokens do not decode to the same bytes; nearest is a run with data.tokenizer=bytes')
   return tokens
 
@@ -92,7 +92,7 @@ def pack(data: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, make:
   encoder, bits, done = range_coder.Encoder(), 0.0, 0
   predictor: Any = make(rows) if len(tokens) else None
   symbols = tokens[_row_major(rows, len(tokens))]
-  last_B = np.full(rows, tokenizer.end)
+  last_B = np.full(rows, tokenizer.begin)
   for count in _steps(len(tokens), rows):
     counts_BxV = predictor.advance(last_B)[:count]
     token_B, row_B = symbols[done:done + count], np.arange(count)
@@ -133,9 +133,9 @@ def check_sizes(packed: bytes, tokenizer: tokenizers.Tokenizer) -> None:
   since anyone can write a header whose checksum fits."""
   *_, size, tokens, rows = _HEADER.unpack_from(packed)
   longest, stream = max(map(len, tokenizer.table)), len(packed) - _HEADER.size - _TAIL
-  # Every token leaves at least one count to each of the others, and so costs some bits. A tenth is for rounding.
+  # The first may be a space that no text has. Every token leaves at least one count to each of the others, and so costs some bits. A tenth is for rounding.
   least = 0.9 * (tokenizer.size - 1) / (predictors.COUNTS + tokenizer.size) / math.log(2)
-  if rows != _rows(tokens) or not tokens <= size <= tokens * longest or tokens * least > 8 * (stream + _SLACK):
+  if rows != _rows(tokens) or not tokens - 1 <= size <= tokens * longest or tokens * least > 8 * (stream + _SLACK):
     raise ConfigError(f'the file claims {size:,} bytes in {tokens:,} tokens and {rows:,} rows, which its {stream:,} '
                       'bytes of code cannot hold; expected the file as it was written')
 
@@ -149,7 +149,7 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
   decoder = range_coder.Decoder(packed[_HEADER.size:-_TAIL])
   parts, done = [np.zeros(0, np.int32)], 0  # as they come: a claim alone takes no memory
   predictor: Any = make(rows) if tokens else None
-  last_B = np.full(rows, tokenizer.end)
+  last_B = np.full(rows, tokenizer.begin)
   for count in _steps(tokens, rows):
     counts_BxV = predictor.advance(last_B)[:count]
     for row, total in enumerate(counts_BxV[:, -1].tolist()):
@@ -166,7 +166,7 @@ def unpack(packed: bytes, tokenizer: tokenizers.Tokenizer, fingerprint: bytes, m
     progress(done * size // tokens, size, 'restoring')
   text = np.zeros(tokens, np.int32)
   text[_row_major(rows, tokens)] = np.concatenate(parts)
-  data = b''.join(tokenizer.table[t] for t in text)
+  data = tokenizer.joined(text)
   if len(data) != size or _digest(data, 16) != text_digest:
     raise ConfigError('what was restored is not what was packed: this machine computes the model differently (another '
                       'processor, jax version or device); expected the machine and versions that packed it')

@@ -1,11 +1,7 @@
-"""Text to token ids and back: `bytes`, `chars`, `bpe` and the `symbols` of synthetic languages, each lossless on what
-it accepts.
-
-The last id of every vocabulary is the end-of-document token. It is written by the corpus between documents, is never
-the result of encoding text, and decodes to nothing.
+"""Tokenizers: `bytes`, `chars`, `bpe` and the `symbols` of synthetic languages, each lossless on what it accepts, and
+those of other people's files. Of ours the last id is the end-of-document token.
 """
 
-import codecs
 import dataclasses
 import functools
 import hashlib
@@ -13,129 +9,24 @@ import itertools
 import json
 import os
 import pathlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 import tokenizers
 
-from foundation import files, reading
+from foundation import reading
 from foundation.errors import ConfigError, nearest
+from framework.config import TOKENIZERS
+from framework.data import foreign
+from framework.data.encoding import PARALLEL, PIECE, Stream, Tokenizer, pieces, utf8
+from framework.data.foreign import Foreign
 
-PIECE = 1 << 20  # characters tokenised at a time
 SAMPLE_BYTES = 64 << 20  # of the training text, read by the BPE trainer: bounds its memory
-_PARALLEL = 1 << 16  # characters a thread of the BPE library takes at a time
-_HOPELESS = 4  # pieces without any white space after which a text is cut anywhere
-
-# GPT-2's pre-tokeniser starts a new word at every space or newline that follows something else, and never looks back:
-# the words on either side of such a place do not depend on the other side.
-_CUT = re.compile(r'.*\S(?=[\n ])', re.DOTALL)
-
-
-def pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
-  """Re-cuts the text `blocks` into pieces of about `size` characters, between words, so that the tokens of the pieces
-  are the tokens of the whole. Only a run of 4 `size` characters without a space or newline is cut at an arbitrary
-  place, so that memory stays bounded."""
-  rest, limit = '', _HOPELESS * size
-  for block in blocks:
-    rest, start = rest + block, 0
-    while (left := len(rest) - start) >= size:
-      match = _CUT.match(rest, start, start + size + 1)  # one character beyond the piece, for the look-ahead
-      if not match and left >= limit:
-        match = _CUT.match(rest, start, start + limit + 1)
-      if not match and left < limit:
-        break
-      cut = match.end() if match else start + limit
-      yield rest[start:cut]
-      start = cut
-    rest = rest[start:]
-  if rest:
-    yield rest
-
-
-def utf8(text: str) -> bytes:
-  """`text` in UTF-8. Raises ConfigError on a lone surrogate, which no file of text can hold."""
-  try:
-    return text.encode()
-  except UnicodeEncodeError as error:
-    raise ConfigError(f'the text has U+{ord(text[error.start]):04X} at character {error.start}; expected Unicode text '
-                      f'without lone surrogates, nearest is U+FFFD') from None
 
 
 def _code_points(text: str) -> np.ndarray:
   return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
-
-
-class Stream:
-  """Decodes ids as they are generated, holding back the first bytes of a character until the last one arrives."""
-
-  def __init__(self, table: tuple[bytes, ...]):
-    self._table = table
-    self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
-
-  def push(self, ids) -> str:
-    """The text that `ids` (an int or a sequence) complete; '' while a character is unfinished."""
-    return self._decoder.decode(b''.join(self._table[i] for i in np.ravel(ids)))
-
-  def finish(self) -> str:
-    """What is still held back, as U+FFFD."""
-    return self._decoder.decode(b'', final=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-  """What the three have in common; a subclass gives `table` and `encode`."""
-  name: ClassVar[str]
-
-  @property
-  def table(self) -> tuple[bytes, ...]:
-    """The UTF-8 bytes of each token; b'' for the last, the end of a document."""
-    raise NotImplementedError
-
-  def encode(self, text: str) -> np.ndarray:
-    """The int32 ids of `text`; never `end`. Raises ConfigError on text that the vocabulary cannot hold."""
-    raise NotImplementedError
-
-  @property
-  def size(self) -> int:
-    """Of the vocabulary, the end-of-document token included."""
-    return len(self.table)
-
-  @property
-  def end(self) -> int:
-    """The end-of-document token."""
-    return self.size - 1
-
-  @functools.cached_property
-  def token_bytes(self) -> np.ndarray:
-    """int32 [size]: UTF-8 bytes each token stands for; 0 for `end`. Divides nats per token into bits per byte."""
-    return np.array([len(token) for token in self.table], np.int32)
-
-  def decode(self, ids) -> str:
-    """The text of `ids`; `end` is dropped and bytes that are not UTF-8 show as U+FFFD."""
-    ids = np.ravel(ids)
-    if ids.size and not 0 <= ids.min() <= ids.max() < self.size:
-      raise ValueError(f'token ids are {ids.min()} to {ids.max()}; expected 0 to {self.end}')
-    return b''.join(self.table[i] for i in ids).decode(errors='replace')
-
-  def stream(self) -> Stream:
-    """A decoder for ids that arrive one by one: the pushed texts and `finish` join to `decode` of all ids."""
-    return Stream(self.table)
-
-  @functools.cached_property
-  def text(self) -> str:
-    """The content of its file."""
-    return json.dumps({'lemma_tokenizer': self.name, **dataclasses.asdict(self)})
-
-  @property
-  def digest(self) -> str:
-    """Of all that it is: the first 32 hexadecimal digits of the SHA-256 of its file."""
-    return hashlib.sha256(self.text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
-
-  def save(self, path: str | os.PathLike) -> None:
-    """Writes one JSON file, whole or not at all."""
-    files.write_atomically(pathlib.Path(path), self.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +107,7 @@ class Bpe(Tokenizer):
   @functools.cached_property
   def table(self) -> tuple[bytes, ...]:
     vocabulary = self._library.get_vocab()
-    byte_of = _byte_of_character()
+    byte_of = foreign.byte_of_character()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     return (*(bytes(byte_of[character] for character in token) for token in tokens), b'')
 
@@ -225,17 +116,9 @@ class Bpe(Tokenizer):
     parts = [np.zeros(0, np.int32)]
     for piece in pieces([text]):
       # The batch is spread over threads; 'fast' leaves out the offsets, which would take most of the memory.
-      batch = self._library.encode_batch_fast(list(pieces([piece], _PARALLEL)), add_special_tokens=False)
+      batch = self._library.encode_batch_fast(list(pieces([piece], PARALLEL)), add_special_tokens=False)
       parts.append(np.fromiter(itertools.chain.from_iterable(encoding.ids for encoding in batch), np.int32))
     return np.concatenate(parts)
-
-
-def _byte_of_character() -> dict[str, int]:
-  """GPT-2's printable stand-ins for the 256 bytes: a printable Latin-1 character is itself, the others follow on from
-  U+0100 in order."""
-  printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-  others = (byte for byte in range(256) if byte not in printable)
-  return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Bpe:
@@ -257,16 +140,49 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Bpe:
 PROBE = 'the cat, the hat: 12 12 345\n\tthey\'ll sit; "Zoë" don\'t -- naïve 東京 東京 \U0001f600  the  end\n' * 2
 
 
-@functools.cache
+def of_file(name: str) -> Tokenizer | None:
+  """The tokenizer of the file that data.tokenizer names; None of 'bytes', 'chars' and 'bpe'. Raises ConfigError."""
+  if name in TOKENIZERS:
+    return None
+  path = pathlib.Path(name)
+  try:
+    about = (path / 'tokenizer.json' if path.is_dir() else path).stat()
+  except OSError as error:
+    raise ConfigError(f"data.tokenizer is '{name}', which cannot be read ({error.strerror}); expected one of "
+                      f"{', '.join(TOKENIZERS)}, or the path of a tokenizer's file{nearest(name, TOKENIZERS)}") from None
+  return _of_file(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(4)
+def _of_file(path: pathlib.Path, *version: int) -> Tokenizer:  # pylint: disable=unused-argument
+  """Read once while its version stays."""
+  return load(path) if path.is_file() and is_ours(path) else foreign.read(path)
+
+
+def is_ours(path: pathlib.Path) -> bool:
+  """Whether `Tokenizer.save` wrote a file, which says so at its beginning."""
+  with reading.opened(path) as file:
+    return file.read(32).startswith(b'{"lemma_tokenizer"')
+
+
 def behaviour(name: str) -> str:
   """A digest of what a kind of tokenizer makes of a short text, so that tokens of another rule, or of another version
   of a library, are not taken for its own."""
+  tokenizer = of_file(name)
+  return _probed(tokenizer) if tokenizer else _behaviour(name)
+
+
+@functools.cache
+def _behaviour(name: str) -> str:
   made = {'bytes': Bytes, 'chars': lambda: Chars(''.join(sorted(set(PROBE)))), 'bpe': lambda: train_bpe([PROBE], 300)}
-  tokenizer = made[name]()
+  return _probed(made[name]())
+
+
+def _probed(tokenizer: Tokenizer) -> str:
   return hashlib.sha256(f'{tokenizer.digest} {tokenizer.encode(PROBE).tolist()}'.encode()).hexdigest()
 
 
-CLASSES = {cls.name: cls for cls in (Bytes, Chars, Symbols, Bpe)}
+CLASSES = {cls.name: cls for cls in (Bytes, Chars, Symbols, Bpe, Foreign)}
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

@@ -15,7 +15,7 @@ import numpy as np
 
 from framework import config as config_lib
 from framework import sharding, timestamps
-from framework.models import backends, contract
+from framework.models import backends, contract, rope
 from framework.models.layers import Linear, fused, rotate, stack_of, updated
 from pallas_kernels import attention
 from pallas_kernels.attention import sharded_attention
@@ -24,6 +24,34 @@ from pallas_kernels.attention import sharded_attention
 def head_width(c: config_lib.Model) -> int:
   """K."""
   return c.head_width or c.width // c.heads
+
+
+def reads_all(c: config_lib.Model, layer: Any) -> Any:
+  """Whether a layer reads all tokens in spite of model.sliding_window: a bool, or an array if the number is one."""
+  if not c.sliding_window or not c.global_every:
+    return not c.sliding_window
+  number = layer % c.layers + 1  # of loops each begins anew
+  return number % c.global_every == 0
+
+
+def turned(c: config_lib.Model, positions_BxL: jax.Array, layer: Any, *xs_BxLxHxK: jax.Array) -> tuple[jax.Array, ...]:
+  """Queries or keys of a layer, rotated by their positions if model.position is rope."""
+  if c.position != 'rope':
+    return xs_BxLxHxK
+  channels = rope.rotated(head_width(c), c.rope_share)
+  if channels == head_width(c) and not c.rope_scaling and not c.rope_base_local:
+    plain_K = c.rope_base ** (-jnp.arange(channels // 2, dtype=jnp.float32) / (channels // 2))
+    return tuple(rotate(x, positions_BxL, plain_K) for x in xs_BxLxHxK)
+  frequency_K: Any
+  factor: Any
+  frequency_K, factor = rope.frequencies(channels, c.rope_base, c.rope_scaling)
+  if c.rope_base_local:
+    far, (local_K, _) = reads_all(c, layer), rope.frequencies(channels, c.rope_base_local)
+    if isinstance(far, bool):
+      frequency_K, factor = (frequency_K, factor) if far else (local_K, 1.0)
+    else:
+      frequency_K, factor = jnp.where(far, frequency_K, local_K), jnp.where(far, factor, 1.0)
+  return tuple(rotate(x, positions_BxL, jnp.asarray(frequency_K), factor) for x in xs_BxLxHxK)
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -64,9 +92,9 @@ class Memory:
 class Context:
   """What is the same for all layers of one call.
 
-  mask: which keys each token may read. rule: the mask in the words of timestamps.as_arguments, for a backend that skips
-  blocks. distance: of each key before each token. attend: takes the place of attention, (q, k, v, mask, cache, layer)
-  -> ([B, L, H, K], cache).
+  mask: which keys each token may read. near: those of them in a sliding window; None without one. rule: the mask in the
+  words of timestamps.as_arguments, for a backend that skips blocks. distance: of each key before each token. attend:
+  takes the place of attention, (q, k, v, mask, cache, layer) -> ([B, L, H, K], cache).
   """
   positions_BxL: jax.Array
   mask_Bx1xLxT: jax.Array
@@ -74,6 +102,17 @@ class Context:
   rule: dict | None = None
   memory: Memory | None = None
   attend: Callable | None = None
+  near_Bx1xLxT: jax.Array | None = None
+
+  def of_layer(self, c: config_lib.Model, layer: Any) -> 'Context':
+    """What one layer may read, where some read a sliding window."""
+    far = reads_all(c, layer)
+    if self.near_Bx1xLxT is None or far is True:
+      return self
+    if far is False:
+      rule = self.rule and self.rule | {'local_window_size': (c.sliding_window - 1, 0)}
+      return dataclasses.replace(self, mask_Bx1xLxT=self.near_Bx1xLxT, rule=rule)
+    return dataclasses.replace(self, mask_Bx1xLxT=jnp.where(far, self.mask_Bx1xLxT, self.near_Bx1xLxT), rule=None)
 
   @classmethod
   def of_one_token(cls, memory: Memory | None, with_rule: bool) -> 'Context':
@@ -96,9 +135,8 @@ class CrossAttention(nn.Module):
     q_BxLxHxK = Linear(c, width, heads, name='query')(x_BxLxD)
     k_BxMxGxK, v_BxMxGxK = fused(memory.values_BxMxE, Linear(c, memory_width, kv_heads, name='key'),
                                  Linear(c, memory_width, kv_heads, name='value'))
-    if c.position == 'rope':
-      q_BxLxHxK = rotate(q_BxLxHxK, positions_BxL, c.rope_base)
-      k_BxMxGxK = rotate(k_BxMxGxK, memory.positions_BxM, c.rope_base)
+    q_BxLxHxK, = turned(c, positions_BxL, c.global_every - 1, q_BxLxHxK)  # as a layer that reads all
+    k_BxMxGxK, = turned(c, memory.positions_BxM, c.global_every - 1, k_BxMxGxK)
     a_BxLxHxK = sharded_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=memory.mask_BxLxM[:, None],
                                   batch=sharding.ROWS, heads='tensor',
                                   implementation=backends.implementation(c.attention))
@@ -123,7 +161,12 @@ def context_of(c: config_lib.Model, positions_BxL: jax.Array, segments_BxL: jax.
 
   Raises:
     ValueError: a cache of a model that reads in both directions.
+    ConfigError: a sliding window, and a mask or attention of the caller's.
   """
+  own = mask_BxLxT is not None or attend is not None or memory is not None or c.mask == 'bidirectional'
+  if c.sliding_window and (own or sharding.size('sequence') > 1):
+    raise config_lib.ConfigError(f"model.sliding_window is {c.sliding_window} with model.name '{c.name}', which says "
+                                 'itself what its nodes read; expected 0')
   index: Any = 0
   segments_BxT, length = segments_BxL, segments_BxL.shape[1]
   if cache is not None and c.mask == 'bidirectional':
@@ -144,4 +187,7 @@ def context_of(c: config_lib.Model, positions_BxL: jax.Array, segments_BxL: jax.
     mask_BxLxT = timestamps.may_read(*nodes)
     if split or not attention.reads_dense_mask(backends.implementation(c.attention)):
       rule = timestamps.as_arguments(*nodes)
-  return Context(positions_BxL, mask_BxLxT[:, None], distance_LxT, rule, memory, attend), cache
+  near = (mask_BxLxT & (distance_LxT < c.sliding_window))[:, None] if c.sliding_window else None
+  if near is not None and cache is not None:
+    rule = None  # a backend counts its window from the first query, a cache from the first key
+  return Context(positions_BxL, mask_BxLxT[:, None], distance_LxT, rule, memory, attend, near), cache

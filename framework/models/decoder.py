@@ -19,30 +19,41 @@ from foundation.errors import ConfigError
 from framework import config as config_lib
 from framework import sharding
 from framework.models import attention, backends, contract, flops
-from framework.models.attention import Cache, Context, CrossAttention, Memory, head_width
+from framework.models.attention import Cache, Context, CrossAttention, Memory, head_width, turned
 from framework.models.layers import (
-    ACTIVATIONS, Linear, Norm, dropout, fan_in_normal, fold_keys, fused, rotate, sinusoids, stack_of)
+    ACTIVATIONS, HeadNorm, Linear, Norm, dropout, fold_keys, fused, sinusoids, stack_of)
 from framework.models.token_model import TokenModel
 from pallas_kernels.attention import attention_over_sequence, sharded_attention
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + cross-attention(norm(x)) if there is a memory, then x + feed-forward(norm(x))."""
+  """x + attention(norm(x)), then x + cross-attention(norm(x)) if there is a memory, then x + feed-forward(norm(x)).
+
+  The settings model.norm_place and model.parallel put the norms elsewhere, or the branches side by side.
+  """
   config: config_lib.Model
 
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array, context: Context, layer: Any = 0, cache: Cache | None = None,
                keys_B: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
     """(x_BxLxD, the cache with this call's keys and values of layer number `layer`, or None)."""
-    c = self.config
-    a_BxLxD, cache = self.attention(Norm(c, name='attention_norm')(x_BxLxD), context, layer, cache)
-    x_BxLxD = x_BxLxD + dropout(a_BxLxD, keys_B, c.dropout, 0)
+    c, first_BxLxD = self.config, x_BxLxD
+    a_BxLxD, cache = self.attention(self.before(x_BxLxD, 'attention'), context, layer, cache)
+    x_BxLxD = x_BxLxD + dropout(self.after(a_BxLxD, 'attention'), keys_B, c.dropout, 0)
     if context.memory is not None:
       h = Norm(c, name='cross_norm')(x_BxLxD)
       m_BxLxD = CrossAttention(c, name='cross')(h, context.positions_BxL, context.memory)
       x_BxLxD = x_BxLxD + dropout(m_BxLxD, keys_B, c.dropout, 3)
-    f_BxLxD = self.feedforward(Norm(c, name='feedforward_norm')(x_BxLxD))
-    return x_BxLxD + dropout(f_BxLxD, keys_B, c.dropout, 1), cache
+    f_BxLxD = self.feedforward(self.before(first_BxLxD if c.parallel else x_BxLxD, 'feedforward'))
+    return x_BxLxD + dropout(self.after(f_BxLxD, 'feedforward'), keys_B, c.dropout, 1), cache
+
+  def before(self, x_BxLxD: jax.Array, branch: str) -> jax.Array:
+    """What a branch reads of the stream."""
+    return x_BxLxD if self.config.norm_place == 'after' else Norm(self.config, name=f'{branch}_norm')(x_BxLxD)
+
+  def after(self, x_BxLxD: jax.Array, branch: str) -> jax.Array:
+    """What is added to the stream of what a branch wrote."""
+    return x_BxLxD if self.config.norm_place == 'before' else Norm(self.config, name=f'{branch}_after_norm')(x_BxLxD)
 
   @property
   def residual_gain(self) -> float:
@@ -57,18 +68,19 @@ class Block(nn.Module):
     width, heads = {'width': c.width}, {'heads': c.heads, 'head_width': head_width(c)}
     kv_heads = {'kv_heads': c.kv_heads, 'head_width': head_width(c)}
     q_BxLxHxK, k_BxTxGxK, v_BxTxGxK = fused(
-        h_BxLxD, Linear(c, width, heads, name='query'), Linear(c, width, kv_heads, name='key'),
-        Linear(c, width, kv_heads, name='value'))
-    if c.position == 'rope':
-      q_BxLxHxK = rotate(q_BxLxHxK, context.positions_BxL, c.rope_base)
-      k_BxTxGxK = rotate(k_BxTxGxK, context.positions_BxL, c.rope_base)
+        h_BxLxD, Linear(c, width, heads, part='qkv', name='query'), Linear(c, width, kv_heads, part='qkv', name='key'),
+        Linear(c, width, kv_heads, part='qkv', name='value'))
+    if c.query_norm != 'none':
+      q_BxLxHxK, k_BxTxGxK = HeadNorm(c, name='query_norm')(q_BxLxHxK), HeadNorm(c, name='key_norm')(k_BxTxGxK)
+    context = context.of_layer(c, layer)
+    q_BxLxHxK, k_BxTxGxK = turned(c, context.positions_BxL, layer, q_BxLxHxK, k_BxTxGxK)
     if context.attend is not None:
       a_BxLxHxK, cache = context.attend(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, context.mask_Bx1xLxT, cache, layer)
     else:
       if cache is not None:
         cache, k_BxTxGxK, v_BxTxGxK = cache.write(k_BxTxGxK, v_BxTxGxK, layer)
       a_BxLxHxK = self.weighted_values(q_BxLxHxK, k_BxTxGxK, v_BxTxGxK, context)
-    return Linear(c, heads, width, self.residual_gain, name='out')(a_BxLxHxK), cache
+    return Linear(c, heads, width, self.residual_gain, part='out', name='out')(a_BxLxHxK), cache
 
   def weighted_values(self, q_BxLxHxK: jax.Array, k_BxTxGxK: jax.Array, v_BxTxGxK: jax.Array, context: Context
                       ) -> jax.Array:
@@ -97,13 +109,13 @@ class Block(nn.Module):
     """Two linear maps with an activation between them, [B, L, D]."""
     c = self.config
     width, inner = {'width': c.width}, {'feedforward': c.feedforward}
-    up = Linear(c, width, inner, name='up')
-    if c.activation == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
-      u_BxLxF, gate_BxLxF = fused(h_BxLxD, up, Linear(c, width, inner, name='gate'))
-      u_BxLxF = nn.silu(gate_BxLxF) * u_BxLxF
+    up, activation = Linear(c, width, inner, part='feedforward', name='up'), ACTIVATIONS[c.activation]
+    if c.activation in config_lib.GATED:
+      u_BxLxF, gate_BxLxF = fused(h_BxLxD, up, Linear(c, width, inner, part='feedforward', name='gate'))
+      u_BxLxF = activation(gate_BxLxF) * u_BxLxF
     else:
-      u_BxLxF = ACTIVATIONS[c.activation](up(h_BxLxD))
-    return Linear(c, inner, width, self.residual_gain, name='down')(u_BxLxF)
+      u_BxLxF = activation(up(h_BxLxD))
+    return Linear(c, inner, width, self.residual_gain, part='feedforward', name='down')(u_BxLxF)
 
 
 class Decoder(TokenModel):
@@ -136,7 +148,10 @@ class Decoder(TokenModel):
       attend: takes the place of self-attention, see Context; the cache is then its own.
     """
     c = self.config
-    x_BxLxD = self.placed(self.embed(tokens_BxL), positions_BxL)
+    x_BxLxD = self.embed(tokens_BxL)
+    if c.embedding_scale != 1:
+      x_BxLxD = x_BxLxD * jnp.asarray(c.embedding_scale, c.dtype)
+    x_BxLxD = self.placed(x_BxLxD, positions_BxL)
     if added_BxLxD is not None:
       x_BxLxD = x_BxLxD + added_BxLxD.astype(c.dtype)
     x_BxLxD = dropout(x_BxLxD, keys_B, c.dropout, 2)

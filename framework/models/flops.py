@@ -11,7 +11,7 @@ def blocks(c: config_lib.Model, queries: int, keys: int) -> float:
   """Of a decoder's layers for `queries` nodes, each against `keys` keys."""
   D, H, G, F, K = c.width, c.heads, c.kv_heads, c.feedforward, head_width(c)
   projections = D * H * K + 2 * D * G * K + H * K * D
-  feedforward = (3 if c.activation == 'swiglu' else 2) * D * F
+  feedforward = (3 if c.activation in config_lib.GATED else 2) * D * F
   return 2.0 * queries * c.loops * c.layers * (projections + feedforward + 2 * keys * H * K)
 
 

@@ -17,8 +17,9 @@ from framework import config as config_lib
 from framework import sharding
 from framework.models import contract, norm
 
-ACTIVATIONS = {'gelu': nn.gelu, 'relu': nn.relu,
-               'relu2': lambda x: jnp.square(nn.relu(x))}  # So et al. 2021, arXiv:2109.08668
+ACTIVATIONS = {'gelu': nn.gelu, 'gelu_exact': lambda x: nn.gelu(x, approximate=False), 'relu': nn.relu,
+               'relu2': lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, arXiv:2109.08668
+               'swiglu': nn.silu, 'geglu': nn.gelu}  # of the gate: Shazeer 2020, arXiv:2002.05202
 
 
 def fan_in_normal(fan_in: int, gain: float = 1.0) -> nn.initializers.Initializer:
@@ -42,14 +43,17 @@ def fold_keys(keys_B: jax.Array | None, number: Any) -> jax.Array | None:
   return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
-def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, base: float) -> jax.Array:
-  """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), channel k paired with channel k + K/2."""
-  half = x_BxLxHxK.shape[-1] // 2
-  frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def rotate(x_BxLxHxK: jax.Array, positions_BxL: jax.Array, frequency_K: jax.Array, factor: Any = 1.0) -> jax.Array:
+  """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of the first channels of a head, two for each
+  frequency: of R rotated ones channel k is paired with channel k + R/2."""
+  half = frequency_K.shape[0]
   angle_BxLx1xK = positions_BxL[:, :, None, None].astype(jnp.float32) * frequency_K
   cos, sin = jnp.cos(angle_BxLx1xK), jnp.sin(angle_BxLx1xK)
-  a, b = x_BxLxHxK[..., :half], x_BxLxHxK[..., half:]
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxHxK.dtype)
+  if not isinstance(factor, float) or factor != 1.0:
+    cos, sin = factor * cos, factor * sin
+  a, b = x_BxLxHxK[..., :half], x_BxLxHxK[..., half:2 * half]
+  rest = [x_BxLxHxK[..., 2 * half:]] if 2 * half < x_BxLxHxK.shape[-1] else []
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1).astype(x_BxLxHxK.dtype)
 
 
 def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
@@ -57,6 +61,11 @@ def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
   frequency = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   angle = positions_BxL[..., None].astype(jnp.float32) * frequency
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions_BxL.shape, width)
+
+
+def has_bias(c: config_lib.Model, part: str) -> bool:
+  """Whether a part of a layer, see model.bias_on, has a bias."""
+  return c.bias and (c.bias_on == 'all' or part in c.bias_on.split(','))
 
 
 class Norm(nn.Module):
@@ -69,24 +78,43 @@ class Norm(nn.Module):
     if c.norm == 'none':
       return x_BxLxD
     scale_D = self.param('scale', contract.parameter(nn.initializers.ones, ('width',), 'scale'), (c.width,),
-                         c.param_dtype)
+                         c.param_dtype) if c.norm_scale else jnp.ones(c.width, c.param_dtype)
     x = norm.normalize(x_BxLxD.astype(jnp.float32), scale_D.astype(jnp.float32), c.norm == 'layernorm',
                        c.norm_epsilon)
-    if c.bias and c.norm == 'layernorm':
+    if has_bias(c, 'norm') and c.norm == 'layernorm':
       x = x + self.param('bias', contract.parameter(nn.initializers.zeros, ('width',), 'bias'), (c.width,),
                          c.param_dtype)
     return x.astype(c.dtype)
+
+
+class HeadNorm(nn.Module):
+  """RMSNorm of queries or keys (Henry et al. 2020, arXiv:2010.04245): of each head, or of all heads together."""
+  config: config_lib.Model
+
+  @nn.compact
+  def __call__(self, x_BxLxHxK):
+    c, (H, K) = self.config, x_BxLxHxK.shape[-2:]
+    sizes = {'head_width': K} if c.query_norm == 'head' else {'heads': H, 'head_width': K}
+    scale = self.param('scale', contract.parameter(nn.initializers.ones, tuple(sizes), 'scale'), tuple(sizes.values()),
+                       c.param_dtype)
+    rows = x_BxLxHxK if c.query_norm == 'head' else x_BxLxHxK.reshape(*x_BxLxHxK.shape[:-2], H * K)
+    rows = norm.normalize(rows.astype(jnp.float32), scale.astype(jnp.float32).reshape(-1), False, c.norm_epsilon)
+    return rows.reshape(x_BxLxHxK.shape).astype(c.dtype)
 
 
 Axes = dict[str, int]  # sizes of logical axes, in order
 
 
 class Linear(nn.Module):
-  """Contracts the last axes of x with a weight of shape (*in, *out), as one matrix product, and adds a bias."""
+  """Contracts the last axes of x with a weight of shape (*in, *out), as one matrix product, and adds a bias.
+
+  part: what it is of a layer, for model.bias_on.
+  """
   config: config_lib.Model
   inputs: Axes
   outputs: Axes
   gain: float = 1.0
+  part: str = ''
 
   @nn.compact
   def matrix(self) -> tuple[jax.Array, jax.Array | None]:
@@ -96,7 +124,7 @@ class Linear(nn.Module):
     weight = self.param('weight', contract.parameter(
         fan_in_normal(fan_in, self.gain), (*self.inputs, *self.outputs), 'hidden', tuple(self.inputs)), sizes,
         c.param_dtype)
-    if not c.bias:
+    if not has_bias(c, self.part):
       return weight.astype(c.dtype).reshape(fan_in, fan_out), None
     bias = self.param('bias', contract.parameter(nn.initializers.zeros, tuple(self.outputs), 'bias'),
                       tuple(self.outputs.values()), c.param_dtype)

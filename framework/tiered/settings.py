@@ -19,7 +19,7 @@ def per_tier(t: config_lib.Tiered, name: str, default: int) -> list[int]:
 def resolve(config: config_lib.Config) -> None:
   """Fills in what follows from other settings of tiers; raises ConfigError for those that do not go together."""
   t, m, d, plain = config.tiered, config.model, config.data, config_lib.Model()
-  for name in ('mask', 'attention_scale', 'relative_bias', 'head_width'):
+  for name in ('mask', 'attention_scale', 'relative_bias', 'head_width', 'sliding_window'):
     if getattr(m, name) != getattr(plain, name):
       raise ConfigError(f"model.{name} is {getattr(m, name)}; model.name 'tiered' needs its default "
                         f'{getattr(plain, name)!r}')

@@ -27,13 +27,14 @@ def shares_trunk(shorter: config_lib.Config, longer: config_lib.Config) -> bool:
 
 def branch_step(config: config_lib.Config) -> int:
   """The step at which the decay of a run begins; 0 for a schedule without a stable phase."""
-  o, steps = config.optimizer, config.training.steps
+  o, (begin, steps) = config.optimizer, config_lib.segments(config.optimizer, config.training.steps)[-1]
   schedule = schedules.find(o.schedule)
   if not hasattr(schedule, 'decay_start'):
     return 0
   start = schedule.decay_start(o, steps)
-  return entries.gives(start, isinstance(start, int) and 0 <= start <= steps, f'a whole number of steps, 0 to {steps}',
-                       f"optimizer.schedule is '{o.schedule}'", 'decay_start(c, steps)')
+  return begin + entries.gives(start, isinstance(start, int) and 0 <= start <= steps,
+                               f'a whole number of steps, 0 to {steps}', f"optimizer.schedule is '{o.schedule}'",
+                               'decay_start(c, steps)')
 
 
 def begin(workdir: pathlib.Path, config: config_lib.Config, source: pathlib.Path) -> bool:

@@ -223,6 +223,19 @@ class Checkpoints:
       raise ConfigError(f'{self.folder} has no usable checkpoint; {complaints[0]}')
     return None
 
+  def one(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+    """As `restore`, of that step alone. Raises ConfigError."""
+    if step not in self.steps():
+      near = min(self.steps(), key=lambda other: abs(other - step), default=None)
+      raise ConfigError(f'{self.folder} has no checkpoint {step}; expected one of '
+                        f"{', '.join(map(str, self.steps())) or 'none'}, nearest is {near}")
+    try:
+      return self.read(step, like)
+    except OtherShape:
+      raise
+    except Exception as error:  # as in `restore`
+      raise ConfigError(f'{self.folder}: checkpoint {step} cannot be used: {one_line(error)[:200]}') from error
+
   def record(self, step: int) -> dict[str, Any]:
     """The record of one checkpoint. Raises ConfigError, or what orbax raises, if it cannot be trusted."""
     saved = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
@@ -235,6 +248,10 @@ class Checkpoints:
       raise ConfigError(f"the record is that of step {record['step']}")
     return record
 
+  def trains(self, step: int) -> bool:
+    """Whether a checkpoint holds an optimizer: one of weights from elsewhere does not. As `record`."""
+    return any(path.startswith('.optimizer') for path in self.record(step)['shapes'])
+
   def read(self, step: int, like: State, accept: Callable[[dict[str, Any]], None] = lambda record: None
            ) -> tuple[State, dict[str, Any]]:
     """As `restore`, of one step. Raises OtherShape, ConfigError, or what orbax raises."""
@@ -244,6 +261,9 @@ class Checkpoints:
     shapes = {path: list(leaf.shape) for path, leaf in _paths(like)}
     held = {path: shape for path, shape in record['shapes'].items()
             if re.match(r'\.(\w+)', path)[1] in wanted}  # type: ignore[index]  # every path begins so
+    if 'optimizer' in wanted and not any(path.startswith('.optimizer') for path in record['shapes']):
+      raise OtherShape(f'checkpoint {step} of {self.folder} holds weights alone; expected a new run that begins with them: '
+                       'experiments.train --start')
     for path in sorted(set(shapes) | set(held)):
       saved, expected = held.get(path), shapes.get(path)
       if saved != expected:

@@ -65,8 +65,9 @@ def check(config: config_lib.Config, model: contract.Model, size: Mapping[str, i
 def check_sequence(config: config_lib.Config) -> None:
   """Raises ConfigError for attention that needs all of a window at once."""
   m, subject = config.model, f"training.mesh is '{config.training.mesh}', which splits windows, with "
-  if m.relative_bias:
-    raise ConfigError(f'{subject}model.relative_bias {m.relative_bias}; expected 0')
+  for key in ('relative_bias', 'sliding_window'):
+    if getattr(m, key):
+      raise ConfigError(f'{subject}model.{key} {getattr(m, key)}; expected 0')
   for key, good, nearest in (('mask', m.mask == 'causal', 'causal'), ('attention_scale', m.attention_scale != 'log', 'sqrt'),
                              ('attention', m.attention != 'cudnn' or m.sequence != 'ring', 'auto')):
     if not good:

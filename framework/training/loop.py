@@ -13,10 +13,10 @@ from foundation import entries
 from framework import config as config_lib
 from framework import models, sharding
 from framework.data import corpus as corpus_lib
-from framework.data import windows
+from framework.data import mixtures, windows
 from framework.models import contract
 from framework.training import (
-    branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
+    adoption, branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
 from framework.training.meter import Meter
 from framework.training.saver import Saver
 from framework.training.setup import Setup, set_up
@@ -36,6 +36,9 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   with entries.blaming():
     stages = models.stages(config)
     sizes = sharding.sizes(config.training.mesh, jax.device_count())
+    if len(stages) > 1 and config.data.mixture:
+      raise config_lib.ConfigError(f"data.mixture is '{config.data.mixture}', for a model of several stages, which read one "
+                                   'text; expected a data.path')
     if len(stages) > 1 and jax.process_count() > 1 and sizes['fsdp'] > 1:
       raise config_lib.ConfigError(f"training.mesh is '{config.training.mesh}' on {jax.process_count()} processes, for "
                                    'a model of several stages, which hand on whole parameters; expected fsdp=1')
@@ -48,9 +51,11 @@ def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   if c.model.param_dtype != 'float32':  # not in `resolve`: a run that has been trained so can still be read
     raise config_lib.ConfigError(f"model.param_dtype is '{c.model.param_dtype}', in which most weights stay where they "
                                  "are at small rates; expected 'float32' in training, nearest is model.dtype=bfloat16")
-  if corpus.train.tokens <= c.data.window:
-    raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {corpus.train.tokens} training '
-                                 f'tokens: expected at most {corpus.train.tokens - 1}')
+  short = min(corpus.train.parts if isinstance(corpus.train, mixtures.Mixture) else [corpus.train],
+              key=lambda part: part.tokens)
+  if short.tokens <= c.data.window:
+    raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {short.tokens} training '
+                                 f'tokens: expected at most {short.tokens - 1}')
   low, high = left_out(c, corpus)
   if high - low == windows.count(corpus.train.tokens, c.data.stride):
     raise config_lib.ConfigError(f'data.folds is {c.data.folds}; every window touches the fold left out: expected '
@@ -86,8 +91,10 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
   stages = models.stages(config)
   with StopSignal() as stop:
     if not stages[0].name:
-      return finished(workdir) or train_stage(stages[0], corpus, workdir, workdir, stop, traced)
+      return finished(workdir, config) or train_stage(stages[0], corpus, workdir, workdir, stop, traced)
     results: list[Results] = []
+    if jax.process_index() == 0:
+      run.begin(workdir, config)
     for stage in stages:
       results.append(stage_result(stage, corpus, workdir, stop))
       if results[-1]['status'] != 'complete':
@@ -100,8 +107,8 @@ def train(config: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib
     return whole
 
 
-def finished(folder: pathlib.Path) -> Results | None:
-  """The result of a run that is complete, which nothing can be added to, be its checkpoints still there or not.
+def finished(folder: pathlib.Path, c: config_lib.Config) -> Results | None:
+  """The result of a run that has made all of its steps, be its checkpoints still there or not.
 
   Raises:
     ConfigError: the run was stopped, and its checkpoints are gone: going on would begin anew and drop its rows.
@@ -110,14 +117,14 @@ def finished(folder: pathlib.Path) -> Results | None:
   if held and held['status'] != 'complete' and not any((folder / CHECKPOINTS).glob('*')):
     raise config_lib.ConfigError(f"{folder} holds a run that was {held['status']} at step {held['steps']}, without its "
                                  f'checkpoints; expected those, nearest is another --workdir')
-  return held if held and held['status'] == 'complete' else None
+  return held if held and held['status'] == 'complete' and held['steps'] == c.training.steps else None
 
 
 def stage_result(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathlib.Path, stop: StopSignal) -> Results:
   """The result of one of several stages, trained now unless it is complete."""
   folder = workdir / stage.name
   run.open_folder(folder, stage.config, corpus, resume=True)
-  outcome = finished(folder)
+  outcome = finished(folder, stage.config)
   if outcome:
     return outcome
   logging.info('%s: %d steps', stage.title, stage.config.training.steps)
@@ -133,17 +140,17 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
   setup = set_up(c, corpus.tokenizer.size)
   for line in layout.describe(setup.module, setup.mesh):
     logging.info('%s', line)
-  kept = [branch.branch_step(c)] if c.checkpoint.at_decay else []
+  kept = adoption.kept(folder) + ([branch.branch_step(c)] if c.checkpoint.at_decay else [])
   checkpoints = checkpoint.Checkpoints(folder / CHECKPOINTS, c.checkpoint, kept=kept)
   state, record = first_state(setup, checkpoints, params, functools.partial(writer.check_rows, folder))
   if jax.process_index() == 0:  # a start that was refused is none
-    history.add(folder, c, run.about())
+    history.add(folder, c, {'step': record['step']} | run.begin(folder, c))
   counts, step_flops = contract.counts(setup.module), c.training.batch * setup.module.flops().train
   logging.info('%s parameters (%s embedding, %s head), vocabulary %d, %s training tokens; start at step %d',
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
                f'{corpus.train.tokens:,}', record['step'])
   out = writer.Writer(folder, record, c.training.steps, jax.process_index() == 0, c.training.tensorboard)
-  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
+  text = mixtures.trained_on(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
   meter = Meter(c, text, record, step_flops, out)
   # Batch n is a function of n, so there is nothing to restore.
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
@@ -210,7 +217,8 @@ def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus, stop: StopSignal
                                                                                               dict[str, Any]]:
   """evaluate(params, step) -> losses on the held-out text as the section `evaluation` says; {} if a signal came."""
   c, nats = setup.config, evaluation.compile_nats(setup.module, setup.mesh)
-  text = windows.Windows(corpus.validation, corpus.tokenizer.end, c.data.window, c.evaluation.stride, c.data.packed)
+  text = mixtures.evaluated_on(corpus.validation, corpus.tokenizer.end, c.data.window, c.evaluation.stride,
+                               c.data.packed)
   def until_stopped(batches, step):
     for number, batch in enumerate(batches, 1):
       hosts.entered(step, number)
@@ -238,12 +246,13 @@ def run_steps(setup: Setup, corpus: corpus_lib.Corpus, state: State, start: int,
   train_step, evaluate = setup.compile_step(), compile_evaluation(setup, corpus, stop)
   def due(number: int, every: int) -> bool:
     return number == c.training.steps or bool(every and number % every == 0)
-  if meter.row or start == c.training.steps:  # saved, but not evaluated yet
+  if start == c.training.steps or meter.row and due(start, c.evaluation.every_steps):  # saved, but not evaluated yet
     final = evaluate(state.params, start)
     if not final:
       return state, final, False
     meter.write(final)
     whole = start == c.training.steps
+  meter.write()  # of a step that was the last until the run got more of them
   for number in range(start + 1, c.training.steps + 1):
     hosts.entered(number)
     at(number)

@@ -11,7 +11,7 @@ import numpy as np
 from foundation import files, sealed
 from foundation.errors import ConfigError, one_line
 from framework.data import corpus as corpus_lib
-from framework.data import windows
+from framework.data import mixtures
 from framework.models import contract
 from framework.training import checkpoint, history, layout, loop, meter, result, run, writer
 from framework.training.setup import Setup, readers_mesh, set_up
@@ -96,7 +96,8 @@ def _checkpoints(setup: Setup, folder: pathlib.Path) -> Iterator[tuple[int, Find
   reader = checkpoint.Checkpoints(folder / loop.CHECKPOINTS, read_only=True)
   for step in reader.steps():
     def read(step=step):
-      writer.check_rows(folder, reader.read(step, setup.like())[1])
+      like = setup.like() if reader.trains(step) else setup.like().replace(optimizer=None)
+      writer.check_rows(folder, reader.read(step, like)[1])
     yield step, _tried(f'checkpoint {step}', read, 'arrays, record and the rows up to it are as they were saved')
   if not reader.steps():
     yield 0, Finding(loop.CHECKPOINTS, None, 'none there')
@@ -122,7 +123,7 @@ def _numbers(stage: contract.Stage, setup: Setup, corpus: corpus_lib.Corpus, wor
   wanted = min((number for number in rows if number > begin), default=None)
   if wanted is not None:
     params, extra = stage.begin(corpus, workdir)
-    state, record = reader.read(begin, setup.like()) if begin else loop.fresh(setup, params)
+    state, record = reader.read(begin, setup.like()) if begin in sound else loop.fresh(setup, params)
     found = _replayed(setup, corpus, extra, state, record, wanted)
     yield _compared(f'row {wanted}', {key: rows[wanted].get(key) for key in found}, found, other,
                     f'steps {begin + 1} to {wanted} done again')
@@ -143,7 +144,7 @@ def _replayed(setup: Setup, corpus: corpus_lib.Corpus, extra: Any, state: Any, r
   extra: further arrays of a stage's windows, see contract.Stage.begin.
   """
   c, out = setup.config, _Row()
-  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
+  text = mixtures.trained_on(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
   count = meter.Meter(c, text, record | {'pending': None}, 0.0, out)  # type: ignore[arg-type]  # has a writer's methods
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
                         rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 import optax
 
 from foundation import entries
@@ -10,14 +11,40 @@ from framework import config as config_lib
 from framework.models import contract
 from framework.training import optimizers, schedules
 
+CHUNK = 1 << 20  # steps whose rates are compared at once
+
 
 def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
-  """Learning rate of each step: linear warm-up from lr / warmup, then that of `c.schedule` over the rest."""
+  """Learning rate of each step: linear warm-up from lr / warmup, then that of `c.schedule` over the rest.
+
+  At each step of `c.rewarm` that begins anew, from the last rate of `c.schedule` in place of 0 (Ibrahim et al. 2024,
+  arXiv:2403.08763): until then the rates are those of a run that ends there.
+  """
+  parts = config_lib.segments(c, steps)
+  low = c.final_learning_rate if getattr(schedules.find(c.schedule), 'DECAYS', True) else c.learning_rate
+  rates = [_warmed_up(c, count, low if begin else 0.0) for begin, count in parts]
+  return optax.join_schedules(rates, [begin for begin, _ in parts[1:]]) if len(parts) > 1 else rates[0]
+
+
+def _warmed_up(c: config_lib.Optimizer, steps: int, low: float) -> optax.Schedule:
   after = after_warmup(c, steps)
   if not c.warmup_steps:
     return after
-  warmup = optax.linear_schedule(c.learning_rate / c.warmup_steps, c.learning_rate, max(1, c.warmup_steps - 1))
+  first = low + (c.learning_rate - low) / c.warmup_steps if low else c.learning_rate / c.warmup_steps
+  warmup = optax.linear_schedule(first, c.learning_rate, max(1, c.warmup_steps - 1))
   return optax.join_schedules([warmup, after], [c.warmup_steps])
+
+
+def equal_rates(one: tuple[config_lib.Optimizer, int], other: tuple[config_lib.Optimizer, int]) -> int:
+  """The number of steps, from the first on, whose rates are the same in two trainings, each of so many steps."""
+  end = min(one[1], other[1])
+  rates = [schedule(*one), schedule(*other)]
+  for first in range(0, end, CHUNK):
+    steps = np.arange(first, min(first + CHUNK, end), dtype=np.int32)
+    differ = np.flatnonzero(np.not_equal(*(np.broadcast_to(np.asarray(rate(steps)), steps.shape) for rate in rates)))
+    if len(differ):
+      return first + int(differ[0])
+  return end
 
 
 def after_warmup(c: config_lib.Optimizer, steps: int) -> optax.Schedule:

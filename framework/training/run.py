@@ -27,6 +27,7 @@ from framework.data import corpus as corpus_lib
 from framework.data import tokenizer as tokenizers
 from framework.data import windows
 from framework.training import hosts
+from framework.training import resume as resume_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain', 'tokenizers')
 CONFIG, TOKENIZER = 'config.json', 'tokenizer.json'
@@ -95,28 +96,42 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     if not resume:
       raise config_lib.ConfigError(f'workdir {workdir} already holds a run; give --resume to continue it, '
                                    'or another --workdir')
-    _check_config(workdir, config)
+    differ = _check_config(workdir, config)
     check_corpus(workdir, corpus)
     _keep_tokenizer(workdir, corpus)
+    if jax.process_index() == 0:
+      resume_lib.lengthen(workdir, read_config_file(path), config, differ)
     return
   refuse_strangers(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       corpus.tokenizer.save(workdir / TOKENIZER)
-      files.write_sealed(path, {
-          'config': config_lib.flatten(config), 'order': windows.ORDER,
-          'corpus': corpus.digest, 'tokenizer': corpus.tokenizer.digest,
-          'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
-          'xla_flags': os.environ.get('XLA_FLAGS', ''),
-      })
+      write_config(workdir, config, corpus.digest, corpus.tokenizer.digest)
   except OSError as error:
     raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
 
 
-def about() -> dict[str, Any]:
-  """What is to be known of the code that a start runs."""
-  return {'git_commit': _git_commit(), 'code': code(), 'versions': versions()}
+def write_config(workdir: pathlib.Path, config: config_lib.Config, corpus: str, tokenizer: str) -> None:
+  """Writes config.json of a run that begins.
+
+  Args:
+    corpus, tokenizer: digests; '' of a corpus is a run that was trained on none of ours.
+  """
+  files.write_sealed(workdir / CONFIG, {
+      'config': config_lib.flatten(config), 'order': windows.ORDER, 'corpus': corpus, 'tokenizer': tokenizer,
+      'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  })
+
+
+def begin(workdir: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
+  """Notes that a start of the run was accepted: writes its settings into config.json.
+
+  Returns what is to be known of the start: the code that it runs, and the settings that are not those of the first.
+  """
+  changed = resume_lib.rewrite(workdir, read_config_file(workdir / CONFIG), config)
+  return {'git_commit': _git_commit(), 'code': code(), 'versions': versions(), 'changed': changed}
 
 
 @functools.cache
@@ -134,28 +149,19 @@ def versions() -> dict[str, str]:
   return {'python': platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
 
 
-def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
-  """Raises ConfigError if the run in `workdir` has another config."""
-  flat = config_lib.flatten(config)
-  # Settings that are younger than the run have their defaults in it.
+def _check_config(workdir: pathlib.Path, config: config_lib.Config) -> dict[str, tuple[Any, Any]]:
+  """The settings that differ, see resume.changes. Raises ConfigError if the run in `workdir` is another one."""
   saved = read_config_file(workdir / CONFIG)
-  begun = config_lib.flatten(config_lib.Config()) | saved['config']
   if saved.get('order', 1) != windows.ORDER:
     logging.warning('%s began under another order of batches: from its second epoch on, what comes is not what would '
                     'have come under the code that began it', workdir)
-  for key in flat | begun:  # in the order of the fields: a setting before what was derived from it
-    if begun.get(key) != flat.get(key) and key in config_lib.HOW:
-      logging.info('goes on with %s=%s, begun with %s: the same to rounding, not to the bit', key, flat.get(key),
-                   begun.get(key))
-    elif begun.get(key) != flat.get(key):
-      raise config_lib.ConfigError(f"workdir {workdir} holds a run whose {key} is {begun.get(key)!r}; "
-                                   f'this config has {flat.get(key)!r}: give the same, or another --workdir')
+  return resume_lib.changes(workdir, saved, config)
 
 
 def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
   """Raises ConfigError if the run in `workdir` was on other text, or on tokens of another tokenizer."""
   saved = read_config_file(workdir / CONFIG)
-  if saved['corpus'] != corpus.digest:
+  if saved['corpus'] and saved['corpus'] != corpus.digest:  # none is that of an adopted run
     raise config_lib.ConfigError(f"workdir {workdir} holds a run on corpus {saved['corpus'][:12]}; the text at "
                                  f'data.path is now {corpus.digest[:12]}: give that text back, or train in another '
                                  '--workdir')
@@ -165,6 +171,29 @@ def check_corpus(workdir: pathlib.Path, corpus: corpus_lib.Corpus) -> None:
         f"workdir {workdir} holds a run on tokens of {corpus.tokenizer.name} tokenizer {own[:12]}; the text's is now "
         f'{corpus.tokenizer.digest[:12]}: expected the code and the tokenizers library that made it '
         f"({saved.get('versions', {}).get('tokenizers')}), or another --workdir")
+
+
+def corpus_of(workdir: pathlib.Path, config: config_lib.Config, progress: corpus_lib.Progress | None = None
+              ) -> corpus_lib.Corpus:
+  """The corpus of the run in `workdir`; where its texts are gone or others by now, from the cache by its digest.
+
+  Raises:
+    ConfigError: it is neither at its path nor in the cache.
+  """
+  digest, why = read_config_file(workdir / CONFIG)['corpus'], None
+  try:
+    found = corpus_lib.prepare(config.data, progress)
+    if found.digest != digest:
+      check_corpus(workdir, found)
+  except config_lib.ConfigError as error:
+    held = None if config.data.task else corpus_lib.cached(config.data, digest)
+    if held is None:
+      raise
+    found, why = held, one_line(error)
+  if why:
+    logging.warning('%s; its tokens are taken from data.cache, where they are those of corpus %s', why, digest[:12])
+  check_corpus(workdir, found)
+  return found
 
 
 def _tokenizer_digest(workdir: pathlib.Path) -> str:
@@ -209,5 +238,7 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
     around = [p.name for p in beside if (p / CONFIG).exists()]
     raise config_lib.ConfigError(f'workdir {workdir} holds no run; expected a folder with config.json'
                                  f'{config_lib.nearest(workdir.name, around)}')
-  config = config_lib.from_flat(read_config_file(path)['config'])
+  config = resume_lib.settings(read_config_file(path), path)
+  if config.data.tokenizer not in config_lib.TOKENIZERS:
+    config.data.tokenizer = str(workdir / TOKENIZER)  # what was read from elsewhere is kept in the run
   return config_lib.resolve(config)

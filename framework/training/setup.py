@@ -95,8 +95,11 @@ def readers_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
     return layout.make_mesh()
 
 
-def load(workdir: pathlib.Path) -> Trained:
+def load(workdir: pathlib.Path, step: int | None = None) -> Trained:
   """The run in `workdir`, which may still be training; of a run in several stages the last.
+
+  Args:
+    step: of the checkpoint; None: the newest that can be trusted.
 
   Raises:
     ConfigError: it has no usable checkpoint.
@@ -104,12 +107,13 @@ def load(workdir: pathlib.Path) -> Trained:
   config = run.read_config(workdir)
   last = models.stages(config)[-1]
   if last.name and not (workdir / 'checkpoints').exists():
-    return load(workdir / last.name)
+    return load(workdir / last.name, step)
   tokenizer = run.read_tokenizer(workdir)
   setup = set_up(config, tokenizer.size, readers_mesh(config))
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:
-    restored = checkpoints.restore(setup.like().replace(optimizer=None))
+    like = setup.like().replace(optimizer=None)
+    restored = checkpoints.restore(like) if step is None else checkpoints.one(step, like)
   finally:
     checkpoints.close()
   if restored is None:

@@ -118,7 +118,7 @@ def test_long_text_is_encoded_in_parts(monkeypatch):
   text = ragged(1)
   whole = KINDS['bpe'].encode(text)
   monkeypatch.setattr(tokenizers, 'PIECE', 300)
-  monkeypatch.setattr(tokenizers, '_PARALLEL', 40)
+  monkeypatch.setattr(tokenizers, 'PARALLEL', 40)
   np.testing.assert_array_equal(KINDS['bpe'].encode(text), whole)
 
 

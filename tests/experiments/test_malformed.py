@@ -264,7 +264,7 @@ CASES = [
     Case('workdir_run', 'already holds a run; give --resume', (OF_ROOT,)),
     Case('resume_other_config', 'holds a run whose model.width is 8; this config has 16',
          (OF_ROOT, '--resume', '--config.model.width=16')),
-    Case('resume_other_text', 'holds a run whose data.path is .*; this config has',
+    Case('resume_other_text', 'holds a run on corpus [0-9a-f]{12}; the text at data.path is now [0-9a-f]{12}',
          (OF_ROOT, '--resume', '--config.data.path={here}/t.txt'), files={'t.txt': TEXT}),
     Case('resume_changed_text', 'holds a run on corpus [0-9a-f]{12}; the text at data.path is now [0-9a-f]{12}',
          RESUMED + ('--config.data.path={here}/t.txt',), files={
@@ -278,8 +278,6 @@ CASES = [
          files={'run': copied_run(overwrite('config.json', b''))}),
     Case('config_json_type', "model.layers is 'x'; expected int", (OF_HERE,), 'generate',
          files={'run': copied_run(edit_config(model__layers='x'))}),
-    Case('config_json_key', r"config has no key 'model.layer' \(did you mean", (OF_HERE,), 'generate',
-         files={'run': copied_run(edit_config(model__layer=1))}),
     Case('resume_other_shape', r'(?<=error: )checkpoint 3 of \S+ holds \S+ of shape \[.*; the config expects \[',
          RESUMED + ('--config.model.width=16',), files={'run': copied_run(
              remove('result.json'), edit_config(model__width=16, model__feedforward=64))}),

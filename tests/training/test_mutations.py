@@ -67,7 +67,7 @@ class Readings:
   def resumed(self, folder):
     """train --resume."""
     run.open_folder(folder, self.c, self.text, resume=True)
-    if outcome := loop.finished(folder):
+    if outcome := loop.finished(folder, self.c):
       assert outcome == self.result
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', self.c.checkpoint)
     try:
