@@ -63,7 +63,7 @@ def main() -> int:
   from experiments.reports import figures
   from experiments.shared import progress
   from foundation import figures as style
-  from framework.data import windows
+  from framework.data import mixtures
   from framework.training import evaluation, setup
   with progress.bar() as show:
     split = _split(workdir, config, show)
@@ -79,7 +79,7 @@ def main() -> int:
       trained = setup.load(workdir, step)
     result = evaluation.evaluate(
         nats[n], trained.params,
-        windows.Windows(split, trained.tokenizer.end, config.data.window, stride, config.data.packed),
+        mixtures.evaluated_on(split, trained.tokenizer.end, config.data.window, stride, config.data.packed),
         trained.tokenizer, trained.setup.mesh, batch=BATCH.value or config.evaluation.batch, limit=WINDOWS.value,
         progress=lambda batches, s=stride: tqdm.tqdm(  # type: ignore[misc]  # mypy has no type for s
             batches, desc=f'stride {s}', leave=False, disable=not sys.stderr.isatty()))
@@ -103,6 +103,10 @@ def _print(results, which: str, drawn: bool) -> None:
   print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
     print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)
+    parts: dict[str, dict] = r.get('sources', {})  # type: ignore[assignment]  # of a mixture
+    for name, one in parts.items():
+      print(f"  {name}: {one['bits_per_byte']:.4f} bits/byte, {one['nats_per_token']:.4f} nats/token, "
+            f"{one['targets']:,} tokens", flush=True)
 
 
 def _steps(workdir) -> list[int | None]:
@@ -122,14 +126,15 @@ def _steps(workdir) -> list[int | None]:
 
 def _split(workdir, config, show):
   """What is evaluated on: a part of the run's corpus, or --text."""
-  from framework.data import sources, splits
+  from framework.data import sources, splits, texts
   from framework.training import run
   if not TEXT.value:
     text = run.corpus_of(workdir, config, show)
     return text.validation if SPLIT.value == 'validation' else text.train
   files_of_text = sources.find('--text', TEXT.value)
   total = sum(source.size for source in files_of_text)
-  split = splits.held(sources.texts(files_of_text, lambda done: show(done, total, 'reading')),
+  split = splits.held(texts.read(files_of_text, lambda done: show(done, total, 'reading'),
+                                 texts.Reading(config.data.field)),
                       run.read_tokenizer(workdir))
   if split.tokens < 3:
     raise config_lib.ConfigError(f"--text is '{TEXT.value}', which holds no text; expected at least a character of it")

@@ -12,6 +12,7 @@ not drawn again.
 
 import itertools
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -106,12 +107,13 @@ def _many(workdir, tokenizer, window: int, settings, alone: bool) -> int:
   from experiments.shared import progress, prompts
   from foundation import files
   from framework.training import setup
-  output = files.expand('--output', OUTPUT.value).absolute()
-  requests = prompts.read(files.expand('--prompts', PROMPTS.value), SAMPLES.value, tokenizer)
+  output = files.expand('--output', launch.required(OUTPUT)).absolute()
+  requests = prompts.read(files.expand('--prompts', launch.required(PROMPTS)), SAMPLES.value, tokenizer)
   trained = setup.load(workdir, STEP.value)
 
   def one(request) -> str:
-    ids = [int(token) for token, _ in trained.setup.module.generate(
+    model: Any = trained.setup.module  # which has answered that it writes in a way of its own
+    ids = [int(token) for token, _ in model.generate(
         trained.params, request.ids, tokens=TOKENS.value, settings=settings, seed=request.key(SEED.value))]
     return tokenizer.decode(ids[:ids.index(settings.stop)] if settings.stop in ids else ids)
 

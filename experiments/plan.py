@@ -2,24 +2,25 @@
 
 Example:
   python -m experiments.plan --config=experiments/configs/llama_8b.py --target=h100:8
+  python -m experiments.plan --config=experiments/configs/llama_8b.py --target=h100 --chips=8..1024 \\
+    --config.training.batch=1024 --output=plans/chips.json
 
 Other targets: h100:4x8 (hosts x GPUs), v5e:16x16, v6e:8x8 (TPU slices), cpu:8 (simulated devices). Prints what a device
 holds, what moves, and the least time of a step by compute, memory and network, with the rates assumed. A bound is not a
 forecast: real steps take longer. Compilers for GPUs and TPUs come with `pip install -e '.[compile]'`.
 """
 
-import contextlib
 import copy
 import dataclasses
 import itertools
 import json
-import math
 import pathlib
-import time
 from typing import Any
 
 from absl import flags
 
+from experiments.planning import chips
+from experiments.planning.compiled import SPARE, Plan, Target, largest, planned, target_of, vocabulary_of
 from experiments.shared import launch, process
 from foundation import files
 from foundation.errors import ConfigError, nearest
@@ -30,102 +31,15 @@ TARGET = flags.DEFINE_string('target', None, 'h100:8, h100:4x8, h200, a100, v5e:
 SLICES = flags.DEFINE_integer('slices', 1, 'TPU slices, joined by the network of the data centre', lower_bound=1)
 VOCABULARY = flags.DEFINE_integer('vocabulary', 0, '0: that of the tokenizer, of bpe data.vocabulary', lower_bound=0)
 TOKENS = flags.DEFINE_float('tokens', 0, 'to train on; 0: steps x batch x window', lower_bound=0.0)
-PRICE = flags.DEFINE_float('price_per_hour', 0, 'of one device, in any currency; 0: none is printed', lower_bound=0.0)
+PRICE = flags.DEFINE_float('price_per_hour', 0, 'of one device, in dollars; 0: none is printed', lower_bound=0.0)
 SEARCH = flags.DEFINE_bool('search', False, 'ranks meshes and remat policies by their bound; one compilation each')
-LARGEST = flags.DEFINE_bool('largest', True, 'estimate the largest batch that fits, from a second compilation')
-OUTPUT = flags.DEFINE_string('output', None, 'file.json of all figures, besides')
+LARGEST = flags.DEFINE_bool('largest', False, 'also the largest batch and window that fit; up to eight compilations more')
+CHIPS = flags.DEFINE_string('chips', None, 'fewest and most devices, as 8..1024: the bound of each number, doubled from '
+                            'one to the next, for one batch')
+OUTPUT = flags.DEFINE_string('output', None, 'file.json of all figures, besides; scaling plan --machine takes it. Of '
+                             '--chips also a figure beside it')
 
-SPARE = 0.08  # of a GPU's memory, for NCCL, the CUDA context and fragmentation
 REMATS = ('none', 'dots', 'full')
-
-
-def vocabulary_of(config: config_lib.Config) -> int:
-  """V of a config, without its corpus. Raises ConfigError where only that knows it."""
-  from framework.data import tokenizer
-  if VOCABULARY.value:
-    return VOCABULARY.value
-  if config.data.task or config.data.tokenizer == 'chars':
-    raise ConfigError(f"the vocabulary of {'a task' if config.data.task else 'chars'} is known from its text alone; "
-                      'expected --vocabulary=N')
-  return config.data.vocabulary if config.data.tokenizer == 'bpe' else tokenizer.Bytes().size
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """Hardware to plan for. rates: topology.Rates of one device, room: bytes of it that a program may take; of a CPU
-  nothing is known: None and 0."""
-  name: str
-  devices: list[Any]
-  rates: Any = None
-  room: float = 0.0
-
-
-def target_of(name: str, dtype: str) -> Target:
-  """The target of that name, for arithmetic in `dtype`. Raises ConfigError."""
-  import jax
-  from framework import topology
-  from pallas_kernels.runtime import targets
-  if name.split(':')[0] == 'cpu':
-    return Target(name, jax.devices())
-  try:
-    devices, device = targets.devices(name, SLICES.value), targets.describe(name)
-  except ValueError as error:
-    raise ConfigError(f'--target: {error}') from None
-  except ModuleNotFoundError as error:
-    raise ConfigError(f"{error}; expected pip install -e '.[compile]', nearest is --target=cpu:8") from None
-  flops = device.flops if dtype == 'bfloat16' else device.flops / 2  # tf32 of a GPU; a TPU takes several passes
-  gpu = isinstance(device, targets.Gpu)
-  together = targets.hosts(name)[1] if gpu else len(devices) // SLICES.value
-  return Target(name, devices, topology.Rates(flops, device.bandwidth, device.link, device.network, together),
-                device.memory * (1 - SPARE) if gpu else device.memory)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """One step on the target. Bytes and FLOPs are of one device; `again` are those that remat computes once more."""
-  config: config_lib.Config
-  devices: int
-  parameters: int
-  state: int
-  memory: Any
-  collectives: list[Any]
-  flops: float
-  again: float
-  bound: Any
-  seconds_to_compile: float
-  refused: str = ''  # what a TPU's compiler says of a program that does not fit
-
-
-def planned(config: config_lib.Config, target: Target) -> Plan:
-  """Compiles the step of a config for a target. Raises ConfigError if it cannot be split so."""
-  import jax
-  from framework import sharding, topology
-  from framework.models import contract
-  from framework.training import layout, setup
-  from pallas_kernels.runtime import targets
-  start, count = time.perf_counter(), len(target.devices)
-  with targets.tracing(target.name) if target.rates else contextlib.nullcontext():
-    mesh = layout.make_mesh(target.devices, sharding.sizes(config.training.mesh, count))
-    made = setup.set_up(config, vocabulary_of(config), mesh)
-    layout.check(config, made.module, mesh.shape)
-    like = made.like()
-    state = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(like))
-    parameters, refused, used, found = contract.counts(made.module)['total'], '', topology.Memory(0, 0, 0), []
-    try:
-      compiled = made.lower_step().compile()
-      used = topology.memory(compiled, target.devices[0].platform)
-      found = topology.collectives(compiled.as_text() or '', config.model.layers)
-    except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      refused = topology.exhausted(str(error))
-    flops = made.module.flops()
-  a_device = config.training.batch / count
-  again = a_device * flops.forward if config.model.remat == 'full' else 0.0
-  bound = topology.bound(a_device * flops.train + again, used, found, target.rates) if (
-      target.rates and not refused) else None
-  return Plan(config, count, parameters, state, used, found, a_device * flops.train, again, bound,
-              time.perf_counter() - start, refused)
 
 
 def gib(size: float) -> str:
@@ -157,12 +71,11 @@ def described(plan: Plan, target: Target) -> list[str]:
 def speed(plan: Plan, rates: Any) -> list[str]:
   """The bound at a device's rates, and what it means for a run."""
   c, bound = plan.config, plan.bound
-  tokens = c.training.batch * c.data.window
-  total = TOKENS.value or c.training.steps * tokens
-  hours = total / tokens * bound.seconds / 3600
+  total = TOKENS.value or c.training.steps * c.training.batch * c.data.window
+  hours = total / plan.tokens_per_second / 3600
   return [f'a step takes at least {bound.seconds:.4g} s, by {bound.by}: compute {bound.compute:.4g}, memory '
           f'{bound.memory:.4g}, network {bound.network:.4g} s',
-          f'at most {tokens / bound.seconds / plan.devices:,.0f} tokens/s a device, MFU '
+          f'at most {plan.tokens_per_second / plan.devices:,.0f} tokens/s a device, MFU '
           f'{plan.flops / rates.flops / bound.seconds:.0%}',
           f'assumed: {rates.flops / 1e12:.0f} TFLOP/s, {rates.bandwidth / 1e12:.2f} TB/s of memory, '
           f'{rates.link / 1e9:.0f} GB/s between {rates.together} neighbours, {rates.network / 1e9:.3g} GB/s a device beyond '
@@ -171,19 +84,7 @@ def speed(plan: Plan, rates: Any) -> list[str]:
               f', {hours * plan.devices * PRICE.value:,.0f} at {PRICE.value:g} an hour' if PRICE.value else '')]
 
 
-def largest_batch(plan: Plan, target: Target) -> str:
-  """About the largest batch that fits, from the memory of this one and of another."""
-  batch = plan.config.training.batch
-  other = planned(config_lib.changed(plan.config, {'training.batch': 2 * batch}), target)
-  if other.refused or other.memory.peak <= plan.memory.peak:
-    return 'twice the batch does not fit' if other.refused else ''
-  a_row = (other.memory.peak - plan.memory.peak) / batch
-  most = int((target.room - plan.memory.peak) / a_row + batch)
-  most -= most % plan.devices
-  return f'the largest batch that fits is about {most} windows ({gib(a_row * plan.devices)} each)' if most > 0 else ''
-
-
-def candidates(config: config_lib.Config, count: int, together: int) -> list[config_lib.Config]:
+def candidates(config: config_lib.Config, count: int, together: int, vocabulary: int) -> list[config_lib.Config]:
   """Meshes and remat policies that the config divides over, the tensor axis within a host."""
   from framework import models, sharding
   from framework.training import layout
@@ -196,24 +97,24 @@ def candidates(config: config_lib.Config, count: int, together: int) -> list[con
     try:
       one = config_lib.changed(config, {'training.mesh': mesh, 'training.partition': 'mesh', 'model.remat': remat,
                                         'model.scan': True})
-      layout.check(one, models.build(one, vocabulary_of(one)), sharding.sizes(mesh, count))
+      layout.check(one, models.build(one, vocabulary), sharding.sizes(mesh, count))
       found.append(one)
     except ConfigError:
       continue
   return found
 
 
-def search(config: config_lib.Config, target: Target) -> list[str]:
+def search(config: config_lib.Config, target: Target, vocabulary: int) -> list[str]:
   """The meshes and remat policies that fit, the fastest bound first."""
   from experiments.shared import progress
   if target.rates is None:
     raise ConfigError('--search ranks by rates, of which a CPU has none; expected --target=h100:8 or the like')
-  rows, able = [], candidates(config, len(target.devices), target.rates.together)
+  rows, able = [], candidates(config, len(target.devices), target.rates.together, vocabulary)
   with progress.steps() as show:
     for number, one in enumerate(able):
       show(number, len(able), f'{one.training.mesh} {one.model.remat}')
-      plan = planned(one, target)
-      if not plan.refused and plan.memory.peak <= target.room:
+      plan = planned(one, target, vocabulary)
+      if plan.fits(target):
         rows.append((plan.bound.seconds, plan.memory.peak, one.training.mesh, one.model.remat, plan.bound.by))
   lines = [f'{len(rows)} of {len(able)} fit; least seconds of a step, most memory:']
   return lines + [f'{seconds:9.4g} s  {gib(peak):>11}  {mesh}  remat={remat}  bound by {by}'
@@ -232,19 +133,44 @@ def main() -> int:
     raise ConfigError(f"--target is '{asked}'; expected one of {', '.join(known)}{nearest(name, known)}")
   if name == 'cpu' and not (count.isdecimal() and 0 < int(count) <= 512):
     raise ConfigError(f"--target is '{asked}'; expected a number of devices up to 512, as cpu:8")
+  vocabulary = vocabulary_of(config, VOCABULARY.value)
+  output = files.expand('--output', OUTPUT.value) if OUTPUT.value else None
+  numbers = chips.counts(CHIPS.value) if CHIPS.value else []
+  if numbers and (name == 'cpu' or count):
+    raise ConfigError(f"--target is '{asked}' with --chips; expected a kind alone, nearest is "
+                      f"{'h100' if name == 'cpu' else name}")
   import jax
   jax.config.update('jax_platforms', 'cpu')  # nothing runs elsewhere, also where there is a GPU
   process.start_jax(config, int(count) if name == 'cpu' else 1)
-  target = target_of(asked, config.model.dtype)
+  if numbers:
+    return more_and_more(config, name, numbers, vocabulary, output)
+  target = target_of(asked, config.model.dtype, SLICES.value)
   if SEARCH.value:
-    print('\n'.join(search(config, target)))
+    print('\n'.join(search(config, target, vocabulary)))
     return 0
-  plan = planned(config, target)
+  plan = planned(config, target, vocabulary)
   print('\n'.join(described(plan, target)), flush=True)
-  if OUTPUT.value:
-    write(plan, target.name, files.expand('--output', OUTPUT.value))
+  if output:
+    write(plan, target.name, output)
   if LARGEST.value and not plan.refused and target.room:
-    print(largest_batch(plan, target))
+    for key in ('training.batch', 'data.window'):
+      print(f'the largest {key} that was compiled and fits is {largest(plan, target, vocabulary, key)}', flush=True)
+  return 0
+
+
+def more_and_more(config: config_lib.Config, kind: str, numbers: list[int], vocabulary: int, output: pathlib.Path | None
+                  ) -> int:
+  """The bound of one config on each number of devices: a table, and with `output` that and a figure."""
+  from experiments.shared import progress
+  from foundation import figures
+  from pallas_kernels.runtime import targets
+  with progress.steps() as show:
+    table = list(chips.rows(config, kind, isinstance(targets.describe(kind), targets.Gpu), numbers, vocabulary, show))
+  print('\n'.join(chips.described(table)), flush=True)
+  if output and any('why_not' not in row for row in table):
+    files.write_atomically(output, json.dumps(table, indent=1) + '\n')
+    title = f'{config.training.batch} x {config.data.window} tokens a step on {kind}'
+    files.write_atomically(output.with_suffix('.svg'), figures.svg(chips.draw(table, title)))
   return 0
 
 
@@ -255,7 +181,8 @@ def write(plan: Plan, target: str, path: pathlib.Path) -> None:
              'config': config_lib.flatten(plan.config), 'parameters': plan.parameters, 'state_bytes': plan.state,
              'memory': dataclasses.asdict(plan.memory), 'moves': topology.table(plan.collectives),
              'flops_a_device': plan.flops, 'refused': plan.refused,
-             'bound': plan.bound and dataclasses.asdict(plan.bound) | {'seconds': plan.bound.seconds}}
+             'bound': plan.bound and dataclasses.asdict(plan.bound) | {'seconds': plan.bound.seconds},
+             'tokens_per_second': plan.tokens_per_second, 'dollars_per_hour': PRICE.value * plan.devices}
   files.write_atomically(path, json.dumps(figures, indent=1) + '\n')
 
 

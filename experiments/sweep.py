@@ -33,7 +33,7 @@ ATTACHED = flags.DEFINE_bool('attached', False, 'with --cells: end when stdin en
 
 
 def main() -> int:
-  path = files.expand('--sweep', launch.required(SWEEP)).resolve()
+  path = files.expand('--sweep', launch.shipped(launch.required(SWEEP))).resolve()
   workdir = launch.workdir_path(WORKDIR.value or f'runs/{path.stem}')
   from experiments.sweeping import cells as cells_lib
   sweep = cells_lib.load(path)

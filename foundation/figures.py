@@ -1,5 +1,6 @@
 """One look for all figures, and the same bytes for the same figure. matplotlib is imported when one is drawn."""
 
+import dataclasses
 import io
 
 from foundation.printable import printable
@@ -32,3 +33,17 @@ def svg(figure) -> str:
   with matplotlib.rc_context({'svg.hashsalt': 'lemma'}):
     figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
   return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An SVG document that a notebook shows."""
+  svg: str
+
+  def _repr_svg_(self) -> str:
+    return self.svg
+
+
+def picture(figure) -> Picture:
+  """A matplotlib figure for the end of a notebook's cell, whatever its backend."""
+  return Picture(svg(figure))

@@ -10,17 +10,23 @@ import html
 import math
 from typing import Any
 
+from foundation import chart
 from foundation.printable import printable
 
 MARK = '<meta name="generator" content="lemma report">'  # how a page of ours is known before it is written anew
+LISTED = 16  # sections; the list of more of them is closed at first
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """rows[i][j]: numbers, strings or None (nothing known), under columns[j]; a click on a column sorts by it."""
+  """rows[i][j]: numbers, strings or None (nothing known), under columns[j]; a click on a column sorts by it.
+
+  rising: the column by which the rows are sorted already, if there is one.
+  """
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   source: str = ''
+  rising: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Details:
 class Section:
   """A heading and, below it, paragraphs (str), tables and figures in order."""
   title: str
-  blocks: Sequence['str | Table | Figure | Text | Details']
+  blocks: Sequence['str | Table | Figure | Text | Details | chart.Chart']
 
 
 def _escape(text: object) -> str:
@@ -81,7 +87,8 @@ def _source(text: str) -> str:
 
 
 def _table(table: Table) -> str:
-  head = ''.join(f'<th aria-sort="none"><button type="button">{_escape(c)}</button></th>' for c in table.columns)
+  head = ''.join(f'<th aria-sort="{"ascending" if c == table.rising else "none"}"><button type="button">{_escape(c)}'
+                 '</button></th>' for c in table.columns)
   body = '\n'.join('<tr>' + ''.join(_cell(v) for v in row) + '</tr>' for row in table.rows)
   return (f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
           f'{_source(table.source)}')
@@ -95,7 +102,9 @@ def _figure(figure: Figure) -> str:
           f'{_source(figure.source)}</figure>')
 
 
-def _block(block: 'str | Table | Figure | Text | Details') -> str:
+def _block(block: 'str | Table | Figure | Text | Details | chart.Chart') -> str:
+  if isinstance(block, chart.Chart):
+    return chart.render(block)
   if isinstance(block, str):
     return f'<p>{_escape(block)}</p>'
   if isinstance(block, Text):
@@ -112,14 +121,17 @@ def render(title: str, summary: str, sections: Sequence[Section], refresh: int =
   """
   names = [f's{i}' for i in range(len(sections))]
   contents = ''.join(f'<li><a href="#{n}">{_escape(s.title)}</a></li>' for n, s in zip(names, sections))
+  contents = f'<ul>{contents}</ul>'
+  if len(sections) > LISTED:
+    contents = f'<details><summary>{len(sections)} sections</summary>{contents}</details>'
   body = '\n'.join(f'<section id="{n}"><h2>{_escape(s.title)}</h2>\n' + '\n'.join(map(_block, s.blocks)) +
                    '</section>' for n, s in zip(names, sections))
   return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}\n'
           '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
           + (f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else '') +
-          f'<link rel="icon" href="data:,"><title>{_escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>'
+          f'<link rel="icon" href="data:,"><title>{_escape(title)}</title>\n<style>{STYLE}{chart.STYLE}</style></head>\n<body>'
           f'<h1>{_escape(title)}</h1>\n<p class="summary">{_escape(summary)}</p>\n'
-          f'<nav><ul>{contents}</ul></nav>\n{body}\n<script>{SCRIPT}</script></body></html>\n')
+          f'<nav>{contents}</nav>\n{body}\n<script>{SCRIPT}{chart.SCRIPT}</script></body></html>\n')
 
 
 STYLE = """

@@ -7,7 +7,9 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 
 import copy
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -159,9 +161,16 @@ class Encoder(Section):
 @dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Data(Section):
   path: str = setting('',
-                      "file, folder or glob of .txt .py .jsonl, also .gz; '': the Python standard library's sources",
-                      beside=True)
+                      "file, folder or glob of .txt .py .md .jsonl (also .gz .bz2 .xz .zst), .parquet .arrow .feather, "
+                      "here or at a URL that fsspec reads; '': the Python standard library's sources", beside=True)
   validation_path: str = setting('', "'': a tenth of `path` is held out", beside=True)
+  mixture: str = setting('', "texts in place of `path`, each with its share of the windows, as in "
+                         "'web=pages/:0.7,code=src/:0.3'", beside=True)
+  field: str = setting('text', 'of a row of .jsonl or a table: where its text is')
+  bad_rows: str = setting('refuse', 'what becomes of rows without such a text', choices=('refuse', 'skip'))
+  ids: str = setting('', "the files are arrays of token ids that data.tokenizer made (.bin, .npy), of this type; file: "
+                     "each says its own (.npy, Megatron's .idx); '': they are texts",
+                     choices=('', 'file', 'uint16', 'uint32', 'int32', 'int64'))
   task: str = setting('', 'a synthetic language in place of text: a file of framework/data/tasks, or the path of one, '
                       'with settings, as in zipf_pairs:noise=0.1,symbols=32')
   tokens: int = setting(0, 'of the training text, from its beginning: fewer are read for more epochs; 0: all',
@@ -379,8 +388,47 @@ def check_model(m: Model) -> None:
     raise ConfigError(f'model.width is {m.width}; sinusoidal positions need an even one, nearest is {m.width + 1}')
 
 
+def mixture(text: str) -> list[tuple[str, str, float]]:
+  """[(name, path, weight)] of data.mixture, whose weights sum to 1. Raises ConfigError."""
+  expected = "expected name=path:weight, as in 'web=pages/:0.7,code=src/:0.3'"
+  clauses = re.split(r',(?=\s*[\w.-]+=)', text)  # a path may hold commas and colons
+  parts = []
+  for clause in clauses:
+    name, equals, rest = clause.strip().partition('=')
+    path, colon, weight = rest.rpartition(':')
+    try:
+      share = float(weight)
+    except ValueError:
+      share = math.nan
+    if not equals or not re.fullmatch(r'[\w.-]+', name) or not colon or not path or not 0 < share < math.inf:
+      raise ConfigError(f"data.mixture has '{clause.strip()}'; {expected}, with a weight above 0")
+    parts.append((name, path, share))
+  names = [name for name, _, _ in parts]
+  if len(set(names)) < len(names):
+    raise ConfigError(f"data.mixture names '{next(n for n in names if names.count(n) > 1)}' twice; expected names of their own")
+  total = sum(share for _, _, share in parts)
+  if min(share for _, _, share in parts) / total < 2**-24:
+    raise ConfigError(f"data.mixture is '{text}', with a share below 6e-8; expected more, or the text left out")
+  return [(name, path, share / total) for name, path, share in parts]
+
+
+def check_mixture(d: Data) -> None:
+  """Raises ConfigError for what a mixture does not go with."""
+  mixture(d.mixture)
+  for key, wanted in (('path', ''), ('validation_path', ''), ('task', ''), ('tokens', 0), ('folds', 0),
+                      ('random_phase', False)):
+    if getattr(d, key) != wanted:
+      raise ConfigError(f'data.{key} is {getattr(d, key)!r} beside data.mixture, which does not honour it; expected one of '
+                        'the two')
+
+
 def check_data(d: Data, e: Evaluation) -> None:
   """Raises ConfigError for strides beyond the window and folds that do not exist."""
+  if d.mixture:
+    check_mixture(d)
+  if d.ids and d.tokenizer in ('chars', 'bpe'):
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}', which is made from a text, with data.ids '{d.ids}'; expected the "
+                      "tokenizer that made the ids, nearest is 'bytes'")
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')

@@ -99,10 +99,15 @@ def run_plan(flags) -> int:
   from scaling import plan
   if not flags.budget and not flags.target_loss:
     raise ConfigError('plan needs --budget (with --unit) or --target_loss (with --prefill, --decode)')
-  rates = plan.Rates(flags.flops_per_second, flags.dollars_per_hour, flags.prefill_flops_per_second,
-                     flags.decode_flops_per_second)
-  C = rates.flops(flags.budget, flags.unit) if flags.budget else 0.0
+  given = {name: getattr(flags, name) for name in (
+      'flops_per_second', 'dollars_per_hour', 'prefill_flops_per_second', 'decode_flops_per_second')}
+  rates = plan.Rates(**given)
+  if not flags.machine and flags.budget:
+    rates.flops(flags.budget, flags.unit)  # refuses before it fits
   result, findings = options.fitted(flags)
+  if flags.machine:
+    rates = plan.Rates.of_machine(flags.machine, result.observations.convention.k, **given)
+  C = rates.flops(flags.budget, flags.unit) if flags.budget else 0.0
   best = _best(flags, result, rates, C)
   print(f'N {best.N:.5g} parameters\nD {best.D:.5g} tokens ({best.ratio:.3g} per parameter)\nC {best.C:.5g} FLOPs, '
         f'{result.observations.convention}\n'
@@ -282,6 +287,7 @@ A budget is in FLOPs, seconds or dollars (--unit). --unique: only so many tokens
 Examples:
   python -m scaling plan --runs=runs --budget=1e18 --N=5e8
   python -m scaling plan --runs=runs --budget=200 --unit=dollars --flops_per_second=4e14 --dollars_per_hour=2.5
+  python -m scaling plan --runs=runs --budget=5000 --unit=dollars --machine=plans/h100.json
   python -m scaling plan --runs=repeat.csv --law=repeated --budget=1e21 --unique=1e9
   python -m scaling plan --runs=experts.csv --law=experts --budget=1e20 --K=16
   python -m scaling plan --runs=runs --target_loss=2.1 --prefill=2e12 --decode=1e11
@@ -289,6 +295,7 @@ Examples:
         *FITTING,
         number('budget', 0.0, 'budget in --unit'),
         Flag('unit', str, 'flops', 'of the budget', ('flops', 'seconds', 'dollars')),
+        Flag('machine', str, '', 'file that experiments.plan --output wrote: its tokens/s, at most, and its price'),
         number('flops_per_second', 0.0, 'useful FLOP/s in training'),
         number('dollars_per_hour', 0.0, 'price of the machine'),
         number('prefill_flops_per_second', 0.0, 'useful FLOP/s in prefill; 0: as in training'),

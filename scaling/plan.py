@@ -6,10 +6,12 @@ section 2.
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from scipy import optimize
 
+from foundation import reading
 from foundation.errors import ConfigError, nearest
 from scaling.fit import Fit
 from scaling.laws import allocation
@@ -34,6 +36,23 @@ class Rates:
       value = getattr(self, field.name)
       if not (np.isfinite(value) and value >= 0):
         raise ConfigError(f'{field.name}={value}: expected a positive number')
+
+  @classmethod
+  def of_machine(cls, path: str, k: float, **others: float) -> 'Rates':
+    """Of a file that experiments.plan --output wrote: tokens a second there as FLOP/s, at k FLOPs a parameter and token.
+
+    others: fields that are given otherwise; what is 0 among them is the file's.
+
+    Raises:
+      ConfigError: another file, or a plan without a bound.
+    """
+    about = reading.value(pathlib.Path(path).expanduser(), {
+        'parameters': int, 'tokens_per_second': float, 'dollars_per_hour': float, 'target': str})
+    if not about['tokens_per_second'] > 0:
+      raise ConfigError(f'{path} is a plan for {about["target"]}, of whose rates nothing is known; expected a GPU or TPU')
+    own = {'flops_per_second': k * about['parameters'] * about['tokens_per_second'],
+           'dollars_per_hour': about['dollars_per_hour']}
+    return cls(**others | {name: value for name, value in own.items() if not others.get(name)})
 
   def flops(self, budget: float, unit: str = 'flops') -> float:
     """Training FLOPs that a budget in FLOPs, seconds or dollars buys."""

@@ -16,7 +16,7 @@ MARKS = ('config.json', 'verdict.json', 'section.json')
 NUMBER = (float, None)
 CONFIG = {'config': {'training.steps': NUMBER}, 'versions': ({str: str}, None), 'command': (list, None)}
 RESULT = {'status': (str, None), 'loss_by_position': ([NUMBER], None)} | dict.fromkeys(
-    ('bits_per_byte', 'loss_nats_per_token', 'params_total', 'tokens', 'epochs', 'flops_train_exact', 'seconds'),
+    ('bits_per_byte', 'loss_nats_per_token', 'params_total', 'tokens', 'epochs', 'flops_train_exact', 'seconds', 'steps'),
     NUMBER)
 METRICS = {'loss': NUMBER, 'tokens': float, 'validation_loss': NUMBER, 'validation_bits_per_byte': NUMBER}
 TIMING = dict.fromkeys(('seconds', 'eta_seconds', 'tokens_per_second'), NUMBER)
@@ -28,9 +28,9 @@ def find(roots: list[pathlib.Path]) -> list[pathlib.Path]:
   What lies below a study or a section is its own affair: the runs there are shown only if they are asked for.
 
   Raises:
-    ConfigError: a root is no folder, or nothing below it has a place on the page.
+    ConfigError: a root is no folder, or nothing below any of them has a place on the page.
   """
-  folders = []
+  folders: list[pathlib.Path] = []
   for root in roots:
     if not root.is_dir():
       around = [str(p) for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
@@ -42,11 +42,15 @@ def find(roots: list[pathlib.Path]) -> list[pathlib.Path]:
         here.append(pathlib.Path(folder))
       if 'verdict.json' in names or 'section.json' in names:
         below.clear()
-    if not here:
-      raise config_lib.ConfigError(f'--runs: nothing below {root} is a run or a study; expected a folder with one of '
-                                   f'{", ".join(MARKS)}')
     folders += here
+  if not folders:
+    raise config_lib.ConfigError(_nothing(roots[0]))
   return list(dict.fromkeys(folders))
+
+
+def _nothing(root: pathlib.Path) -> str:
+  return (f'--runs: nothing below {printable(root)} is a run or a study; expected a folder with one of '
+          f'{", ".join(MARKS)}')
 
 
 def read(path: pathlib.Path, kind: Any = dict) -> dict[str, Any] | None:
@@ -89,8 +93,9 @@ def load(folder: pathlib.Path, name: str) -> dict[str, Any]:
 def gather(roots: list[pathlib.Path]) -> tuple[list[dict[str, Any]], list[str]]:
   """(the training runs at and below `roots`, under names that tell them apart; a line for each that cannot be read)."""
   base = roots[0] if len(roots) == 1 else pathlib.Path(os.path.commonpath([root.parent for root in roots]))
-  runs, wrong = [], []
-  for folder in find(roots):
+  found = find(roots)
+  runs, wrong = [], [_nothing(root) for root in roots if not any(folder.is_relative_to(root) for folder in found)]
+  for folder in found:
     if 'config.json' in os.listdir(folder) and not (folder / 'verdict.json').exists():
       try:
         runs.append(load(folder, folder.name if folder == base else relative(folder, base)))

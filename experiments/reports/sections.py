@@ -9,6 +9,7 @@ from typing import Any
 from experiments.reports import figures
 from experiments.reports import runs as folders
 from experiments.reports.runs import relative
+from foundation import chart
 from foundation import figures as style
 from foundation import files, outputs, page, reading
 from foundation.errors import one_line
@@ -55,25 +56,71 @@ def _count(n: int, one: str, many: str) -> str:
   return f'{n} {one if n == 1 else many}'
 
 
+def ranked(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The best result first, those without one last."""
+  def rank(run: dict[str, Any]) -> tuple[bool, float, str]:
+    value = run['result'].get('bits_per_byte')
+    return value is None, value or 0.0, run['name']
+  return sorted(runs, key=rank)
+
+
 def overview(runs: list[dict[str, Any]], here: pathlib.Path) -> page.Section:
-  """All runs in one table, with the settings in which they differ, and their losses in one figure."""
-  keys = differing(runs) if len(runs) > 1 else []
+  """All runs in one table, the best first, with the settings and results in which they differ, and their losses."""
+  several = len(runs) > 1
+  keys = differing(runs) if several else []
+  results = [(heading, key) for heading, key in RESULTS
+             if not several or len({json.dumps(run['result'].get(key)) for run in runs if run['result']}) > 1]
   rows = [[run['name'], *(_setting(run['settings'].get(key)) for key in keys),
-           *(_setting(run['result'].get(key)) for _, key in RESULTS), folders.state(run)] for run in runs]
-  which = 'each run' if len(runs) > 1 else relative(runs[0]['folder'], here)
-  blocks: list[Any] = [page.Table(['run', *keys, *(heading for heading, _ in RESULTS), 'status'], rows,
-                       f'config.json and result.json of {which}')]
+           *(_setting(run['result'].get(key)) for _, key in results), folders.state(run)] for run in runs]
+  which = 'each run' if several else relative(runs[0]['folder'], here)
+  columns = ['run', *keys, *(heading for heading, _ in results), 'status']
+  blocks: list[Any] = [page.Table(columns, rows, f'config.json and result.json of {which}',
+                                  'bits/byte' if several and 'bits/byte' in columns else '')]
+  if several:
+    blocks += _shared(runs, [pair for pair in RESULTS if pair not in results])
   with_rows = [run for run in runs if run['rows']]
   if with_rows:
     svg = style.svg(figures.losses({run['name']: run['rows'] for run in with_rows}))
-    blocks.append(page.Figure(svg, 'Loss on training batches (lines) and on held-out text (points) by tokens read.',
-                              f'metrics.jsonl of {which}'))
+    blocks.append(chart.Chart(
+        {run['name']: curves(run) for run in with_rows}, ('tokens', 'step', 'FLOPs', 'seconds'),
+        ('loss of batches', 'held-out loss', 'held-out bits/byte', 'learning rate', 'gradient norm'),
+        ('tokens', 'FLOPs'), svg, 'Loss on training batches and on held-out text: the pointer tells the lines apart.',
+        f'metrics.jsonl and timing.jsonl of {which}'))
   by_position = {run['name']: run['result']['loss_by_position'] for run in runs
                  if run['result'].get('loss_by_position')}
   if by_position:
-    blocks.append(page.Figure(style.svg(figures.positions(by_position)), 'Held-out loss by position in the window.',
-                              "result.json, field 'loss_by_position'"))
-  return page.Section('Runs' if len(runs) > 1 else f'Run {runs[0]["name"]}', blocks)
+    svg = style.svg(figures.positions(by_position))
+    lines = {name: {'position': list(range(1, len(losses) + 1)), 'nats/token': losses}
+             for name, losses in by_position.items()}
+    blocks.append(chart.Chart(lines, ('position',), ('nats/token',), ('position',), svg,
+                              'Held-out loss by position in the window.', "result.json, field 'loss_by_position'"))
+  return page.Section('Runs' if several else f'Run {runs[0]["name"]}', blocks)
+
+
+def _shared(runs: list[dict[str, Any]], results: list[tuple[str, str]]) -> list[page.Details]:
+  """What is the same in all runs, closed."""
+  rows = [[heading, _setting(next((run['result'].get(key) for run in runs if run['result']), None))]
+          for heading, key in results]
+  rows = [row for row in rows if row[1] is not None]
+  differ = set(differing(runs))
+  settings = [[key, _setting(value)] for key, value in runs[0]['settings'].items() if key not in differ]
+  return [page.Details('The same in all runs', page.Table(['what', 'value'], rows + settings))] if rows + settings else []
+
+
+def curves(run: dict[str, Any]) -> dict[str, list[float | None]]:
+  """The columns of a run's chart, of a few hundred of its rows at most."""
+  rows, result = run['rows'], run['result']
+  held_out = [i for i, row in enumerate(rows) if row.get('validation_loss') is not None]
+  picked = [rows[i] for i in chart.thinned(len(rows), held_out)]
+  timing = {row['step']: row.get('seconds') for row in run['timing']}
+  flops, steps = result.get('flops_train_exact'), result.get('steps') or (rows and rows[-1]['step'])
+  def column(key: str) -> list[float | None]:
+    return [row[key] if isinstance(row.get(key), (int, float)) else None for row in picked]
+  return {'tokens': column('tokens'), 'step': column('step'), 'seconds': [timing.get(row['step']) for row in picked],
+          'FLOPs': [flops / steps * row['step'] if flops and steps else None for row in picked],
+          'loss of batches': column('loss'), 'held-out loss': column('validation_loss'),
+          'held-out bits/byte': column('validation_bits_per_byte'), 'learning rate': column('learning_rate'),
+          'gradient norm': column('gradient_norm')}
 
 
 def _setting(value: Any) -> Any:
@@ -148,6 +195,7 @@ def contents(roots: list[pathlib.Path], here: pathlib.Path) -> tuple[str, list[p
   """
   studies, sections = [], []
   runs, wrong = folders.gather(roots)
+  runs = ranked(runs)
   for folder in folders.find(roots):
     try:
       part, verdict = folders.read(folder / 'section.json'), folders.read(folder / 'verdict.json')

@@ -67,6 +67,25 @@ def _config_path(argv: list[str]) -> pathlib.Path | None:
   return files.expand('--config', path) if path else None
 
 
+def shipped(text: str) -> str:
+  """The path of a file of these packages, as experiments/configs/quickstart.py, wherever a command is started: they may
+  have been installed; any other path as it is, and so is one that is there."""
+  own = pathlib.Path(__file__).parents[2] / text
+  return str(own) if text.startswith('experiments/') and not os.path.exists(text) and own.is_file() else text
+
+
+def _shipped_words(argv: list[str]) -> list[str]:
+  """The words with the value of --config as `shipped`."""
+  words = list(argv)
+  for i, word in enumerate(words):
+    name, equals, value = word.partition('=')
+    if name in ('--config', '-config') and equals:
+      words[i] = f'{name}={shipped(value)}'
+    elif name in ('--config', '-config') and i + 1 < len(words):
+      words[i + 1] = shipped(words[i + 1])
+  return words
+
+
 def _from_config(error: BaseException, path: pathlib.Path) -> str:
   """What the config file itself raised, as one line with its place; '' if it raised nothing."""
   cause: BaseException | None = error
@@ -84,6 +103,7 @@ def _from_config(error: BaseException, path: pathlib.Path) -> str:
 
 
 def _parse(most: int, argv: list[str]) -> list[str]:
+  argv = _shipped_words(argv)
   try:
     _check_words(argv)
   except config_lib.ConfigError as error:

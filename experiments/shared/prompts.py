@@ -85,7 +85,7 @@ def batches(requests: Sequence[Request], window: int) -> Iterator[list[int]]:
 def draw(trained: Any, requests: Sequence[Request], tokens: int, window: int, settings: generation.Sampling, seed: int
          ) -> list[str]:
   """The texts of at most BATCH requests. The batch is always filled up to that size: one program for all."""
-  filled = [*requests, *requests[:1] * (BATCH - len(requests))]
+  filled = [*requests, *[requests[0]] * (BATCH - len(requests))]
   keys_B = jax.vmap(jax.random.key)(np.array([request.key(seed) for request in filled], np.uint32))
   columns = generation.generate(trained.setup.module, trained.params, [request.ids for request in filled],
                                 tokens=tokens, window=window, settings=settings, seed=keys_B)

@@ -11,7 +11,7 @@ import numpy as np
 
 from framework import config as config_lib
 from framework.baselines import compressors, ngram
-from framework.data import corpus
+from framework.data import building, corpus, mixtures
 
 # Bits per token of English words, a vocabulary of 2^15, as they are quoted in the outline of this project: beside the
 # measured ones, not measured here.
@@ -21,16 +21,18 @@ GUESSED = 2**16  # targets of the guessing game at most
 
 
 def check_text(text: corpus.Corpus) -> None:
-  """Raises ConfigError if the corpus is an endless one, which cannot be counted."""
+  """Raises ConfigError if the corpus is an endless one or a mixture, which cannot be counted."""
+  if isinstance(text.train, mixtures.Mixture):
+    raise config_lib.ConfigError('data.mixture is several texts, which are counted one by one; expected a data.path')
   if not isinstance(text.train, corpus.Split):
     raise config_lib.ConfigError('data.task is an endless text, which cannot be counted; expected a data.path')
 
 
 def held_out(text: corpus.Corpus, tokens: int) -> corpus.Split:
   """The first `tokens` of the validation split, as a split."""
-  split = text.validation
+  split: Any = text.validation
   if not tokens or tokens >= split.tokens:
-    return split  # type: ignore[return-value]  # check_text has refused an endless one
+    return split  # check_text has refused an endless one
   size = int(np.asarray(text.tokenizer.token_bytes)[split.read(1, tokens)].sum())
   first: Any = corpus.first_tokens(split, tokens)
   return dataclasses.replace(first, bytes=size)
@@ -105,7 +107,7 @@ def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, str
   c, module, mesh = trained.setup.config, trained.setup.module, trained.setup.mesh
   own = trained.tokenizer
   if own.digest != text.tokenizer.digest:
-    split = corpus.in_tokens_of(split, text.tokenizer, own, folder)
+    split = building.in_tokens_of(split, text.tokenizer, own, folder)
   stride = min(stride or c.evaluation.stride, c.data.window)
   held_out = windows.Windows(split, own.end, c.data.window, stride, c.data.packed)
   result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, own, mesh,

@@ -3,6 +3,8 @@ the file system has one, and appears by one rename. What a dead process leaves i
 """
 
 import contextlib
+import functools
+import hashlib
 import os
 import pathlib
 import secrets
@@ -49,3 +51,15 @@ def clean(root: pathlib.Path, mine: str) -> None:
     with contextlib.nullcontext(True) if digest == mine else files.lock(root / f'{digest}.lock', wait=False) as dead:
       if dead:
         shutil.rmtree(left, ignore_errors=True)
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Of a file's content, read once a process while its inode, size and time of change stay."""
+  about = path.stat()
+  return _sha256(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(1024)
+def _sha256(path: pathlib.Path, *version: int) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

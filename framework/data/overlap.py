@@ -14,6 +14,7 @@ import numpy as np
 from framework.data.sources import Source
 
 ENDS = 8  # tokens at either end of a document that are compared before all of it is
+GROUP = 1 << 25  # tokens whose documents are looked at together
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +42,27 @@ def shared(train: Any, validation: Any) -> np.ndarray:
   return out
 
 
-def _documents(split: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The tokens of a split, and the first and the one after the last of each document."""
-  return np.memmap(split.path, split.dtype, 'r'), split.starts + 1, np.append(split.starts[1:], split.tokens - 1)
+def _documents(split: Any) -> tuple[np.ndarray, np.ndarray]:
+  """The first token of each document of a split, and the one after its last."""
+  return split.starts + 1, np.append(split.starts[1:], split.tokens - 1)
 
 
 def _keys(split: Any) -> np.ndarray:
   """uint64 [documents] that are equal for equal documents, and seldom else."""
-  tokens, first, end = _documents(split)
+  first, end = _documents(split)
   key = (end - first).astype(np.uint64)
-  for i in range(ENDS):
-    for place in (np.minimum(first + i, end - 1), np.maximum(end - 1 - i, first)):
-      key = key * np.uint64(0x9E3779B97F4A7C15) + tokens[place]
+  parts = np.flatnonzero(np.diff(first // GROUP)) + 1
+  for some in np.split(np.arange(len(first)), parts):
+    tokens = np.memmap(split.path, split.dtype, 'r')  # anew: what is mapped counts as memory until it is let go
+    for i in range(ENDS):
+      for place in (np.minimum(first[some] + i, end[some] - 1), np.maximum(end[some] - 1 - i, first[some])):
+        key[some] = key[some] * np.uint64(0x9E3779B97F4A7C15) + tokens[place]
   return key
 
 
 def _digests(split: Any, chosen: np.ndarray) -> dict[int, bytes]:
-  tokens, first, end = _documents(split)
-  return {number: hashlib.sha256(tokens[first[number]:end[number]].tobytes()).digest()
+  first, end = _documents(split)
+  return {number: hashlib.sha256(split.read(int(first[number]), int(end[number])).tobytes()).digest()
           for number in np.flatnonzero(chosen).tolist()}
 
 

@@ -1,26 +1,28 @@
-"""The source files of a corpus: which files data.path names, and what they say as (document, text) pairs. A document is
-a file of UTF-8 text or a line of a .jsonl file, gzipped or not. What cannot be found, read or decoded raises a
-ConfigError that names the setting and the file.
+"""The source files of a corpus: which files data.path names. What they say is read by framework/data/texts.py.
+
+What cannot be found or read raises a ConfigError that names the setting and the file.
 """
 
-import codecs
-import contextlib
+import collections
 import dataclasses
 import glob
-import gzip
-import json
+import importlib
 import logging
 import os
 import pathlib
 import re
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from framework.config import ConfigError, nearest
 
 BLOCK = 1 << 20  # bytes read at a time
-SUFFIXES = ('.txt', '.py', '.jsonl')
+TEXTS = ('.txt', '.py', '.md', '.jsonl')
+COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')  # of texts
+TABLES = ('.parquet', '.arrow', '.feather')
+ARRAYS = ('.bin', '.npy')  # of token ids
+SUFFIXES = TEXTS + TABLES
 _EMBEDDED_SUFFIXES = ('.py', '.txt', '.rst')
 _EMBEDDED_SKIPS = {'site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test'}
 
@@ -35,6 +37,7 @@ class Source:
   name: str
   size: int
   modified: int  # in nanoseconds
+  title: str  # what its documents are named by: the same for the same rows in any form, so that the same are held out
 
   def changed(self) -> bool:
     try:
@@ -47,11 +50,12 @@ class Source:
 # Which files
 
 
-def find(key: str, path: str, ours: str | os.PathLike = '') -> list[Source]:
+def find(key: str, path: str, ours: str | os.PathLike = '', ids: bool = False) -> list[Source]:
   """The readable files that `path` names, each once, in the order of their names. The log says what is left out.
 
   Args:
     ours: a folder of our own files, which are nobody's texts though it may lie among them.
+    ids: arrays of token ids are looked for, not texts.
 
   Raises:
     ConfigError: there is none, one that should be read cannot be, or most of the bytes would be left out.
@@ -59,11 +63,13 @@ def find(key: str, path: str, ours: str | os.PathLike = '') -> list[Source]:
   if not path:
     return _embedded()
   path = os.path.expanduser(path)
-  expected = f"expected files that end in {', '.join(SUFFIXES)} or one of these and .gz"
+  expected = f"expected files that end in {', '.join(ARRAYS)}" if ids else \
+      f"expected files that end in {', '.join(SUFFIXES)} or one of {', '.join(TEXTS)} and {', '.join(COMPRESSED)}"
   if os.path.isfile(path):
-    if not _suffix(path):
-      raise ConfigError(f"{key} is '{path}'; {expected}, nearest is a copy named "
-                        f"'{os.path.basename(path).split('.')[0]}.txt'")
+    if not _readable(path, ids):
+      near = 'data.ids with the type of its ids' if kind(path) in ARRAYS else \
+          f"a copy named '{os.path.basename(path).split('.')[0]}.txt'"
+      raise ConfigError(f"{key} is '{path}'; {expected}, nearest is {near}")
     base, paths = os.path.dirname(path), [path]
   elif os.path.isdir(path):
     base, paths = path, _walk(path)
@@ -76,7 +82,7 @@ def find(key: str, path: str, ours: str | os.PathLike = '') -> list[Source]:
     raise ConfigError(f"{key} is '{path}', which does not exist; {expected}{_sibling(path)}")
   inside = os.path.join(os.path.abspath(ours), '') if ours else os.devnull
   paths = [match for match in paths if not os.path.abspath(match).startswith(inside)]
-  whys = {match: _why_not(match) for match in paths}
+  whys = {match: _why_not(match, ids) for match in paths}
   sources = [_source(key, match, base) for match in paths if not whys[match]]
   if not sources:
     other = f", nearest is '{min(paths)}'" if paths else ', but there is no file at all'
@@ -85,13 +91,13 @@ def find(key: str, path: str, ours: str | os.PathLike = '') -> list[Source]:
   return _once(sources, base)
 
 
-def _why_not(path: str) -> str:
+def _why_not(path: str, ids: bool) -> str:
   """Why `path` is left out, '' if it is not: a text that cannot be opened is not left out, it is refused later."""
   if os.path.isdir(path):  # the walk names a folder only where it did not enter it
     return 'links to a folder' if os.path.islink(path) else 'unreadable folders'
   if os.path.exists(path) and not os.path.isfile(path):
     return 'pipes or devices'
-  return '' if _suffix(path) else f"not {', '.join(SUFFIXES)}"
+  return '' if _readable(path, ids) else f"not {', '.join(ARRAYS if ids else SUFFIXES)}"
 
 
 def _say_what_is_left_out(setting: str, base: str, sources: list[Source], whys: dict[str, str]) -> None:
@@ -106,10 +112,10 @@ def _say_what_is_left_out(setting: str, base: str, sources: list[Source], whys: 
   read = sum(source.size for source in sources)
   size = sum(os.path.getsize(path) for path in whys if os.path.isfile(path))
   if size > read:
-    ending = max(sources, key=lambda source: source.size).path.removesuffix('.gz').rpartition('.')[2]
+    ending = kind(max(sources, key=lambda source: source.size).path)
     raise ConfigError(f'{setting}, where {texts_found} files of {read} bytes can be read and {others} of {size} bytes '
                       f'cannot ({listed}); expected most of the bytes to be text, nearest is a glob of the files '
-                      f"wanted, as '{os.path.join(base, '**', f'*.{ending}')}'")
+                      f"wanted, as '{os.path.join(base, '**', f'*{ending}')}'")
   if groups:
     log.warning('%s: %d files of %d bytes are read, %d of %d bytes are not (%s)', setting, texts_found, read, others,
                 size, listed)
@@ -131,7 +137,19 @@ def _once(sources: list[Source], base: str) -> list[Source]:
   if twice := [source.name for source in sources if source not in kept]:
     log.warning('%s: %d files are read once though they have further names, such as %r', sources[0].key, len(twice),
                 twice[0])
-  return [source for source in sources if source in kept]
+  return _titled([source for source in sources if source in kept])
+
+
+def _titled(sources: list[Source]) -> list[Source]:
+  """With the names by which documents are held out: of a table, an array or a compressed file those that its text would
+  have, unless another file has them too. Gzipped files have names of their own since they could first be read."""
+  def plain(name: str) -> str:
+    if (ending := compression(name)) and ending != '.gz':
+      return name.removesuffix(ending)
+    return f'{name.removesuffix(kind(name))}.jsonl' if kind(name) in TABLES + ARRAYS else name
+  times = collections.Counter(plain(source.name) for source in sources)
+  return [dataclasses.replace(source, title=plain(source.name) if times[plain(source.name)] == 1 else source.name)
+          for source in sources]
 
 
 def _embedded() -> list[Source]:
@@ -189,10 +207,35 @@ def _is_text(path: str) -> bool:
     return False
 
 
-def _suffix(path: str) -> str:
-  """Of the text inside, without .gz; '' if it is not one that can be read."""
-  suffix = os.path.splitext(path.removesuffix('.gz'))[1]
-  return suffix if suffix in SUFFIXES else ''
+def compression(path: str) -> str:
+  """The ending that says how a text is compressed, '' if it is not."""
+  ending = os.path.splitext(path)[1]
+  return ending if ending in COMPRESSED else ''
+
+
+def kind(path: str) -> str:
+  """The ending of a file that can be read, without that of its compression; '' of any other."""
+  ending = os.path.splitext(path.removesuffix(compression(path)))[1]
+  return ending if ending in (TEXTS if compression(path) else SUFFIXES + ARRAYS) else ''
+
+
+def read_with(source: Source) -> list[str]:
+  """The paths of a source and of what it cannot be read without."""
+  index = os.path.splitext(source.path)[0] + '.idx'
+  return [source.path] + [index] * (kind(source.path) == '.bin' and os.path.isfile(index))
+
+
+def _readable(path: str, ids: bool) -> bool:
+  return kind(path) in (ARRAYS if ids else SUFFIXES)
+
+
+def needed(module: str, source: Source) -> Any:
+  """A library that only some files need. Raises ConfigError, with what installs it, if it is not there."""
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    raise ConfigError(f"{source.key}: '{source.path}' needs {module}; expected pip install -e '.[data]', nearest is its "
+                      'text as .jsonl') from None
 
 
 def _source(key: str, path: str, base: str) -> Source:
@@ -201,7 +244,7 @@ def _source(key: str, path: str, base: str) -> Source:
   except OSError as error:
     raise unreadable(key, path, error) from None
   name = pathlib.PurePath(os.path.relpath(path, base or '.')).as_posix()
-  return Source(key, path, name, stat.st_size, stat.st_mtime_ns)
+  return Source(key, path, name, stat.st_size, stat.st_mtime_ns, name)
 
 
 def _sibling(path: str) -> str:
@@ -218,85 +261,3 @@ def _sibling(path: str) -> str:
 
 def unreadable(key: str, path: str, error: OSError) -> ConfigError:
   return ConfigError(f"{key}: '{path}' cannot be read ({error.strerror or error}); expected a readable file")
-
-
-# What they say
-
-
-def texts(sources: list[Source], report: Callable[[int], None]) -> Iterator[tuple[str, str]]:
-  """(document, text) in order: the parts of a document have the same name and follow each other; no text is empty.
-
-  `report` is given the bytes of the files read so far, about once a block.
-  """
-  before = reported = 0
-  for source in sources:
-    with contextlib.ExitStack() as stack:
-      try:
-        raw = stack.enter_context(open(source.path, 'rb'))
-        file = stack.enter_context(gzip.open(raw)) if source.path.endswith('.gz') else raw
-        if _suffix(source.path) == '.jsonl':
-          pairs = _lines(source, file)
-        else:
-          pairs = ((source.name, text) for text in _decoded(source, file))
-        for pair in pairs:
-          if pair[1]:
-            yield pair
-          if (done := before + raw.tell()) - reported >= BLOCK:
-            reported = done
-            report(done)
-      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{source.key}: '{source.path}' is not sound gzip ({error}); expected a whole .gz file, "
-                          f'nearest is the text without .gz') from None
-      except OSError as error:
-        raise unreadable(source.key, source.path, error) from None
-    before += source.size
-  report(before)
-
-
-def _decoded(source: Source, file) -> Iterator[str]:
-  decoder = codecs.getincrementaldecoder('utf-8')()
-  offset = 0
-  while True:
-    block = file.read(BLOCK)
-    held = len(decoder.getstate()[0])  # bytes of an unfinished character
-    try:
-      text = decoder.decode(block, final=not block)
-    except UnicodeDecodeError as error:
-      raise _not_text(source, f'byte {offset - held + error.start}', error.reason) from None
-    if '\0' in text:
-      place = offset - held + len(text[:text.index('\0')].encode())
-      raise _not_text(source, f'byte {place}', 'a zero byte')
-    yield text
-    if not block:
-      return
-    offset += len(block)
-
-
-def _lines(source: Source, file) -> Iterator[tuple[str, str]]:
-  """The documents of a .jsonl file, one a line, in the field `text`."""
-  offset = 0
-  for number, line in enumerate(file, 1):
-    place = f"{source.key}: '{source.path}:{number}'"
-    expected = "expected an object with a string 'text'"
-    try:
-      row = json.loads(line.decode()) if line.strip() else {'text': ''}
-    except UnicodeDecodeError as error:
-      raise _not_text(source, f'byte {offset + error.start} in line {number}', error.reason) from None
-    except (ValueError, RecursionError) as error:
-      raise ConfigError(f'{place} is not JSON ({error}); {expected}') from None
-    if not isinstance(row, dict):
-      raise ConfigError(f'{place} is {type(row).__name__}; {expected}')
-    if not isinstance(row.get('text'), str):
-      has = f"'text' is {type(row['text']).__name__}" if 'text' in row else f"has no field 'text'{nearest('text', row)}"
-      raise ConfigError(f'{place} {has}; {expected}')
-    try:
-      row['text'].encode()
-    except UnicodeEncodeError:
-      raise ConfigError(f'{place} has half of a surrogate pair; {expected} of whole characters') from None
-    yield f'{source.name}#{number}', row['text']
-    offset += len(line)
-
-
-def _not_text(source: Source, place: str, reason: str) -> ConfigError:
-  return ConfigError(f"{source.key}: '{source.path}' is not UTF-8 text at {place} ({reason}); expected UTF-8, "
-                     f'nearest is the file converted with iconv')

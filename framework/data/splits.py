@@ -67,7 +67,7 @@ class Held:
 
 
 def held(texts: Iterable[tuple[str, str]], tokenizer: tokenizers.Tokenizer) -> Held:
-  """(document, text) pairs, see framework.data.sources.texts, as tokens in memory. Raises ConfigError on text that the
+  """(document, text) pairs, see framework.data.texts.read, as tokens in memory. Raises ConfigError on text that the
   tokenizer cannot hold."""
   parts, starts, tokens, size = [], [], 0, 0
   end = np.array([tokenizer.end], np.int32)

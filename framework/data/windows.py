@@ -137,6 +137,15 @@ class Windows:
     """Windows of an epoch of training."""
     return count(self.split.tokens, self.stride, self.random_phase) - (self.left_out[1] - self.left_out[0])
 
+  @property
+  def tokens_per_byte(self) -> float:
+    """Of the text."""
+    return (self.split.tokens - 1) / self.split.bytes
+
+  def drawn(self, batch: int, seed: int, step: int, rows: slice = slice(None)) -> np.ndarray:
+    """int64 [rows]: the windows that these rows of global batch `step` read, see `indices`."""
+    return skip(indices(self.count, batch, seed, step, rows), self.left_out)
+
   def batch(self, windows_B: np.ndarray, phase_B: np.ndarray | int = 0) -> Batch:
     """The given windows.
 
@@ -202,7 +211,7 @@ class Windows:
 
     def make(number: int) -> list[Batch]:
       steps = range(number * group, (number + 1) * group)
-      picked = skip(np.concatenate([indices(self.count, batch, seed, step, rows) for step in steps]), self.left_out)
+      picked = np.concatenate([self.drawn(batch, seed, step, rows) for step in steps])
       phase_B = np.concatenate([phases(self.count, batch, seed, step, self.stride, rows) for step in steps]) \
           if self.random_phase else 0
       arrays = self.batch(picked, phase_B) | (extra(picked) if extra else {})

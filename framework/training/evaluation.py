@@ -4,6 +4,7 @@ The result therefore depends neither on the batch size, nor on the number of dev
 """
 
 from collections.abc import Callable, Iterator
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from framework import cross_entropy, sharding
-from framework.data import windows
+from framework.data import mixtures, windows
 from framework.training import layout, partition
 
 
@@ -49,7 +50,12 @@ def evaluate(
   Returns:
     nats_per_token, bits_per_token, perplexity, bits_per_byte, targets, bytes, window, stride, and
     loss_by_position: nats of targets by the index of their input in the window (null where there is none).
+    Of a mixture the losses are the means of its texts by their shares, and `sources` those of each, by name.
   """
+  if isinstance(text, mixtures.MixedWindows):
+    one = functools.partial(evaluate, nats, params, tokenizer=tokenizer, mesh=mesh, batch=batch, progress=progress)
+    return mixed(text, [one(part, limit=math.ceil(limit * weight))
+                        for part, weight in zip(text.parts, text.split.weights)])
   parts = sharding.rows(mesh.shape)
   batch = -(-batch // parts) * parts
   nats_L, targets_L, total_bytes = np.zeros(text.window), np.zeros(text.window), 0.0
@@ -71,4 +77,25 @@ def evaluate(
       'bits_per_byte': total / math.log(2) / total_bytes,
       'targets': int(targets), 'bytes': int(total_bytes), 'window': text.window, 'stride': text.stride,
       'loss_by_position': [float(a / b) if b else None for a, b in zip(nats_L, targets_L)],
+  }
+
+
+def mixed(text: mixtures.MixedWindows, results: list[dict[str, Any]]) -> dict[str, Any]:
+  """The evaluation of a mixture, from those of its texts: means by their shares of the windows."""
+  weights = np.array(text.split.weights)
+  def mean(values) -> float:
+    return float(weights @ np.array(values, np.float64))
+  by_position = []
+  for losses in zip(*(r['loss_by_position'] for r in results)):
+    there = np.array([loss is not None for loss in losses])
+    by_position.append(float(weights[there] @ np.array([loss for loss in losses if loss is not None])
+                             / weights[there].sum()) if there.any() else None)
+  per_token, per_byte = mean([r['nats_per_token'] for r in results]), mean([r['bytes'] / r['targets'] for r in results])
+  return {
+      'nats_per_token': per_token, 'bits_per_token': per_token / math.log(2),
+      'perplexity': math.exp(min(per_token, 700)), 'bits_per_byte': per_token / math.log(2) / per_byte,
+      'targets': sum(r['targets'] for r in results), 'bytes': sum(r['bytes'] for r in results),
+      'window': text.window, 'stride': text.stride, 'loss_by_position': by_position,
+      'sources': {name: {key: r[key] for key in ('nats_per_token', 'bits_per_byte', 'targets', 'bytes')}
+                  for name, r in zip(text.split.names, results)},
   }

@@ -13,7 +13,7 @@ from foundation import entries
 from framework import config as config_lib
 from framework import models, sharding
 from framework.data import corpus as corpus_lib
-from framework.data import windows
+from framework.data import mixtures, windows
 from framework.models import contract
 from framework.training import (
     adoption, branch, checkpoint, evaluation, health, history, hosts, layout, result, run, trace, trial, writer)
@@ -36,6 +36,9 @@ def check(config: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   with entries.blaming():
     stages = models.stages(config)
     sizes = sharding.sizes(config.training.mesh, jax.device_count())
+    if len(stages) > 1 and config.data.mixture:
+      raise config_lib.ConfigError(f"data.mixture is '{config.data.mixture}', for a model of several stages, which read one "
+                                   'text; expected a data.path')
     if len(stages) > 1 and jax.process_count() > 1 and sizes['fsdp'] > 1:
       raise config_lib.ConfigError(f"training.mesh is '{config.training.mesh}' on {jax.process_count()} processes, for "
                                    'a model of several stages, which hand on whole parameters; expected fsdp=1')
@@ -48,9 +51,11 @@ def check_stage(c: config_lib.Config, corpus: corpus_lib.Corpus) -> None:
   if c.model.param_dtype != 'float32':  # not in `resolve`: a run that has been trained so can still be read
     raise config_lib.ConfigError(f"model.param_dtype is '{c.model.param_dtype}', in which most weights stay where they "
                                  "are at small rates; expected 'float32' in training, nearest is model.dtype=bfloat16")
-  if corpus.train.tokens <= c.data.window:
-    raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {corpus.train.tokens} training '
-                                 f'tokens: expected at most {corpus.train.tokens - 1}')
+  short = min(corpus.train.parts if isinstance(corpus.train, mixtures.Mixture) else [corpus.train],
+              key=lambda part: part.tokens)
+  if short.tokens <= c.data.window:
+    raise config_lib.ConfigError(f'data.window is {c.data.window}; the corpus has {short.tokens} training '
+                                 f'tokens: expected at most {short.tokens - 1}')
   low, high = left_out(c, corpus)
   if high - low == windows.count(corpus.train.tokens, c.data.stride):
     raise config_lib.ConfigError(f'data.folds is {c.data.folds}; every window touches the fold left out: expected '
@@ -145,7 +150,7 @@ def train_stage(stage: contract.Stage, corpus: corpus_lib.Corpus, workdir: pathl
                *(f'{counts[k]:,}' for k in ('total', 'embedding', 'head')), corpus.tokenizer.size,
                f'{corpus.train.tokens:,}', record['step'])
   out = writer.Writer(folder, record, c.training.steps, jax.process_index() == 0, c.training.tensorboard)
-  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
+  text = mixtures.trained_on(corpus.train, corpus.tokenizer.end, c.data, left_out(c, corpus))
   meter = Meter(c, text, record, step_flops, out)
   # Batch n is a function of n, so there is nothing to restore.
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
@@ -212,7 +217,8 @@ def compile_evaluation(setup: Setup, corpus: corpus_lib.Corpus, stop: StopSignal
                                                                                               dict[str, Any]]:
   """evaluate(params, step) -> losses on the held-out text as the section `evaluation` says; {} if a signal came."""
   c, nats = setup.config, evaluation.compile_nats(setup.module, setup.mesh)
-  text = windows.Windows(corpus.validation, corpus.tokenizer.end, c.data.window, c.evaluation.stride, c.data.packed)
+  text = mixtures.evaluated_on(corpus.validation, corpus.tokenizer.end, c.data.window, c.evaluation.stride,
+                               c.data.packed)
   def until_stopped(batches, step):
     for number, batch in enumerate(batches, 1):
       hosts.entered(step, number)

@@ -11,7 +11,7 @@ import numpy as np
 from foundation import files, sealed
 from foundation.errors import ConfigError, one_line
 from framework.data import corpus as corpus_lib
-from framework.data import windows
+from framework.data import mixtures
 from framework.models import contract
 from framework.training import checkpoint, history, layout, loop, meter, result, run, writer
 from framework.training.setup import Setup, readers_mesh, set_up
@@ -144,7 +144,7 @@ def _replayed(setup: Setup, corpus: corpus_lib.Corpus, extra: Any, state: Any, r
   extra: further arrays of a stage's windows, see contract.Stage.begin.
   """
   c, out = setup.config, _Row()
-  text = windows.Windows.of(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
+  text = mixtures.trained_on(corpus.train, corpus.tokenizer.end, c.data, loop.left_out(c, corpus))
   count = meter.Meter(c, text, record | {'pending': None}, 0.0, out)  # type: ignore[arg-type]  # has a writer's methods
   arrays = text.batches(c.training.batch, c.training.seed, start_step=record['step'],
                         rows=layout.host_rows(setup.mesh, c.training.batch), extra=extra)

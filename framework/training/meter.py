@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from framework import config as config_lib
-from framework.data import windows
+from framework.data import mixtures, windows
 from framework.training import clock, writer
 
 
@@ -28,7 +28,7 @@ class Meter:
   def __init__(self, c: config_lib.Config, text: windows.Windows, record: dict[str, Any], step_flops: float,
                out: writer.Writer):
     self._c, self._text, self._out = c, text, out
-    self._tokens_per_byte = (text.split.tokens - 1) / text.split.bytes
+    self._tokens_per_byte = text.tokens_per_byte
     self._clock = clock.Clock(record['seconds'], c.training.batch * c.data.window, step_flops)
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self.row: dict[str, Any] | None = record.get('pending')  # of the last step that ended, until it is written
@@ -70,6 +70,8 @@ class Meter:
     row, number, self.row = self.row, self.row['step'], None
     if result:
       row = row | {'validation_loss': result['nats_per_token'], 'validation_bits_per_byte': result['bits_per_byte']}
+      if 'sources' in result:
+        row |= {'validation_losses': {name: one['nats_per_token'] for name, one in result['sources'].items()}}
     rates = self._clock.rates(self._c.training.steps - number)
     if number % self._c.training.log_every == 0 or number == self._c.training.steps or result:
       self._out.row(row, rates)
@@ -80,13 +82,15 @@ class Meter:
     row = {'step': number, 'loss': loss, 'bits_per_byte': loss and loss / math.log(2) * self._tokens_per_byte,
            'tokens': self.targets, 'learning_rate': float(metrics['learning_rate']), 'gradient_norm': norm,
            'epoch': round(number * self._c.training.batch / self._text.count, 6)}
+    if isinstance(self._text, mixtures.MixedWindows):
+      row['epochs'] = self._text.epochs(number * self._c.training.batch, self._c.training.seed)
     return row | ({'skipped': int(metrics['skipped'])} if metrics['skipped'] else {})
 
   def _refuse_nonfinite(self, number: int, metrics: dict[str, Any], saved: Callable[[], list[int]]) -> None:
     t, skipped = self._c.training, int(metrics['skipped'])
     if metrics['finite'] or (t.skip_nonfinite and skipped <= t.skip_nonfinite):
       return
-    bad = windows.skip(windows.indices(self._text.count, t.batch, t.seed, number - 1), self._text.left_out)
+    bad = self._text.drawn(t.batch, t.seed, number - 1)
     steps = saved()
     raise NonFinite(
         f"step {number}: loss {float(metrics['loss'])}, gradient norm {float(metrics['gradient_norm'])}; windows "

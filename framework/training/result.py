@@ -10,7 +10,7 @@ import numpy as np
 from foundation import files, reading, sealed
 from framework import config as config_lib
 from framework.data import corpus as corpus_lib
-from framework.data import windows
+from framework.data import mixtures, windows
 from framework.training import run, writer
 
 RESULT = 'result.json'
@@ -30,11 +30,14 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
   d, unique = c.data, corpus.train.tokens - 1
   if d.folds:
     unique -= int(np.diff(windows.folds(corpus.train, d.folds))[d.left_out])
+  sources = mixtures.sources(mixtures.trained_on(corpus.train, corpus.tokenizer.end, d), targets,
+                             steps * c.training.batch, c.training.seed, final)
+  read = sum(one['tokens_unique'] for one in sources.values()) if sources else min(targets, unique)
   return {
       'run': workdir.name, 'model': c.model.name,
       'params_total': counts['total'], 'params_embedding': counts['embedding'], 'params_head': counts['head'],
       'flops_train_exact': steps * step_flops, 'flops_6nd': 6.0 * counts['total'] * targets,
-      'tokens': targets, 'tokens_unique': min(targets, unique), 'epochs': targets / unique,
+      'tokens': targets, 'tokens_unique': read, 'epochs': targets / unique,
       'batch_tokens': c.training.batch * (d.stride if d.scored == 'stride' else d.window), 'steps': steps,
       'window': c.data.window, 'stride': c.data.stride,
       'lr': c.optimizer.learning_rate, 'schedule': c.optimizer.schedule, 'seed': c.training.seed,
@@ -43,7 +46,7 @@ def summary(c: config_lib.Config, corpus: corpus_lib.Corpus, workdir: pathlib.Pa
       'loss_by_position': final.get('loss_by_position'),
       'manifest': manifest(workdir, steps),
       'seconds': seconds, 'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'status': status,
-  }
+  } | ({'sources': sources} if sources else {})
 
 
 def manifest(folder: pathlib.Path, step: int) -> dict[str, Any]:

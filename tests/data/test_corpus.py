@@ -18,6 +18,7 @@ import pytest
 from foundation import files as files_lib
 from framework.config import ConfigError, Data
 from framework.data import cache as caches
+from framework.data import building
 from framework.data import corpus as corpora
 from framework.data import sources
 from framework.data import tokenizer as tokenizers
@@ -111,7 +112,7 @@ def test_twenty_documents_always_hold_out_one(data, prefix):
   fill(data, {f'{prefix}-{i}.txt': 'text' for i in range(20)})
   corpus = corpora.prepare(data)
   assert corpus.validation.documents >= 1 and corpus.train.documents >= 1
-  chosen = sum(corpora._hash(f'{prefix}-{i}.txt') % 10 == 0 for i in range(20))
+  chosen = sum(building.hash_of(f'{prefix}-{i}.txt') % 10 == 0 for i in range(20))
   assert corpus.validation.documents == max(1, chosen)
 
 
@@ -132,13 +133,13 @@ def test_jsonl_and_gzip(data):
   corpus = corpora.prepare(data)
   texts = documents(corpus, 'train') + documents(corpus, 'validation')
   assert sorted(texts) == sorted([*(row['text'] for row in rows[:30]), 'zipped'])
-  held_out = [rows[i - 1]['text'] for i in range(1, 31) if corpora._hash(f'a.jsonl.gz#{i}') % 10 == 0]
+  held_out = [rows[i - 1]['text'] for i in range(1, 31) if building.hash_of(f'a.jsonl.gz#{i}') % 10 == 0]
   assert [text for text in documents(corpus, 'validation') if text != 'zipped'] == held_out
 
 
 def test_globs_and_order(data):
   fill(data, {'b/2.txt': 'two', 'a/1.txt': 'one', 'a/3.py': 'three', '.hidden/x.txt': 'no', 'a/.y.txt': 'no',
-              'notes.md': 'no'})
+              'notes.rst': 'no'})
   folder = data.path
   for path, expected in (('', 'one three two'), ('/*/*.txt', 'one two'), ('/**/[13].*', 'one three'),
                          ('/a/?.py', 'three')):
@@ -194,15 +195,14 @@ def test_blocks_do_not_show(data, monkeypatch):
   assert whole == cut == [NOVEL[:int(0.9 * len(NOVEL))]]
 
 
-def test_the_bpe_sample_is_bounded_and_spread(monkeypatch):
-  monkeypatch.setattr(tokenizers, 'SAMPLE_BYTES', 1000)
+def test_the_bpe_sample_is_bounded_and_spread():
   texts = [('train', f'{i}', f'{i:09d} ') for i in range(1000)] + [('validation', 'v', 'never')]
-  sample = list(corpora._sample(texts, 10_000))
+  sample = list(building._sample(texts, 10_000, 1000))
   assert 900 <= sum(map(len, sample)) <= 1000
   places = np.array([int(text) for text in sample])
   assert (np.diff(places) == 10).all() and places[0] < 10
-  assert len(list(corpora._sample(texts, 3333))) == pytest.approx(300, abs=1)  # nothing is lost to rounding
-  assert list(corpora._sample(texts, 900)) == [text for split, _, text in texts if split == 'train']
+  assert len(list(building._sample(texts, 3333, 1000))) == pytest.approx(300, abs=1)  # nothing is lost to rounding
+  assert list(building._sample(texts, 900, 1000)) == [text for split, _, text in texts if split == 'train']
 
 
 def test_progress_reaches_the_total(data):
@@ -232,10 +232,10 @@ def test_missing_paths(data):
 
 def test_nothing_readable(data):
   refused(data, 'no file')
-  fill(data, {'a.md': 'text'})
-  refused(data, 'a.md', '.txt')
+  fill(data, {'a.rst': 'text'})
+  refused(data, 'a.rst', '.txt')
   refused(dataclasses.replace(data, path=data.path + '/*.csv'), '*.csv')
-  refused(dataclasses.replace(data, path=data.path + '/a.md'), "a.md'", '.txt', "'a.txt'")
+  refused(dataclasses.replace(data, path=data.path + '/a.rst'), "a.rst'", '.txt', "'a.txt'")
 
 
 @pytest.mark.parametrize('files', [
@@ -272,7 +272,7 @@ def test_bad_rows_are_located(data, line, words):
 
 def test_rows_that_are_not_utf8(data):
   fill(data, {'a.jsonl': b'{"text": "fine"}\n{"text": "\xff"}\n'})
-  refused(data, 'a.jsonl', 'byte 27 in line 2')
+  refused(data, "a.jsonl:2' is not UTF-8 at byte 10 of the line")
 
 
 def test_an_unknown_tokenizer(data):
@@ -330,7 +330,7 @@ def test_the_default_cache(data, tmp_path, monkeypatch):
 def test_a_cached_corpus_is_not_made_again(data, monkeypatch):
   fill(data, {'a.txt': NOVEL})
   first = corpora.prepare(data)
-  monkeypatch.setattr(corpora, '_build', None)
+  monkeypatch.setattr(building, 'build', None)
   again = corpora.prepare(data)
   assert again.digest == first.digest and documents(again, 'train') == documents(first, 'train')
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from framework.config import ConfigError, Data
+from framework.data import building
 from framework.data import corpus as corpora
 from framework.data import overlap, sources
 
@@ -57,13 +58,14 @@ def test_a_file_with_two_names_is_read_once(tmp_path, caplog):
 
 
 def test_what_is_left_out_is_said(tmp_path, caplog):
-  fill(tmp_path, {'a.txt': 'x' * 100, 'b.md': 'y' * 40, 'c.html': 'z' * 20, 'e.py': '', 'd/c.txt': 'text'})
+  fill(tmp_path, {'a.txt': 'x' * 100, 'b.rst': 'y' * 40, 'c.html': 'z' * 20, 'e.py': '', 'd/c.txt': 'text'})
   os.mkfifo(tmp_path / 'pipe.txt')
   (tmp_path / 'link').symlink_to('d')
   assert names(tmp_path) == ['a.txt', 'd/c.txt', 'e.py']
   assert len(caplog.records) == 1
   assert (f"data.path is '{tmp_path}': 2 files of 104 bytes are read, 5 of 60 bytes are not (empty: 'e.py'; "
-          "links to a folder: 'link'; not .txt, .py, .jsonl: 'b.md', 'c.html'; pipes or devices: 'pipe.txt')") \
+          "links to a folder: 'link'; not .txt, .py, .md, .jsonl, .parquet, .arrow, .feather: 'b.rst', 'c.html'; pipes or "
+          "devices: 'pipe.txt')") \
       in caplog.text
   caplog.clear()
   assert names(tmp_path, '/**/*.txt') == ['a.txt', 'd/c.txt'] and 'pipe.txt' in caplog.text
@@ -72,10 +74,10 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
 
 
 def test_a_folder_whose_bytes_are_mostly_left_out_is_refused(tmp_path):
-  fill(tmp_path, {f'{i}.md': 'x' * 10 for i in range(8)} | {'a.txt': 'y' * 79})
+  fill(tmp_path, {f'{i}.rst': 'x' * 10 for i in range(8)} | {'a.txt': 'y' * 79})
   for pattern in ('', '/*'):
     refused(f'{tmp_path}{pattern}', 'where 1 files of 79 bytes can be read and 8 of 80 bytes cannot (',
-            "'0.md', '1.md', '2.md', 5 more", f"as '{tmp_path}/**/*.txt'")
+            "'0.rst', '1.rst', '2.rst', 5 more", f"as '{tmp_path}/**/*.txt'")
   assert names(tmp_path, '/**/*.txt') == ['a.txt']
 
 
@@ -109,7 +111,7 @@ def data(tmp_path):
 
 
 def test_equal_documents_across_the_split_are_named(data, caplog):
-  held = next(f'{i}.txt' for i in range(100) if corpora._hash(f'{i}.txt') % 10 == 0)
+  held = next(f'{i}.txt' for i in range(100) if building.hash_of(f'{i}.txt') % 10 == 0)
   texts = {f'{i}.txt': f'text number {i} and more of it' for i in range(40)}
   fill(data.path, texts)
   corpora.prepare(data)
@@ -143,7 +145,7 @@ def test_shared_documents_are_those_with_the_same_tokens(data):
   rows = ''.join(f'{{"text": "{line}"}}\n' for line in lines)
   fill(data.path, {'a.jsonl': rows})
   corpus = corpora.prepare(data)
-  held = [corpora._hash(f'a.jsonl#{i}') % 10 == 0 for i in range(1, 301)]
+  held = [building.hash_of(f'a.jsonl#{i}') % 10 == 0 for i in range(1, 301)]
   trained = {line for line, out in zip(lines, held) if not out}
   expected = [line in trained for line, out in zip(lines, held) if out]
   np.testing.assert_array_equal(overlap.shared(corpus.train, corpus.validation), expected)

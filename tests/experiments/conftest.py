@@ -40,3 +40,12 @@ def quick(server):
   """A server whose launchers compile without LLVM's optimisations, for tests that compile a lot."""
   flags = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   return lambda launcher, *argv: server(launcher, *argv, env=flags, timeout=600)
+
+
+@pytest.fixture(scope='session')
+def launch(server):
+  """As tests.commands.launch, `python -m experiments.name arguments` to its end, without paying for the imports."""
+  def launched(name, *arguments, timeout=300):
+    done = server(name, *arguments, timeout=timeout)
+    return subprocess.CompletedProcess([name, *arguments], done['code'], done['out'], done['err'])
+  return launched

@@ -4,11 +4,9 @@ import json
 
 import pytest
 
-from tests.commands import launch
-
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(launch, tmp_path_factory):
   output = tmp_path_factory.mktemp('gemm') / 'out'
   done = launch('gemm', f'--output={output}', '--sizes=8,64', '--seconds=0.02')
   assert done.returncode == 0, done.stderr
@@ -28,7 +26,7 @@ def test_section(folder):
   assert (folder / 'roofline.svg').read_text().startswith('<?xml')
 
 
-def test_it_is_a_part_of_a_report(folder):
+def test_it_is_a_part_of_a_report(launch, folder):
   done = launch('report', f'--runs={folder}', f'--output={folder / "page.html"}')
   assert done.returncode == 0, done.stderr
   assert 'from ./roofline.svg' in (folder / 'page.html').read_text()
@@ -37,7 +35,7 @@ def test_it_is_a_part_of_a_report(folder):
 @pytest.mark.parametrize('argument,expected', [
     ('--sizes=8,big', "--sizes has 'big'; expected whole numbers"), ('--sizes=0', "--sizes has '0'"),
     ('--output={strange}', 'holds something else')])
-def test_mistakes_are_refused(tmp_path, argument, expected):
+def test_mistakes_are_refused(launch, tmp_path, argument, expected):
   (tmp_path / 'notes.txt').write_text('mine')
   done = launch('gemm', f'--output={tmp_path / "new"}', argument.format(strange=tmp_path))
   assert done.returncode == 2 and expected in done.stderr and done.stderr.count('\n') == 1

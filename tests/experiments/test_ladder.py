@@ -6,11 +6,9 @@ import re
 
 import pytest
 
-from tests.commands import launch
-
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
+def place(launch, tmp_path_factory):
   """A folder with a corpus, and with runs of an LSTM, a two-sided model and an n-gram."""
   folder = tmp_path_factory.mktemp('ladder')
   rng = random.Random(1)
@@ -33,7 +31,7 @@ def config(folder):
           '--config.evaluation.every_steps=0', '--config.checkpoint.every_steps=0', '--config.evaluation.windows=0']
 
 
-def test_ladder(place):
+def test_ladder(launch, place):
   done = launch('ladder', *config(place), f'--output={place / "out"}', '--orders=3',
                 f'--runs={place / "lstm"},{place / "birnn"}', '--tokens=3000')
   assert done.returncode == 0, done.stderr
@@ -56,7 +54,7 @@ def test_ladder(place):
 
 
 @pytest.mark.parametrize('run', ['lstm', 'counts'])
-def test_compress_and_restore(place, run, tmp_path):
+def test_compress_and_restore(launch, place, run, tmp_path):
   source = tmp_path / 'note.txt'
   source.write_text((place / 'texts' / '3.txt').read_text()[:600])
   packed = tmp_path / 'note.txt.lemma'
@@ -101,7 +99,7 @@ def test_compress_and_restore(place, run, tmp_path):
     ('ladder', ['{config}', '--output={0}/x', '--runs={0}/lst'], "did you mean 'lstm'"),
 ])
 @pytest.mark.slow
-def test_refusals(place, name, arguments, pattern):
+def test_refusals(launch, place, name, arguments, pattern):
   words = []
   for word in arguments:
     words += config(place) if word == '{config}' else [word.format(place)]
@@ -113,7 +111,7 @@ def test_refusals(place, name, arguments, pattern):
 
 
 @pytest.mark.parametrize('name', ['compress', 'count', 'ladder', 'analogy'])
-def test_help_holds_an_example(name):
+def test_help_holds_an_example(launch, name):
   shown = launch(name, '--help')
   assert shown.returncode == 0 and not re.search(r'\S {3}', shown.stdout)
   assert 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout

@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from tests.commands import ROOT, environment, launch, write_documents
+from tests.commands import ROOT, environment, write_documents
 
 RESULT_KEYS = (
     'run model params_total params_embedding params_head flops_train_exact flops_6nd tokens tokens_unique epochs '
@@ -30,7 +30,7 @@ def text(tmp_path_factory):
     ('bpe', ['--config.data.vocabulary=300', '--config.model.activation=swiglu', '--config.model.scan',
              '--config.model.remat=full', '--config.optimizer.name=lion', '--config.optimizer.schedule=wsd',
              '--config.model.dtype=bfloat16', '--config.training.accumulation=2', '--config.data.packed=false'])])
-def test_train_evaluate_generate(text, tmp_path, tokenizer, settings):
+def test_train_evaluate_generate(launch, text, tmp_path, tokenizer, settings):
   workdir = tmp_path / 'run'
   done = launch('train', '--config=experiments/configs/bytes_small.py', f'--workdir={workdir}',
                 f'--config.data.path={text}', f'--config.data.cache={tmp_path / "cache"}',
@@ -70,7 +70,7 @@ def test_train_evaluate_generate(text, tmp_path, tokenizer, settings):
 
 
 @pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'attention', 'report', 'watch'])
-def test_help_holds_an_example(name):
+def test_help_holds_an_example(launch, name):
   shown = launch(name, '--help')
   assert shown.returncode == 0 and 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout
   assert not re.search(r'\S {3}', shown.stdout)  # lines that were joined with the next one's indent

@@ -8,13 +8,16 @@ import sys
 
 import pytest
 
+from experiments.planning import chips
+from foundation import figures
+from foundation.errors import ConfigError
 from framework import topology
-from tests.commands import ROOT, environment, launch
+from tests.commands import ROOT, environment
 
 SMALL = ['--config=experiments/configs/bytes_small.py', '--config.training.partition=mesh']
 
 
-def test_a_plan_says_what_a_device_holds_and_what_moves(tmp_path):
+def test_a_plan_says_what_a_device_holds_and_what_moves(launch, tmp_path):
   done = launch('plan', *SMALL, '--config.training.mesh=fsdp=4', '--target=cpu:4', f'--output={tmp_path}/plan.json')
   assert done.returncode == 0, done.stderr
   held = json.loads((tmp_path / 'plan.json').read_text())
@@ -41,11 +44,45 @@ def test_a_plan_says_what_a_device_holds_and_what_moves(tmp_path):
      'training.batch is 6; expected a multiple of 4 devices x 1 microbatches = 4, nearest is 4 or 8'),
     (['--target=cpu:4', '--config.training.mesh=tensor=4'], "optimizer.name 'muon', whose matrices have to be whole"),
     (['--target=cpu:4', '--search'], '--search ranks by rates'),
+    (['--target=cpu:4', '--chips=1..4'], 'with --chips; expected a kind alone, nearest is h100'),
 ])
-def test_what_cannot_be_planned_is_refused_in_one_line(words, message):
+def test_what_cannot_be_planned_is_refused_in_one_line(launch, words, message):
   done = launch('plan', *SMALL, *words)
   lines = [line for line in done.stderr.splitlines() if line.startswith('error')]
   assert done.returncode == 2 and len(lines) == 1 and re.search(message, lines[0]), done.stderr
+
+
+@pytest.mark.parametrize('text, found', [('1..8', [1, 2, 4, 8]), ('8..100', [8, 16, 32, 64]), ('3..3', [3])])
+def test_numbers_of_devices_are_doubled(text, found):
+  assert chips.counts(text) == found
+
+
+@pytest.mark.parametrize('text', ['8', '0..4', '8..4', 'a..b', '1..100000', '-1..4', ''])
+def test_other_numbers_of_devices_are_refused(text):
+  with pytest.raises(ConfigError, match='expected the fewest and the most devices, as 1..4096'):
+    chips.counts(text)
+
+
+@pytest.mark.parametrize('kind, count, gpu, target', [
+    ('h100', 4, True, ('h100:4', 1)), ('h100', 64, True, ('h100:8x8', 1)), ('v5e', 4, False, ('v5e:2x2', 1)),
+    ('v5e', 8, False, ('v5e:2x4', 1)), ('v6e', 256, False, ('v6e:16x16', 1)), ('v6e', 1024, False, ('v6e:16x16', 4))])
+def test_devices_are_whole_hosts_or_the_squarest_slice(kind, count, gpu, target):
+  assert chips.named(kind, count, gpu) == target
+
+
+def row(count, network):
+  return {'devices': count, 'target': f'h100:{count}', 'compute': 8 / count, 'memory': 1 / count, 'network': network,
+          'by': 'network' if network > 8 / count else 'compute', 'tokens_per_second': 100 / max(8 / count, network),
+          'fits': count > 1, 'peak_bytes': 2**33}
+
+
+def test_where_the_network_begins_to_bind_is_said_and_drawn():
+  table = [row(1, 0.0), row(2, .5), row(4, 3.0), {'devices': 8, 'target': 'h100:8', 'why_not': 'training.batch is 4'}]
+  said = chips.described(table)
+  assert 'does not fit' in said[1] and 'does not fit' not in said[2] and said[4].endswith('training.batch is 4')
+  assert said[-1] == 'the network binds from 4 devices on'
+  assert chips.described(table[:2])[-1] == 'the network never binds'
+  assert 'the network binds' in figures.svg(chips.draw(table, '4 x 8 tokens a step on h100'))
 
 
 HLO = '''

@@ -68,6 +68,18 @@ def test_budgets(hoffmann):
     assert words in str(error.value)
 
 
+def test_the_rates_of_a_machine_are_those_of_its_plan(tmp_path):
+  path = tmp_path / 'plan.json'
+  path.write_text(json.dumps({'parameters': 10**9, 'tokens_per_second': 2e5, 'dollars_per_hour': 20.0, 'target': 'h100:8',
+                              'moves': {}}))
+  rates = plan.Rates.of_machine(str(path), 6.0, flops_per_second=0.0, dollars_per_hour=0.0)
+  assert rates.flops(3600, 'seconds') == rates.flops(20, 'dollars') == pytest.approx(6e9 * 2e5 * 3600)
+  assert plan.Rates.of_machine(str(path), 6.0, dollars_per_hour=40.0).dollars_per_hour == 40  # a flag wins
+  path.write_text(path.read_text().replace('200000.0', '0.0').replace('h100:8', 'cpu:8'))
+  with pytest.raises(ConfigError, match='plan for cpu:8, of whose rates nothing is known; expected a GPU or TPU'):
+    plan.Rates.of_machine(str(path), 6.0)
+
+
 def test_with_repetition_agrees_without_a_limit_and_repeats_with_one(known):
   base = laws.tied()
   law = laws.repeated(base)

@@ -1,0 +1,1 @@
+"""What experiments.plan computes: a step compiled for hardware that is not here, and how its bound grows with devices."""
