@@ -111,7 +111,7 @@ class Run:
     trained = self.load(step)
     tokenizer, module = trained.tokenizer, trained.setup.module
     settings = generation.Sampling(temperature, top_k, top_p, tokenizer.end)
-    ids = np.array([tokenizer.end, *tokenizer.encode(prompt)], np.int32)
+    ids = np.array([tokenizer.begin, *tokenizer.encode(prompt)], np.int32)
     if contract.answers(module, 'generate'):
       written = [token for token, _ in contract.require(module, 'generate', 'sample')(
           trained.params, ids, tokens=tokens, settings=settings, seed=seed)]
@@ -130,7 +130,7 @@ class Run:
     """
     trained = self.load(step)
     attend = contract.require(trained.setup.module, 'attention', 'attention')
-    ids = np.array([trained.tokenizer.end, *trained.tokenizer.encode(text)], np.int32)[:self.config.data.window]
+    ids = np.array([trained.tokenizer.begin, *trained.tokenizer.encode(text)], np.int32)[:self.config.data.window]
     if len(ids) < 2:
       raise ConfigError('the text is empty; expected at least a character of it')
     weights_NxBxHxLxL = np.asarray(jax.jit(attend)(trained.params, ids[None]))
