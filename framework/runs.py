@@ -9,8 +9,8 @@
   run.rows[-1], run.result['params_total']
   weights_NxHxLxL, tokens = run.attention('It was the best of times')
 
-The folder is that of `python -m experiments.train`, and the same call again goes on with it, or gives it back when it is
-done; `runs.open('runs/novel')` reads one. Laws are fitted by the package `scaling`, programs compiled by `rasp`.
+The folder is that of `python -m experiments.train`, and the same call again goes on with it, or gives it back when it
+is done; `runs.open('runs/novel')` reads one. Laws are fitted by the package `scaling`, programs compiled by `rasp`.
 """
 
 import dataclasses
@@ -97,7 +97,8 @@ class Run:
     """
     trained, c = self.load(step), self.config
     split = splits.held([('text', text)], trained.tokenizer) if text else self.corpus.validation
-    on = mixtures.evaluated_on(split, trained.tokenizer.end, c.data.window, stride or c.evaluation.stride, c.data.packed)
+    on = mixtures.evaluated_on(split, trained.tokenizer.end, c.data.window, stride or c.evaluation.stride,
+                               c.data.packed)
     return evaluation.evaluate(evaluation.compile_nats(trained.setup.module, trained.setup.mesh), trained.params, on,
                                trained.tokenizer, trained.setup.mesh, batch=c.evaluation.batch, limit=windows)
 

@@ -44,5 +44,5 @@ def test_the_wheel_runs_the_quickstart(tmp_path):
   where = run('experiments.quickstart', '--workdir=quick', '--parts=gemm,chinchilla,rasp', cwd=away, env=env)
   assert 'done' in where and (away / 'quick' / 'report.html').exists()
   code = 'import experiments, framework; print(experiments.__file__)'
-  found = subprocess.run([sys.executable, '-c', code], cwd=away, env=env, capture_output=True, text=True, check=True).stdout
-  assert str(tmp_path / 'site') in found  # not the clone of an editable install
+  found = subprocess.run([sys.executable, '-c', code], cwd=away, env=env, capture_output=True, text=True, check=True)
+  assert str(tmp_path / 'site') in found.stdout  # not the clone of an editable install
