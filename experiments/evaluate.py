@@ -103,7 +103,7 @@ def _print(results, which: str, drawn: bool) -> None:
   print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
     print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)
-    parts: dict[str, dict] = r.get('sources', {})  # of a mixture
+    parts: dict[str, dict] = r.get('sources', {})  # type: ignore[assignment]  # of a mixture
     for name, one in parts.items():
       print(f"  {name}: {one['bits_per_byte']:.4f} bits/byte, {one['nats_per_token']:.4f} nats/token, "
             f"{one['targets']:,} tokens", flush=True)

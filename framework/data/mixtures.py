@@ -41,6 +41,10 @@ class Mixture:
     return int(self.firsts[-1])
 
   @property
+  def begin(self) -> int | None:
+    return getattr(self.parts[0], 'begin', None)
+
+  @property
   def bytes(self) -> int:
     return sum(part.bytes for part in self.parts)
 
