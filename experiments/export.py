@@ -51,7 +51,7 @@ def main() -> int:
     family = huggingface.save(temporary, trained.setup.config.model, tokenizer.size, adoption.longest(workdir, config),
                               jax.device_get(trained.params), FAMILY.value,
                               {'bos_token_id': tokenizer.begin, 'eos_token_id': tokenizer.end})
-    for name, content in (exported.files(tokenizer, config.data.window) | {
+    for name, content in (exported.files(tokenizer, adoption.longest(workdir, config)) | {
         'README.md': card(workdir, trained, family)}).items():
       files.write_atomically(temporary / name, content)
     files.write_sealed(temporary / MARK, about)
