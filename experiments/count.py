@@ -36,23 +36,23 @@ def main() -> int:
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   rungs.check_text(text)
-  run.open_folder(workdir, config, text, resume=True)
-  folder, counted = workdir / 'ngram', {'order': ORDER.value, 'smoothing': SMOOTHING.value}
-  if folder.exists():  # of the same command, which may have been killed before the evaluation
-    model = ngram.load(folder)
-    for key, value in counted.items():
-      if getattr(model, key) != value:
-        raise config_lib.ConfigError(f'workdir {workdir} already holds an n-gram model, whose {key} is '
-                                     f'{getattr(model, key)} and not {value}; give another --workdir')
-  else:
-    model = rungs.count(text, ORDER.value, SMOOTHING.value)
-  row = {'step': 0, 'split': 'validation'} | counted | rungs.scored(
-      model, text.validation)  # type: ignore[arg-type]  # no endless one
-  logging.info('%s n-grams; %.4f nats/token, %.3f bits/byte on held-out text; %s',
-               f'{sum(len(order.p) for order in model.orders):,}', row['nats_per_token'], row['bits_per_byte'], workdir)
-  if not folder.exists():
-    model.save(folder)
-  files.write_atomically(workdir / 'evaluations.jsonl', json.dumps(row) + '\n')
+  with run.opened(workdir, config, text, resume=True):
+    folder, counted = workdir / 'ngram', {'order': ORDER.value, 'smoothing': SMOOTHING.value}
+    if folder.exists():  # of the same command, which may have been killed before the evaluation
+      model = ngram.load(folder)
+      for key, value in counted.items():
+        if getattr(model, key) != value:
+          raise config_lib.ConfigError(f'workdir {workdir} already holds an n-gram model, whose {key} is '
+                                       f'{getattr(model, key)} and not {value}; give another --workdir')
+    else:
+      model = rungs.count(text, ORDER.value, SMOOTHING.value)
+    row = {'step': 0, 'split': 'validation'} | counted | rungs.scored(
+        model, text.validation)  # type: ignore[arg-type]  # no endless one
+    logging.info('%s n-grams; %.4f nats/token, %.3f bits/byte on held-out text; %s',
+                 f'{sum(len(order.p) for order in model.orders):,}', row['nats_per_token'], row['bits_per_byte'], workdir)
+    if not folder.exists():
+      model.save(folder)
+    files.write_atomically(workdir / 'evaluations.jsonl', json.dumps(row) + '\n')
   return 0
 
 

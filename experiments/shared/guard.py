@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import NoReturn
 
+from experiments.shared import roll_call
+
 _FROM_C = re.compile(rb'^[IWEF]\d{4} [\d:.]+ +\d+ \S+\.(cc|h):\d+\]|^\[Gloo\]|^Fatal Python error: Aborted')
 _OURS = re.compile(rb'^\d\d:\d\d:\d\d |^error: |^Traceback ')
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of sys/prctl.h
@@ -34,9 +36,10 @@ def guard(address: str, processes: int, process: int, timeout: int) -> None:
   for number in (*SIGNALS, signal.SIGPROF):  # the last asks for a trace
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, lambda number, _: os.kill(pid, number))
+  roll = roll_call.attend(address, processes, process, timeout)
   dropped = _pass_on(read)
   status = os.waitpid(pid, 0)[1]
-  _end(os.waitstatus_to_exitcode(status), dropped, address, processes, process, timeout)
+  _end(os.waitstatus_to_exitcode(status), dropped, address, roll, process, timeout)
 
 
 def _pass_on(read: int) -> str:
@@ -53,12 +56,12 @@ def _pass_on(read: int) -> str:
   return ' '.join(dropped)
 
 
-def _end(code: int, dropped: str, address: str, processes: int, process: int, timeout: int) -> NoReturn:
+def _end(code: int, dropped: str, address: str, roll: roll_call.Roll, process: int, timeout: int) -> NoReturn:
   from framework.training.hosts import RESUME
   if code == -signal.SIGABRT:
     if 'RegisterTask' in dropped or 'Barrier' in dropped and 'timed out' in dropped:
-      what = (f'not all of the {processes} processes came to {address} within {timeout} s, or two were given one '
-              '--process')
+      what = f'{roll.name} did not come to {address} within {timeout} s' if roll.name else (
+          f'not all of the {roll.processes} processes came to {address} within {timeout} s, or two were given one --process')
     elif 'already' in dropped.lower() or 'incarnation' in dropped:
       what = f'another process {process} has come to {address}: each --process is given once'
     else:

@@ -17,7 +17,7 @@ from foundation.errors import one_line
 from framework import config as config_lib
 
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'address:port of process 0, for a run on several hosts; '
-                                  '"auto" asks the cluster (Slurm, TPU pods)')
+                                  '"auto" asks the cluster (Slurm, Open MPI, Kubernetes, TPU pods)')
 PROCESSES = flags.DEFINE_integer('processes', None, 'number of processes of the run', lower_bound=1)
 PROCESS = flags.DEFINE_integer('process', None, 'index of this process, from 0', lower_bound=0)
 JOIN_TIMEOUT = flags.DEFINE_integer('join_timeout', 300, 'seconds that a process waits for the others to come',

@@ -15,6 +15,7 @@ Smoothings, both of which sum to 1 over the vocabulary after every context:
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from foundation import files
+from foundation import files, sealed
 from framework.config import ConfigError, nearest
 
 ORDERS = range(9)
@@ -125,18 +126,31 @@ class NGram:
               np.save(file, array)
               file.flush()
               os.fsync(file.fileno())
-      files.write_json(temporary / _META, {
+      files.write_sealed(temporary / _META, {
           'vocabulary': self.vocabulary, 'end': self.end, 'order': self.order, 'smoothing': self.smoothing,
-          'sizes': [len(order.p) for order in self.orders]})
+          'sizes': [len(order.p) for order in self.orders],
+          'sha256': {path.name: _sha256(path) for path in sorted(temporary.glob('*.npy'))}})
       os.rename(temporary, folder)
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def load(folder: pathlib.Path) -> NGram:
-  """The model that `save` wrote, its arrays mapped into memory. Raises ConfigError if there is none."""
+  """The model that `save` wrote, its arrays mapped into memory.
+
+  Raises:
+    ConfigError: there is none, or it is not as it was written.
+  """
   try:
-    meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding='utf-8'))
+    meta = sealed.opened(json.loads((folder / _META).read_text(encoding='utf-8')), folder / _META)
+    for name, digest in meta.pop('sha256', {}).items():
+      if _sha256(folder / pathlib.Path(name).name) != digest:
+        raise ValueError(f'{name} is not as it was written')
     orders = []
     for m, size in enumerate(meta.pop('sizes'), 1):
       keys, p, backoff = (None if m == 1 and name == 'keys' else

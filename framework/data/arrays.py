@@ -1,8 +1,8 @@
 """Documents of token ids that somebody has tokenised already: NumPy's .npy, Megatron's .bin with its .idx, and the bare
 .bin of nanoGPT, llm.c and others, whose type has to be said (data.ids) since the file does not say it.
 
-The tokenizer that made them is named by data.tokenizer. Its end-of-document token divides documents wherever it stands,
-at the beginning, between them or at the end.
+The tokenizer that made them is named by data.tokenizer. Its tokens that open and close documents divide them wherever
+they stand, at the beginning, between them or at the end.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ _MEGATRON_TYPES = {1: 'u1', 2: 'i1', 3: '<i2', 4: '<i4', 5: '<i8', 8: '<u2'}
 _LLM_C = {20240520: '<u2', 20240801: '<u4'}  # the first number of a header of 256
 
 
-def documents(source: Source, kind: str, end: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+def documents(source: Source, kind: str, ends: tuple[int, ...], size: int) -> Iterator[tuple[int, np.ndarray]]:
   """(number of the document from 1, some of its ids, int32), without ends of documents.
 
   Args:
     kind: the type of a bare .bin, one of TYPES, or 'file': every file says its own.
-    end, size: of the tokenizer.
+    ends: the tokens that close or open a document. size: of the tokenizer.
 
   Raises:
     ConfigError: a file is no such array, or has ids that the tokenizer has not.
@@ -40,8 +40,8 @@ def documents(source: Source, kind: str, end: int, size: int) -> Iterator[tuple[
       raise ConfigError(f"{source.key}: '{source.path}' has the id {ids_N[first]} at token {place + first}; expected 0 to "
                         f'{size - 1}: the data.tokenizer and the type (data.ids is {kind!r}) that made the file')
     place += len(ids_N)
-    ends = np.flatnonzero(ids_N == end)
-    for first, last in zip([0, *(ends + 1)], [*ends, len(ids_N)]):
+    cuts = np.flatnonzero(np.isin(ids_N, ends))
+    for first, last in zip([0, *(cuts + 1)], [*cuts, len(ids_N)]):
       if last > first:
         number, inside = number + (not inside), True
         yield number, ids_N[first:last].astype(np.int32)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import pathlib
 import platform
 import shutil
@@ -25,12 +26,12 @@ from framework.data import cache as cache_lib
 from framework.data import sources as sources_lib
 from framework.data import texts
 from framework.data import tokenizer as tokenizers
-from framework.data.splits import Split
 
 LAYOUT = 1  # part of every digest: raise it when the files of the cache, or the way texts are split, change
 FEW = 20  # documents; fewer are held out by their last tenths, not whole
 SPLITS = ('train', 'validation')
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
+log = logging.getLogger(__name__)
 Assigned = Iterator[tuple[str, str, Any]]  # split, document, content
 
 
@@ -56,7 +57,7 @@ class Plan:
     before = sum(source.size for source in self.sources) if held_out else 0
     skips = self.data.bad_rows == 'skip'
     how = texts.Reading(self.data.field, (left_out or texts.LeftOut()) if skips else None, self.data.ids,
-                        *((tokenizer.end, tokenizer.size) if tokenizer else ()))
+                        *((tokenizer.end, tokenizer.size, tokenizer.begin) if tokenizer else ()))
     return texts.read(self.held_out if held_out else self.sources,
                       lambda done: progress(before + done, self.size, what), how)
 
@@ -127,7 +128,8 @@ def make_tokenizer(plans: Sequence[Plan], shares: Sequence[float], surveys: Sequ
                    ) -> tokenizers.Tokenizer:
   """The tokenizer that the settings of the plans describe, of all their texts; each gives its share of a sample."""
   data = plans[0].data
-  if foreign := tokenizers.of_file(data.tokenizer):
+  if (foreign := tokenizers.of_file(data.tokenizer)) is not None:
+    log.info('tokens are those of %s', data.tokenizer)
     return foreign
   if data.tokenizer == 'bytes':
     return tokenizers.Bytes()
@@ -181,7 +183,7 @@ def build(folder: pathlib.Path, digest: str, plan: Plan, given: tokenizers.Token
   tokenizer = given or make_tokenizer([plan], [1.0], [survey], progress)
   temporary = cache_lib.temporary(folder)
   try:
-    writers = {split: _Writer(temporary, split, tokenizer) for split in SPLITS}
+    writers = {split: Writer(temporary, split, tokenizer) for split in SPLITS}
     with contextlib.ExitStack() as stack:
       for writer in writers.values():
         stack.callback(writer.file.close)
@@ -209,7 +211,7 @@ def build(folder: pathlib.Path, digest: str, plan: Plan, given: tokenizers.Token
     raise
 
 
-def _check_content(plan: Plan, writers: dict[str, '_Writer']) -> None:
+def _check_content(plan: Plan, writers: dict[str, 'Writer']) -> None:
   for source in plan.files:
     if source.changed():
       raise ConfigError(f"{source.key}: '{source.path}' changed while it was read; expected files at rest, nearest is "
@@ -222,23 +224,7 @@ def _check_content(plan: Plan, writers: dict[str, '_Writer']) -> None:
                         f" of text, nearest is another {key}")
 
 
-def in_tokens_of(split: Split, tokenizer: tokenizers.Tokenizer, other: tokenizers.Tokenizer, folder: pathlib.Path
-                 ) -> Split:
-  """The text of a split in the tokens of another tokenizer, written into a folder. Raises ConfigError on text that it
-  cannot hold."""
-  writer = _Writer(folder, 'validation', other)
-  with contextlib.closing(writer.file):
-    for start, stop in zip(split.starts, [*split.starts[1:], split.tokens]):
-      text = tokenizer.decode(split.read(int(start), int(stop)))
-      if text:
-        writer.add([text])
-    writer.finish()
-  about = writer.meta()
-  return Split(str(folder / 'validation.bin'), writer.dtype, about['tokens'], np.array(writer.starts, np.int64),
-               about['bytes'], about['documents'], other.begin)
-
-
-class _Writer:
+class Writer:
   """One split on its way to disk."""
 
   def __init__(self, folder: pathlib.Path, split: str, tokenizer: tokenizers.Tokenizer):
@@ -263,7 +249,7 @@ class _Writer:
       before = self.tokenizer.begin
       for ids in contents:
         self._put(ids)
-        self.bytes += int(self.tokenizer.bytes_of(np.concatenate([[before], ids[:-1]]), ids).sum())
+        self.bytes += int(self.tokenizer.bytes_of(np.append(before, ids[:-1]), ids).sum())
         before = ids[-1]
 
   def _put(self, ids: np.ndarray) -> None:

@@ -90,6 +90,22 @@ def first_tokens(split: Split | stream.Stream, tokens: int) -> Split | stream.St
                              bytes=max(1, round(split.bytes * tokens / split.tokens)))
 
 
+def in_tokens_of(split: Split, tokenizer: tokenizers.Tokenizer, other: tokenizers.Tokenizer, folder: pathlib.Path
+                 ) -> Split:
+  """The text of a split in the tokens of another tokenizer, written into a folder. Raises ConfigError on text that it
+  cannot hold."""
+  writer = building.Writer(folder, 'validation', other)
+  with contextlib.closing(writer.file):
+    for start, stop in zip(split.starts, [*split.starts[1:], split.tokens]):
+      text = tokenizer.decode(split.read(int(start), int(stop)))
+      if text:
+        writer.add([text])
+    writer.finish()
+  about = writer.meta()
+  return Split(str(folder / 'validation.bin'), writer.dtype, about['tokens'], np.array(writer.starts, np.int64),
+               about['bytes'], about['documents'], other.begin)
+
+
 def _prepare(data: Data, progress: Progress) -> Corpus:
   check_section('data', data)
   if data.mixture:

@@ -43,13 +43,14 @@ class LeftOut:
 class Reading:
   """How files are read: the field of text of rows, and where bad rows are counted (None: they are refused).
 
-  ids: the type of token ids, see framework.data.arrays, '' for texts; end, size: of their tokenizer.
+  ids: the type of token ids, see framework.data.arrays, '' for texts; end, size, begin: of their tokenizer.
   """
   field: str = 'text'
   left_out: LeftOut | None = None
   ids: str = ''
   end: int = -1
   size: int = 0
+  begin: int = -1
 
   def bad(self, source: Source, number: int, why: str, expected: str) -> None:
     """Counts a bad row, or raises ConfigError."""
@@ -88,7 +89,7 @@ def read(found: Sequence[Source], report: Callable[[int], None], how: Reading = 
 def _pairs(source: Source, raw: BinaryIO, stack: contextlib.ExitStack, how: Reading) -> Iterator[tuple[str, Any]]:
   kind = sources.kind(source.path)
   if kind in sources.ARRAYS:
-    return ((f'{source.title}#{number}', ids) for number, ids in arrays.documents(source, how.ids, how.end, how.size))
+    return ((f'{source.title}#{number}', ids) for number, ids in arrays.documents(source, how.ids, (how.end, how.begin), how.size))
   if kind in sources.TABLES:
     return ((f'{source.title}#{number}', text) for number, text in tables.rows(source, raw, how))
   file = _decompressed(source, raw, stack)

@@ -88,20 +88,21 @@ def lengthen(workdir: pathlib.Path, saved: dict[str, Any], config: config_lib.Co
   held = settings(saved, workdir / CONFIG)
   key, old, new = keys[-1], held.training.steps, config.training.steps
   steps = sorted(int(path.name) for path in (workdir / CHECKPOINTS).glob('*') if path.name.isdecimal())
+  if any(stage.name and (workdir / stage.name).exists() for stage in models.stages(config)):
+    raise _refused(workdir, key, *differ[key], ', and is trained in several stages, which keep their lengths')
   if not steps and not (workdir / RESULT).exists():  # nothing was trained that could be kept or lost
     return
-  if len(models.stages(config)) > 1:
-    raise _refused(workdir, key, *differ[key], ', and is trained in several stages, which keep their lengths')
   shared = optimizer.equal_rates((held.optimizer, old), (config.optimizer, new))
   begin = max((step for step in steps if step <= shared), default=0)
   if not begin:
     raise _refused(workdir, key, *differ[key], _advice(held, shared, steps))
   if begin != steps[-1] or (workdir / RESULT).exists():
     _keep(workdir, old, begin, steps)
+    logging.info('what the run was until now is in %s', workdir / f'steps_{old}')
   rewrite(workdir, saved, config)
   (workdir / RESULT).unlink(missing_ok=True)
-  logging.info('goes on from step %d, up to which its rates are those of %s; what it was is in %s', begin,
-               ', '.join(f'{key}={differ[key][1]}' for key in keys), workdir / f'steps_{old}')
+  logging.info('goes on from step %d, up to which its rates are those of %s', begin,
+               ', '.join(f'{key}={differ[key][1]}' for key in keys))
 
 
 def _advice(held: config_lib.Config, shared: int, steps: list[int]) -> str:

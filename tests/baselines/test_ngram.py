@@ -195,6 +195,17 @@ def test_step_by_step_is_the_whole_stream(smoothing):
   np.testing.assert_allclose(nats, model.nats(tokens), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize('name, old, new', [('2.backoff.npy', None, b''), ('meta', b'"end": 8', b'"end": 7')])
+def test_one_changed_byte_is_seen(tmp_path, name, old, new):
+  tokens = stream(random_documents(np.random.default_rng(0), 9), 8)
+  ngram.count(tokens, vocabulary=9, end=8, order=3).save(tmp_path / 'model')
+  path = tmp_path / 'model' / (ngram._META if name == 'meta' else name)
+  content = path.read_bytes()
+  path.write_bytes(content.replace(old, new) if old else content[:-1] + bytes([content[-1] ^ 1]))
+  with pytest.raises(config_lib.ConfigError, match='as it was written|was changed after it was written'):
+    ngram.load(tmp_path / 'model')
+
+
 def test_save_and_load(tmp_path):
   tokens = stream(random_documents(np.random.default_rng(0), 9), 8)
   model = ngram.count(tokens, vocabulary=9, end=8, order=4)
@@ -206,7 +217,7 @@ def test_save_and_load(tmp_path):
     model.save(tmp_path / 'model')
   assert [p.name for p in tmp_path.iterdir()] == ['model']
   np.save(tmp_path / 'model' / '3.p.npy', np.ones(2, np.float32))
-  with pytest.raises(config_lib.ConfigError, match='order 3 does not hold'):
+  with pytest.raises(config_lib.ConfigError, match='3.p.npy is not as it was written'):
     ngram.load(tmp_path / 'model')
   with pytest.raises(config_lib.ConfigError, match='cannot be read'):
     ngram.load(tmp_path / 'none')

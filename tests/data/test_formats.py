@@ -210,7 +210,7 @@ def test_a_document_is_held_out_by_the_same_name_in_every_form(tmp_path):
 def documents(path, kind='file', size=257):
   source = dataclasses.replace(sources._source('data.path', str(path), str(path.parent)), title='a')
   out = {}
-  for number, part in arrays.documents(source, kind, END, size):
+  for number, part in arrays.documents(source, kind, (END, END), size):
     out.setdefault(number, []).extend(part.tolist())
   return list(out.values())
 

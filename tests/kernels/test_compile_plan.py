@@ -41,7 +41,7 @@ def planned(name, path):
       f'--config.data.vocabulary={32000 if shape == "7b" else 128256}']
   done = subprocess.run(
       [sys.executable, '-m', 'experiments.plan', '--config=experiments/configs/llama_8b.py', f'--target={target}',
-       '--nolargest', f'--output={path}', *words], cwd=ROOT, capture_output=True, text=True,
+       f'--output={path}', *words], cwd=ROOT, capture_output=True, text=True,
       env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'})
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout, json.loads(path.read_text())

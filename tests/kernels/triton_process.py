@@ -58,6 +58,11 @@ def attention_rule(dtype):
   return {}
 
 
+def sequence_errors(form, parts):
+  from tests.kernels import test_sequence
+  return test_sequence.errors('triton', form, parts)
+
+
 def matmul_error(dtype, extra):
   """Largest error against float64, relative to the largest entry, in float32 (int8 alone: int32)."""
   M, N, K = (112, 50, 160) if extra == 'sparse' else (70, 50, 90)

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from experiments.shared import roll_call
 from framework.training import hosts
 from tests.commands import ROOT, environment, write_config, write_documents
 
@@ -125,15 +126,19 @@ def test_a_lost_process_ends_the_others_in_one_line(root, tmp_path, process, num
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('processes', [[1], [0], [0, 0]])
-def test_a_process_that_never_comes_is_waited_for_as_long_as_stated(root, tmp_path, processes):
+@pytest.mark.parametrize('processes, count, named', [
+    ([1], 2, 'not all of the 2 processes came to 127.0.0.1'), ([0], 2, 'process 1 of 2 did not come to 127.0.0.1'),
+    ([0, 0], 2, 'not all of the 2 processes|process 1 of 2 did not come'),
+    ([0, 2], 5, 'process 1, 3, 4 of 5 did not come to 127.0.0.1:')])
+def test_a_process_that_never_comes_is_named_and_waited_for_as_long_as_stated(root, tmp_path, processes, count, named):
   port = free_port()
   begin = time.monotonic()
-  running = [start(root, tmp_path / 'run', port, number, 2, '--join_timeout=10') for number in processes]
+  running = [start(root, tmp_path / 'run', port, number, count, '--join_timeout=15') for number in processes]
   for process in running:
     code, lines = ended(process)
-    assert code == 1 and len(lines) == 1 and 'not all of the 2 processes came to 127.0.0.1' in lines[0], lines
-  assert 10 < time.monotonic() - begin < 10 + STATED
+    said = [line for line in lines if not line.startswith('waiting for process')]
+    assert code == 1 and len(said) == 1 and re.search(named, said[0]), lines
+  assert 15 < time.monotonic() - begin < 15 + STATED
 
 
 @pytest.mark.slow
@@ -370,3 +375,27 @@ def test_a_run_over_processes_goes_on_with_fewer_and_more(root, tmp_path, mesh):
     for row, true in zip(rows_of(folder), rows_of(tmp_path / 'whole'), strict=True):
       assert row['tokens'] == true['tokens'] and abs(row['loss'] - true['loss']) < 1e-5
     assert len((folder / 'history.jsonl').read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize('numbers, words', [([], ''), ([3], '3'), ([1, 2], '1, 2'), ([0, 4, 5, 6, 9], '0, 4 to 6, 9')])
+def test_numbers_are_listed(numbers, words):
+  assert roll_call.listed(numbers) == words
+
+
+def test_the_roll_names_who_has_not_come(monkeypatch, capsys):
+  monkeypatch.setattr(roll_call, 'PAUSE', 0.05)
+  monkeypatch.setattr(roll_call, 'SAID', 0.3)
+  address = f'127.0.0.1:{free_port()}'
+  rolls = [roll_call.attend(address, 4, number, 30) for number in (0, 1, 3)]
+  deadline = time.monotonic() + 20
+  while [roll.missing for roll in rolls] != [[2]] * 3 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  assert {roll.name for roll in rolls} == {'process 2 of 4'}
+  with socket.create_connection(('127.0.0.1', int(address.split(':')[1]) + 1)) as stranger:  # is no process
+    stranger.sendall(b'GET / HTTP/1.1')
+  while 'waiting for process 2 of 4' not in capsys.readouterr().err and time.monotonic() < deadline:
+    time.sleep(0.1)
+  last = roll_call.attend(address, 4, 2, 30)
+  while [roll.missing for roll in (*rolls, last)] != [[]] * 4 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  assert time.monotonic() < deadline and {roll.name for roll in rolls} == {''}

@@ -195,3 +195,24 @@ def test_every_setting_is_of_one_kind():
       config_lib.flatten(Config()))
   assert 'training.steps' in config_lib.RATE and 'data.path' in config_lib.BESIDE
   assert resume.CONFIG == run.CONFIG and resume.RESULT == result.RESULT and resume.CHECKPOINTS == loop.CHECKPOINTS
+
+
+def test_a_run_of_several_stages_keeps_its_steps(tmp_path):
+  whole = dict(model__name='tiered', model__dropout=0.0, tiered__period=8, tiered__rollout=4, checkpoint__at_decay=False)
+  c = config(20, **whole)
+  run.open_folder(tmp_path, c, corpus.prepare(c.data), resume=True)
+  longer = config(40, **whole)
+  run.open_folder(tmp_path, longer, corpus.prepare(c.data), resume=True)  # nothing is trained yet
+  (tmp_path / 'tier_1').mkdir()
+  with pytest.raises(ConfigError, match='training.steps is 20; this config has 40, and is trained in several stages'):
+    run.open_folder(tmp_path, longer, corpus.prepare(c.data), resume=True)
+
+
+def test_a_run_that_was_stopped_may_get_more_steps(ended, longer, tmp_path):
+  """Before its rates differ nothing is kept aside, and nothing is done again."""
+  root, whole, results = longer
+  folder = copied(ended / 'wsd', tmp_path / 'run')
+  (folder / 'result.json').unlink()
+  shutil.rmtree(folder / 'checkpoints' / '20')
+  same(folder, root / 'wsd', (trained(folder, whole['wsd']), results['wsd']))
+  assert not (folder / 'steps_20').exists() and history.starts(folder)[-1]['step'] == 16
