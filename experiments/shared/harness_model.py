@@ -2,7 +2,8 @@
 
 What its own HF backend computes on the exported folder, this computes on the run: the three kinds of requests, with left
 truncation to the window, and in loglikelihood_rolling windows that share one token. Two things differ: special tokens in
-a text are text here, and greedy generation writes what the cache gives, equal to rounding.
+a text are text here, and the token that opens a document stands once before a text of loglikelihood_rolling, where that
+backend has it twice if the tokenizer puts one there by itself.
 
 Contexts begin with the token that opens a document where the tokenizer's own file puts one there, as Llama's does; with
 open=true always, as documents do in training here, with open=false never. Documents are scored without their end: bits
@@ -111,7 +112,7 @@ class LemmaLM(TemplateLM):
     rows, owners = [], []
     for number, (text,) in enumerate(request.args for request in requests):
       for context, continuation in map(utils.make_disjoint_window, utils.get_rolling_token_windows(
-          self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1)):
+          self.tok_encode(text, False), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1)):
         rows.append(([*context, *continuation], len(continuation)))
         owners.append(number)
     totals = [0.0] * len(requests)

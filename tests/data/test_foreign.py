@@ -89,9 +89,9 @@ def test_ids_are_those_of_the_library_and_their_bytes_those_of_the_text(pair, mo
 def test_bytes_are_exact_over_a_corpus(pair, tmp_path):
   """What evaluation sums over all targets is the text's size, space or no space before it; BOS is read, EOS is scored."""
   made, tokenizer = pair
-  texts = [TEXT, 'The fox', 'x', '  me']
+  texts = [TEXT, 'The fox', 'x', '   me']
   if made.pre_tokenizer and 'Metaspace' in made.to_str():
-    texts = texts[:3]  # its own rule gives '  me' and ' me' the same ids
+    texts = texts[:3]  # where no token has two spaces, the first one alone does not tell
   folder = tmp_path / 'text'
   folder.mkdir()
   for n, text in enumerate(texts):
