@@ -1,9 +1,13 @@
 """The house as the sources say it: imports run down and in no circle, no long function, nobody asks for a model's name."""
 
 import ast
+import configparser
 import functools
 import pathlib
+import re
 
+import packaging.requirements
+import packaging.version
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,3 +79,26 @@ def test_init_files_define_nothing_but_the_registries():
               and any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body)}
   assert defining <= {'framework.models', 'framework.data.tasks', 'framework.training.losses',
                       'framework.training.optimizers', 'framework.training.schedules'}
+
+
+def named(line):
+  return re.match(r'[\w.-]+', line)[0].lower().replace('_', '-')
+
+
+@pytest.mark.parametrize('file, extras', [('run', []), ('test', ['test'])])
+def test_what_is_installed_is_pinned_with_its_hash_and_as_new_as_setup_asks(file, extras):
+  """`make constraints` writes the files anew."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  wanted = setup['options']['install_requires'].split('\n')
+  for extra in extras:
+    wanted += setup['options.extras_require'][extra].split('\n')
+  blocks = re.split(r'\n(?=\S)', (ROOT / 'constraints' / f'{file}.txt').read_text())
+  pins = {}
+  for block in blocks:
+    assert '--hash=sha256:' in block, block.splitlines()[0]
+    pins.setdefault(named(block), []).append(packaging.version.Version(re.match(r'[\w.-]+==([\w.]+)', block)[1]))
+  for line in wanted:
+    if line and not line.startswith('#'):
+      asked = packaging.requirements.Requirement(line)
+      assert all(version in asked.specifier for version in pins[named(line)]), line

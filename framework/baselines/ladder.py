@@ -11,7 +11,7 @@ import numpy as np
 
 from framework import config as config_lib
 from framework.baselines import compressors, ngram
-from framework.data import building, corpus, mixtures
+from framework.data import corpus, mixtures
 
 # Bits per token of English words, a vocabulary of 2^15, as they are quoted in the outline of this project: beside the
 # measured ones, not measured here.
@@ -107,7 +107,7 @@ def run_row(workdir: pathlib.Path, text: corpus.Corpus, split: corpus.Split, str
   c, module, mesh = trained.setup.config, trained.setup.module, trained.setup.mesh
   own = trained.tokenizer
   if own.digest != text.tokenizer.digest:
-    split = building.in_tokens_of(split, text.tokenizer, own, folder)
+    split = corpus.in_tokens_of(split, text.tokenizer, own, folder)
   stride = min(stride or c.evaluation.stride, c.data.window)
   held_out = windows.Windows(split, own.end, c.data.window, stride, c.data.packed)
   result = evaluation.evaluate(evaluation.compile_nats(module, mesh), trained.params, held_out, own, mesh,

@@ -79,6 +79,7 @@ def whole(path, workdir):
   return [sys.executable, '-m', 'experiments.sweep', f'--sweep={path}', f'--workdir={workdir}', '--workers=2']
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_ends_as_one_that_is_not(tmp_path):
   path = tmp_path / 'tiny.py'

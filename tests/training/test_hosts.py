@@ -105,6 +105,7 @@ def test_other_text_under_the_same_name_is_refused(root, tmp_path):
     assert code == 2 and 'process 1 has another corpus than process 0' in lines[0], lines
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 @pytest.mark.parametrize('process, number', [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_lost_process_ends_the_others_in_one_line(root, tmp_path, process, number):
@@ -125,6 +126,7 @@ def test_a_lost_process_ends_the_others_in_one_line(root, tmp_path, process, num
                                    'checkpoint']
 
 
+@pytest.mark.kill
 @pytest.mark.slow
 @pytest.mark.parametrize('processes, count, named', [
     ([1], 2, 'not all of the 2 processes came to 127.0.0.1'), ([0], 2, 'process 1 of 2 did not come to 127.0.0.1'),
