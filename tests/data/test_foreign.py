@@ -75,6 +75,8 @@ def test_ids_are_those_of_the_library_and_their_bytes_those_of_the_text(pair, mo
   wanted = made.encode(whole, add_special_tokens=False).ids
   assert tokenizer.encode(whole).tolist() == wanted
   assert tokenizer.decode(tokenizer.encode(whole)) == whole
+  assert tokenizer.continued(tokenizer.encode('The fox')[-2:]).endswith('x') and tokenizer.continued([]) == ''
+  assert tokenizer.continued(tokenizer.encode('The fox')) == ' ' * tokenizer.adds_space + 'The fox'
   for size in (5, 40, 300):  # pieces, and blocks that come from a file, cut between words
     monkeypatch.setattr(encoding, 'PIECE', size)
     monkeypatch.setattr(foreign, 'PARALLEL', size)

@@ -164,6 +164,7 @@ def test_the_ladder_takes_runs_on_other_tokens(place):
 
 
 @pytest.mark.slow
+@pytest.mark.kill
 def test_killed_it_leaves_no_run_and_the_next_one_cleans_up(place):
   """Killed at moments that are spread over the whole command."""
   took = time.monotonic()
