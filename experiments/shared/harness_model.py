@@ -54,7 +54,8 @@ class LemmaLM(TemplateLM):
     c = self.trained.setup.config
     self.max_length = int(max_length) or c.data.window
     if c.model.position == 'learned' and self.max_length > c.data.window:
-      raise ConfigError(f'max_length is {self.max_length}; the run has {c.data.window} positions: expected at most so many')
+      raise ConfigError(f'max_length is {self.max_length}; the run has {c.data.window} positions: expected at most so '
+                        'many')
     self.batch = 8 if str(batch_size).startswith('auto') else int(batch_size)
     own = self.trained.tokenizer
     says = isinstance(own, foreign.Foreign) and foreign.opening(own.kind, own.model, {'': own.begin}) == own.begin
@@ -141,8 +142,8 @@ class LemmaLM(TemplateLM):
     if tokens >= self.max_length:
       raise ConfigError(f'max_gen_toks is {tokens}; expected fewer than the {self.max_length} tokens of the window')
     sample = bool(wanted.get('do_sample', (wanted.get('temperature') or 0) > 0))
-    settings = generation.Sampling(float(wanted.get('temperature') or 1.0) if sample else 0.0, int(wanted.get('top_k') or 0),
-                                   float(wanted.get('top_p') or 1.0), stop=self.eot_token_id)
+    settings = generation.Sampling(float(wanted.get('temperature') or 1.0) if sample else 0.0,
+                                   int(wanted.get('top_k') or 0), float(wanted.get('top_p') or 1.0), stop=self.eot_token_id)
     prompts = [np.array(self.tok_encode(text)[-(self.max_length - tokens):] or [self.prefix_token_id], np.int32)
                for text in contexts]
     streams, texts = [self.trained.tokenizer.stream() for _ in prompts], [''] * len(prompts)
