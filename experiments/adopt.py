@@ -8,8 +8,9 @@ Example:
 
 The folder holds config.json, model.safetensors (or shards with their index) and a tokenizer; see
 framework/models/huggingface/README.md for the families. What config.json says and our decoder cannot compute is refused
-by its name. The run is there whole or not at all, and says where its weights come from; the same command again finds it.
-Where another adopted run beside it has the very same weights, that is said: published steps have been found to be copies.
+by its name. The run is there whole or not at all, and says where its weights come from; the same command again finds
+it. Where another adopted run beside it has the very same weights, that is said: published steps have been found to be
+copies.
 """
 
 import pathlib
@@ -44,8 +45,8 @@ def main() -> int:
   tokenizer = foreign.read(pathlib.Path(TOKENIZER.value).resolve() if TOKENIZER.value else folder, vocabulary, END.value,
                            BEGIN.value)
   if tokenizer.size > vocabulary:
-    raise config_lib.ConfigError(f'the tokenizer has {tokenizer.size} ids, its end among them, and the model {vocabulary}; '
-                                 'expected the tokenizer of the model, or --end=TOKEN that it has')
+    raise config_lib.ConfigError(f'the tokenizer has {tokenizer.size} ids, its end among them, and the model '
+                                 f'{vocabulary}; expected the tokenizer of the model, or --end=TOKEN that it has')
   config = _config(model, longest, workdir)
   launch.start_jax(config, devices=1)
   adoption.adopt(workdir, config, tokenizer, params, {'folder': str(folder), 'longest': longest} | about)
@@ -73,7 +74,8 @@ def _adopted(workdir: pathlib.Path, weights: str) -> bool:
 def _config(model: config_lib.Model, longest: int, workdir: pathlib.Path) -> config_lib.Config:
   """What the run is read with. Raises ConfigError for a window beyond the learned positions."""
   if model.position == 'learned' and WINDOW.value > longest:
-    raise config_lib.ConfigError(f'--window is {WINDOW.value}; the model has {longest} positions: expected at most so many')
+    raise config_lib.ConfigError(f'--window is {WINDOW.value}; the model has {longest} positions: expected at most so '
+                                 'many')
   m = {f'model.{name}': value for name, value in config_lib.flatten_section(model).items()}
   window = WINDOW.value or min(longest, 2048)
   if longest < window:

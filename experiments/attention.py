@@ -48,7 +48,7 @@ def main() -> int:
   row = np.asarray(tokens, np.int32)[None]
   weights_NxBxHxLxL = jax.jit(
       trained.setup.module.attention)(trained.params, row)  # type: ignore[attr-defined]  # required above
-  labels = [tokenizer.decode(np.array([token])) or '∅' for token in tokens]
+  labels = [tokenizer.continued([token]) or '∅' for token in tokens]
   output.mkdir(parents=True, exist_ok=True)
   figures.attention(np.asarray(weights_NxBxHxLxL)[:, 0], labels, output / 'attention.svg')
   print(output / 'attention.svg')

@@ -97,9 +97,11 @@ def main() -> int:
 
 def _print(results, which: str, drawn: bool) -> None:
   """The table."""
-  print(f"step {', '.join(str(step) for step in dict.fromkeys(r['step'] for r in results))}, {which}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
+  steps = ', '.join(str(step) for step in dict.fromkeys(r['step'] for r in results))
+  print(f"step {steps}, {which}: {results[0]['targets']:,} tokens, {results[0]['bytes']:,} bytes")
   columns = [('window', 8, 'd'), ('stride', 8, 'd'), ('bits_per_byte', 10, '.4f'), ('bits_per_token', 11, '.4f'),
-             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')] + [('draws', 6, 'd')] * drawn + [('step', 9, 'd')] * ALL.value
+             ('perplexity', 11, '.4f'), ('nats_per_token', 11, '.4f')]
+  columns += [('draws', 6, 'd')] * drawn + [('step', 9, 'd')] * ALL.value
   print(' '.join(f"{key.replace('_per_', '/'):>{width}}" for key, width, _ in columns))
   for r in results:
     print(' '.join(f'{r[key]:{width}{form}}' for key, width, form in columns), flush=True)

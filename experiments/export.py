@@ -51,7 +51,7 @@ def main() -> int:
     family = huggingface.save(temporary, trained.setup.config.model, tokenizer.size, adoption.longest(workdir, config),
                               jax.device_get(trained.params), FAMILY.value,
                               {'bos_token_id': tokenizer.begin, 'eos_token_id': tokenizer.end})
-    for name, content in (exported.files(tokenizer, config.data.window) | {
+    for name, content in (exported.files(tokenizer, adoption.longest(workdir, config)) | {
         'README.md': card(workdir, trained, family)}).items():
       files.write_atomically(temporary / name, content)
     files.write_sealed(temporary / MARK, about)
@@ -92,8 +92,8 @@ def card(workdir: pathlib.Path, trained, family: str) -> str:
   return '\n'.join([
       '---', 'library_name: transformers', 'pipeline_tag: text-generation', '---', '', f'# {workdir.name}', '',
       'Weights exported from a run of Lemma, float32 arithmetic. A document begins with the token bos.', '',
-      '| | |', '|---|---|', *lines, '', 'The licence of the weights and of the text that they were trained on holds for these '
-      'too.', '', '```python', 'from transformers import AutoModelForCausalLM, AutoTokenizer',
+      '| | |', '|---|---|', *lines, '',
+      'The licence of the weights and of the text that they were trained on holds for these too.', '', '```python', 'from transformers import AutoModelForCausalLM, AutoTokenizer',
       "model = AutoModelForCausalLM.from_pretrained('FOLDER')", "tokenizer = AutoTokenizer.from_pretrained('FOLDER')",
       '```', ''])
 

@@ -87,7 +87,7 @@ def main() -> int:
     return 0
   for text, row in zip(PROMPT.value, np.concatenate(list(columns), axis=1)):
     row = row[:list(row).index(stop)] if stop in row else row
-    _write(f'{"-" * 72}\n{text}{tokenizer.decode(row)}\n')
+    _write(f'{"-" * 72}\n{text}{tokenizer.continued(row)}\n')
   return 0
 
 
@@ -115,7 +115,7 @@ def _many(workdir, tokenizer, window: int, settings, alone: bool) -> int:
     model: Any = trained.setup.module  # which has answered that it writes in a way of its own
     ids = [int(token) for token, _ in model.generate(
         trained.params, request.ids, tokens=TOKENS.value, settings=settings, seed=request.key(SEED.value))]
-    return tokenizer.decode(ids[:ids.index(settings.stop)] if settings.stop in ids else ids)
+    return tokenizer.continued(ids[:ids.index(settings.stop)] if settings.stop in ids else ids)
 
   def texts(some) -> list[str]:
     if alone:
@@ -143,7 +143,7 @@ def _pieces(trained, prompt, settings):
                                                     seed=SEED.value):
     if notes and SHOW_ROLLOUTS.value:
       for tier, tokens_KxR in enumerate(notes, 1):
-        yield ''.join(f'[[{tier}: {trained.tokenizer.decode(row)}]]' for row in tokens_KxR)
+        yield ''.join(f'[[{tier}: {trained.tokenizer.continued(row)}]]' for row in tokens_KxR)
     yield text.push([token])
   yield text.finish() + '\n'
 

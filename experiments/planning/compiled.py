@@ -20,6 +20,8 @@ def vocabulary_of(config: config_lib.Config, given: int) -> int:
   if config.data.task or config.data.tokenizer == 'chars':
     raise ConfigError(f"the vocabulary of {'a task' if config.data.task else 'chars'} is known from its text alone; "
                       'expected --vocabulary=N')
+  if foreign := tokenizer.of_file(config.data.tokenizer):
+    return foreign.size
   return config.data.vocabulary if config.data.tokenizer == 'bpe' else tokenizer.Bytes().size
 
 

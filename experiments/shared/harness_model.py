@@ -2,7 +2,8 @@
 
 What its own HF backend computes on the exported folder, this computes on the run: the three kinds of requests, with left
 truncation to the window, and in loglikelihood_rolling windows that share one token. Two things differ: special tokens in
-a text are text here, and greedy generation writes what the cache gives, equal to rounding.
+a text are text here, and the token that opens a document stands once before a text of loglikelihood_rolling, where that
+backend has it twice if the tokenizer puts one there by itself.
 
 Contexts begin with the token that opens a document where the tokenizer's own file puts one there, as Llama's does; with
 open=true always, as documents do in training here, with open=false never. Documents are scored without their end: bits
@@ -53,7 +54,8 @@ class LemmaLM(TemplateLM):
     c = self.trained.setup.config
     self.max_length = int(max_length) or c.data.window
     if c.model.position == 'learned' and self.max_length > c.data.window:
-      raise ConfigError(f'max_length is {self.max_length}; the run has {c.data.window} positions: expected at most so many')
+      raise ConfigError(f'max_length is {self.max_length}; the run has {c.data.window} positions: expected at most so '
+                        'many')
     self.batch = 8 if str(batch_size).startswith('auto') else int(batch_size)
     own = self.trained.tokenizer
     says = isinstance(own, foreign.Foreign) and foreign.opening(own.kind, own.model, {'': own.begin}) == own.begin
@@ -111,7 +113,7 @@ class LemmaLM(TemplateLM):
     rows, owners = [], []
     for number, (text,) in enumerate(request.args for request in requests):
       for context, continuation in map(utils.make_disjoint_window, utils.get_rolling_token_windows(
-          self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1)):
+          self.tok_encode(text, False), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1)):
         rows.append(([*context, *continuation], len(continuation)))
         owners.append(number)
     totals = [0.0] * len(requests)
@@ -140,8 +142,8 @@ class LemmaLM(TemplateLM):
     if tokens >= self.max_length:
       raise ConfigError(f'max_gen_toks is {tokens}; expected fewer than the {self.max_length} tokens of the window')
     sample = bool(wanted.get('do_sample', (wanted.get('temperature') or 0) > 0))
-    settings = generation.Sampling(float(wanted.get('temperature') or 1.0) if sample else 0.0, int(wanted.get('top_k') or 0),
-                                   float(wanted.get('top_p') or 1.0), stop=self.eot_token_id)
+    settings = generation.Sampling(float(wanted.get('temperature') or 1.0) if sample else 0.0,
+                                   int(wanted.get('top_k') or 0), float(wanted.get('top_p') or 1.0), stop=self.eot_token_id)
     prompts = [np.array(self.tok_encode(text)[-(self.max_length - tokens):] or [self.prefix_token_id], np.int32)
                for text in contexts]
     streams, texts = [self.trained.tokenizer.stream() for _ in prompts], [''] * len(prompts)

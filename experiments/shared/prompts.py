@@ -90,7 +90,7 @@ def draw(trained: Any, requests: Sequence[Request], tokens: int, window: int, se
   columns = generation.generate(trained.setup.module, trained.params, [request.ids for request in filled],
                                 tokens=tokens, window=window, settings=settings, seed=keys_B)
   rows = np.concatenate(list(columns), axis=1)[:len(requests)]
-  return [trained.tokenizer.decode(row[:list(row).index(settings.stop)] if settings.stop in row else row)
+  return [trained.tokenizer.continued(row[:list(row).index(settings.stop)] if settings.stop in row else row)
           for row in rows]
 
 

@@ -141,7 +141,8 @@ def table(rows: list[dict[str, Any]]) -> str:
   if any(row['kind'] == 'two-sided' for row in rows):
     lines.append('* sees the text on both sides of the token: no code length, not to be compared with the others')
   if not all(row.get('same_tokens', True) for row in rows):
-    lines.append('+ on tokens of its own: bits per byte compare, bits per token do not; it may have been trained on this text')
+    lines.append('+ on tokens of its own: bits per byte compare, bits per token do not; it may have been trained on '
+                 'this text')
   if not all(row.get('same_text', True) for row in rows):
     lines.append('~ was trained on other text, of which this may be a part')
   lines.append('quoted: bits per English word from a vocabulary of 2^15; on other tokens, so only the order compares')

@@ -133,7 +133,8 @@ def check_sizes(packed: bytes, tokenizer: tokenizers.Tokenizer) -> None:
   since anyone can write a header whose checksum fits."""
   *_, size, tokens, rows = _HEADER.unpack_from(packed)
   longest, stream = max(map(len, tokenizer.table)), len(packed) - _HEADER.size - _TAIL
-  # The first may be a space that no text has. Every token leaves at least one count to each of the others, and so costs some bits. A tenth is for rounding.
+  # The first token may be a space that the text has not. Every token leaves at least one count to each of the others,
+  # and so costs some bits. A tenth is for rounding.
   least = 0.9 * (tokenizer.size - 1) / (predictors.COUNTS + tokenizer.size) / math.log(2)
   if rows != _rows(tokens) or not tokens - 1 <= size <= tokens * longest or tokens * least > 8 * (stream + _SLACK):
     raise ConfigError(f'the file claims {size:,} bytes in {tokens:,} tokens and {rows:,} rows, which its {stream:,} '

@@ -138,6 +138,11 @@ class Tokenizer:
     """A decoder for ids that arrive one by one: the pushed texts and `finish` join to `decode` of all ids."""
     return Stream(self.table)
 
+  def continued(self, ids) -> str:
+    """The text of `ids` that follow others: with the space that a first token would lose."""
+    stream = self.stream()
+    return stream.push(ids) + stream.finish()
+
   @functools.cached_property
   def text(self) -> str:
     """The content of its file."""

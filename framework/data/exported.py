@@ -17,7 +17,7 @@ def files(tokenizer: Tokenizer, window: int) -> dict[str, str | bytes]:
   """{name: content} of the files of a tokenizer. What transformers has no form for is in a file of ours.
 
   Args:
-    window: tokens that the model reads.
+    window: tokens that the model was made for.
   """
   about: dict[str, Any] = {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': window,
                            'clean_up_tokenization_spaces': False}

@@ -128,22 +128,29 @@ class Foreign(Tokenizer):
     if ids.size and (ids == self._engine.unknown).any():
       raise ConfigError(f'the text has a character that the {self.kind} tokenizer cannot hold: it gives its unknown token '
                         f"{self._engine.unknown}; expected a tokenizer with bytes to fall back on")
-    known = int(self.token_bytes[ids].sum()) - (self.adds_space and first)
+    before = np.concatenate([[self.begin_id if first else -1], ids[:-1]])
+    known = int(self.bytes_of(before, ids).sum())
     if known != size:
       _say(self.digest, known, size)
 
   def bytes_of(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if not self.adds_space:
       return self.token_bytes[targets]
-    opening = (inputs == self.begin_id) & (self.token_bytes[targets] > 0)
-    return self.token_bytes[targets] - opening
+    return self.token_bytes[targets] - ((inputs == self.begin_id) & self._with_space[targets])
+
+  @functools.cached_property
+  def _with_space(self) -> np.ndarray:
+    """bool [size]: whether the first token of a document has the space that was put before it. A rule that puts none
+    before a space puts none before two."""
+    return np.array([token.startswith(b' ') and (self._always or not token.startswith(b'  ')) for token in self.table])
 
   def joined(self, ids: np.ndarray) -> bytes:
     """As of whole documents: without the space that was put before each."""
     if not self.adds_space:
       return super().joined(ids)
     cuts = np.flatnonzero(np.isin(ids, (self.end_id, self.begin_id)))
-    return b''.join(super(Foreign, self).joined(part).removeprefix(b' ') for part in np.split(ids, cuts))
+    parts = [super(Foreign, self).joined(part) for part in np.split(ids, cuts)]
+    return b''.join(part if part.startswith(b'  ') and not self._always else part.removeprefix(b' ') for part in parts)
 
 
 _SAID: set[str] = set()

@@ -40,8 +40,9 @@ def turned(c: config_lib.Model, positions_BxL: jax.Array, layer: Any, *xs_BxLxHx
     return xs_BxLxHxK
   channels = rope.rotated(head_width(c), c.rope_share)
   if channels == head_width(c) and not c.rope_scaling and not c.rope_base_local:
-    plain_K = c.rope_base ** (-jnp.arange(channels // 2, dtype=jnp.float32) / (channels // 2))
-    return tuple(rotate(x, positions_BxL, plain_K) for x in xs_BxLxHxK)
+    def plain_K():
+      return c.rope_base ** (-jnp.arange(channels // 2, dtype=jnp.float32) / (channels // 2))
+    return tuple(rotate(x, positions_BxL, plain_K()) for x in xs_BxLxHxK)
   frequency_K: Any
   factor: Any
   frequency_K, factor = rope.frequencies(channels, c.rope_base, c.rope_scaling)

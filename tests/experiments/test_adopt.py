@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,32 @@ def test_training_starts_with_the_weights_and_goes_on_exactly(place):
   assert other['code'] == 2 and 'holds a run that began from' in other['err'], other['err']
 
 
+def test_a_run_of_ones_own_on_somebody_elses_tokenizer(place, tmp_path):
+  """With settings of a family besides: trained, evaluated, sampled; the file may move, and not change."""
+  shutil.copy(place / 'hf/tokenizer.json', tmp_path)
+  shutil.copy(place / 'hf/tokenizer_config.json', tmp_path)
+  def train(tokenizer):
+    return place.launch(
+        'train', f'--config={ROOT}/experiments/configs/bytes_small.py', f'--workdir={place}/runs/own', '--resume',
+        f'--config.data.path={place}/text', f'--config.data.tokenizer={tokenizer}', '--config.data.window=32',
+        '--config.model.width=16', '--config.model.layers=2', '--config.model.heads=2', '--config.model.norm_place=both',
+        '--config.model.query_norm=head', '--config.model.sliding_window=8', '--config.model.global_every=2',
+        '--config.model.scan', '--config.model.activation=geglu', '--config.training.steps=4', '--config.training.batch=4',
+        '--config.optimizer.warmup_steps=1', '--config.evaluation.windows=4', '--config.training.devices=1')
+  assert (done := train(tmp_path / 'tokenizer.json'))['code'] == 0, done['err']
+  result = json.loads((place / 'runs/own/result.json').read_text())
+  assert 1 < result['bits_per_byte'] < 8 and result['status'] == 'complete'
+  (tmp_path / 'tokenizer.json').rename(tmp_path / 'moved.json')
+  assert (done := train(tmp_path / 'moved.json'))['code'] == 0, done['err']
+  done = place.launch('generate', f'--workdir={place}/runs/own', '--tokens=3', '--temperature=0', '--prompt=abc')
+  assert done['code'] == 0 and done['out'].startswith('abc'), done['err']
+  model = json.loads((tmp_path / 'moved.json').read_text())
+  (tmp_path / 'moved.json').write_text(json.dumps(model | {'added_tokens': model['added_tokens'][:1]}))
+  done = train(tmp_path / 'moved.json')
+  assert done['code'] == 2 and 'holds a run on corpus' in done['err'], done['err']
+
+
+@pytest.mark.slow
 def test_the_ladder_takes_runs_on_other_tokens(place):
   done = place.launch('ladder', f'--config={ROOT}/experiments/configs/bytes_small.py', f'--config.data.path={place}/text',
                          f'--output={place}/ladder', f'--runs={place}/runs/a', '--orders=2', '--tokens=3000')
@@ -137,6 +164,7 @@ def test_the_ladder_takes_runs_on_other_tokens(place):
 
 
 @pytest.mark.slow
+@pytest.mark.kill
 def test_killed_it_leaves_no_run_and_the_next_one_cleans_up(place):
   """Killed at moments that are spread over the whole command."""
   took = time.monotonic()
@@ -179,6 +207,7 @@ def change_config(folder, **values):
   path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+@pytest.mark.slow
 def test_learned_positions_are_cut_to_the_window_and_never_stretched(place, tmp_path):
   model = Model(layers=1, width=16, heads=2, position='learned', norm='layernorm', bias=True)
   foreign.write_folder(tmp_path / 'hf', place / 'text', model)
@@ -190,7 +219,6 @@ def test_learned_positions_are_cut_to_the_window_and_never_stretched(place, tmp_
 
 
 def test_a_moved_run_finds_its_tokenizer_and_a_changed_source_is_refused(place, tmp_path):
-  import shutil
   shutil.copytree(place / 'runs/a', tmp_path / 'moved')
   shutil.copytree(place / 'runs/a', tmp_path / 'changed')
   from framework.training import run

@@ -20,6 +20,7 @@ def model(**settings):
 
 @pytest.mark.parametrize('settings', [
     {'layers': 3, 'width': 64, 'heads': 4}, {'layers': 2, 'width': 128, 'heads': 8, 'kv_heads': 2},
+    {'layers': 2, 'width': 64, 'heads': 4, 'activation': 'geglu', 'head_width': 24, 'query_norm': 'head', 'parallel': True},
     {'layers': 2, 'width': 96, 'heads': 4, 'activation': 'swiglu', 'tied_head': False, 'position': 'learned'}])
 def test_training_flops_are_within_five_per_cent_of_xla(settings):
   m, V, L, B = model(**settings), 512, 64, 2
