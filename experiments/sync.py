@@ -8,9 +8,8 @@ Training knows no tracker: this reads what a run has written (config.json, metri
 while it is still written or long after. A run is known to the tracker by a digest of its name, its settings and its
 text, so that one that was given more steps is another there. How many rows were sent stands in the run's .synced.json.
 
-  wandb     as WANDB_MODE and WANDB_DIR say; WANDB_MODE=offline needs no account
-  trackio   as TRACKIO_DIR says
-  mlflow    as MLFLOW_TRACKING_URI says
+Where it goes is what the clients read: WANDB_MODE (offline needs no account) and WANDB_DIR, TRACKIO_DIR,
+MLFLOW_TRACKING_URI.
 """
 
 from absl import flags, logging

@@ -94,6 +94,8 @@ def lengthen(workdir: pathlib.Path, saved: dict[str, Any], config: config_lib.Co
     return
   shared = optimizer.equal_rates((held.optimizer, old), (config.optimizer, new))
   begin = max((step for step in steps if step <= shared), default=0)
+  if new < old and (begin != max(steps, default=0) or new < begin or (workdir / RESULT).exists()):
+    raise _refused(workdir, key, *differ[key], ', fewer than it has made or decayed for')
   if not begin:
     raise _refused(workdir, key, *differ[key], _advice(held, shared, steps))
   if begin != steps[-1] or (workdir / RESULT).exists():

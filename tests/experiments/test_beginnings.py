@@ -1,5 +1,7 @@
-"""A run after its training: lengthened, evaluated on other text and at other steps, without its text, on many prompts."""
+"""A run after its training: lengthened, evaluated on other text and at other steps, without its text, on many prompts.
+"""
 
+import importlib.util
 import json
 import shutil
 
@@ -125,3 +127,9 @@ def test_flags_of_prompts_belong_together(server, root, tmp_path):
   refused(server('generate', run, '--samples=2'), 'belong together')
   refused(server('generate', run, '--prompts=x'), 'belong together')
   refused(server('generate', run, '--prompts=x', '--output=y', '--prompt=z'), 'beside --prompt')
+
+
+def test_a_tracker_has_to_be_named(server, root):
+  refused(server('sync', f'--runs={root}/run'), '--to is missing')
+  refused(server('sync', f'--runs={root}/text', '--to=mlflow'), *(() if importlib.util.find_spec('mlflow') is None else (
+      'nothing below',)))

@@ -69,7 +69,7 @@ def test_train_evaluate_generate(launch, text, tmp_path, tokenizer, settings):
   assert (workdir / 'attention.svg').read_text().startswith('<?xml')
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'attention', 'report', 'watch'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'attention', 'report', 'watch', 'sync'])
 def test_help_holds_an_example(launch, name):
   shown = launch(name, '--help')
   assert shown.returncode == 0 and 'Example:' in shown.stdout and f'python -m experiments.{name} --' in shown.stdout

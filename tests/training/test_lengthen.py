@@ -216,3 +216,13 @@ def test_a_run_that_was_stopped_may_get_more_steps(ended, longer, tmp_path):
   shutil.rmtree(folder / 'checkpoints' / '20')
   same(folder, root / 'wsd', (trained(folder, whole['wsd']), results['wsd']))
   assert not (folder / 'steps_20').exists() and history.starts(folder)[-1]['step'] == 16
+
+
+@pytest.mark.parametrize('schedule', ['wsd', 'constant'])
+def test_the_command_of_before_takes_nothing_back(longer, tmp_path, schedule):
+  """The shorter command once more, by mistake, on a run that has been given more steps."""
+  folder = copied(longer[0] / schedule, tmp_path / 'run')
+  before = sorted(path.name for path in folder.iterdir())
+  with pytest.raises(ConfigError, match='training.steps is 40; this config has 20, fewer than it has made'):
+    trained(folder, config(20, schedule))
+  assert sorted(path.name for path in folder.iterdir()) == before and result.read(folder)['steps'] == 40
