@@ -93,7 +93,8 @@ def card(workdir: pathlib.Path, trained, family: str) -> str:
       '---', 'library_name: transformers', 'pipeline_tag: text-generation', '---', '', f'# {workdir.name}', '',
       'Weights exported from a run of Lemma, float32 arithmetic. A document begins with the token bos.', '',
       '| | |', '|---|---|', *lines, '',
-      'The licence of the weights and of the text that they were trained on holds for these too.', '', '```python', 'from transformers import AutoModelForCausalLM, AutoTokenizer',
+      'The licence of the weights and of the text that they were trained on holds for these too.', '', '```python',
+      'from transformers import AutoModelForCausalLM, AutoTokenizer',
       "model = AutoModelForCausalLM.from_pretrained('FOLDER')", "tokenizer = AutoTokenizer.from_pretrained('FOLDER')",
       '```', ''])
 
