@@ -6,8 +6,8 @@ Example:
   python -m experiments.generate --workdir=runs/first --prompts=prompts.jsonl --samples=4 --output=texts.jsonl
 
 --prompts continues every line of a file, an object with a string 'prompt', so many times; --output has a line for each,
-the prompt's own with `sample` and `completion`. A line depends on (seed, prompt, sample) alone, and what a kill leaves is
-not drawn again.
+the prompt's own with `sample` and `completion`. A line depends on (seed, prompt, sample) alone, and what a kill leaves
+is not drawn again.
 """
 
 import itertools

@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -139,6 +140,7 @@ def main() -> int:
   if numbers and (name == 'cpu' or count):
     raise ConfigError(f"--target is '{asked}' with --chips; expected a kind alone, nearest is "
                       f"{'h100' if name == 'cpu' else name}")
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's warnings of memory, which is told below
   import jax
   jax.config.update('jax_platforms', 'cpu')  # nothing runs elsewhere, also where there is a GPU
   process.start_jax(config, int(count) if name == 'cpu' else 1)

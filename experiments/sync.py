@@ -5,8 +5,8 @@ Example:
   python -m experiments.sync --runs=runs/first,runs/second --to=mlflow
 
 Training knows no tracker: this reads what a run has written (config.json, metrics.jsonl, timing.jsonl, result.json),
-while it is still written or long after. A run is known to the tracker by a digest of its name, its settings and its text,
-so that one that was given more steps is another there. How many rows were sent stands in the run's .synced.json.
+while it is still written or long after. A run is known to the tracker by a digest of its name, its settings and its
+text, so that one that was given more steps is another there. How many rows were sent stands in the run's .synced.json.
 
   wandb     as WANDB_MODE and WANDB_DIR say; WANDB_MODE=offline needs no account
   trackio   as TRACKIO_DIR says

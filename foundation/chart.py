@@ -110,7 +110,8 @@ document.querySelectorAll('figure.chart').forEach(figure => {
     if (low === high) { const d = Math.abs(low) / 10 || 1; low -= log ? low / 2 : d; high += d; }
     const f = log ? Math.log10 : v => v, a = f(low), b = f(high);
     const at = v => from + (f(v) - a) / (b - a) * (to - from), ticks = [];
-    if (log) for (let e = Math.floor(a); e <= b; e++) for (const m of b - a > 3 ? [1] : [1, 2, 5]) ticks.push(m * 10 ** e);
+    const marks = b - a > 3 ? [1] : [1, 2, 5];
+    if (log) for (let e = Math.floor(a); e <= b; e++) for (const m of marks) ticks.push(m * 10 ** e);
     else {
       const raw = (high - low) / 6, unit = 10 ** Math.floor(Math.log10(raw));
       const step = [1, 2, 5, 10].find(m => m * unit >= raw) * unit;
@@ -126,7 +127,11 @@ document.querySelectorAll('figure.chart').forEach(figure => {
       return xs.map((v, i) => [v, ys[i]]).filter(p => good(p[0], logX.checked) && good(p[1], logY.checked));
     });
     const all = points.flat();
-    if (!all.length) { add('text', svg, {x: W / 2, y: H / 2, 'text-anchor': 'middle'}, 'nothing known'); drawn = []; return; }
+    if (!all.length) {
+      add('text', svg, {x: W / 2, y: H / 2, 'text-anchor': 'middle'}, 'nothing known');
+      drawn = [];
+      return;
+    }
     const range = k => all.reduce((r, p) => [Math.min(r[0], p[k]), Math.max(r[1], p[k])], [Infinity, -Infinity]);
     const h = scale(...range(0), logX.checked, L, W - R), v = scale(...range(1), logY.checked, H - B, T);
     for (const t of h.ticks) {
@@ -138,15 +143,16 @@ document.querySelectorAll('figure.chart').forEach(figure => {
       add('text', svg, {x: L - 6, y: v.at(t) + 4, 'text-anchor': 'end'}, show(t));
     }
     add('text', svg, {x: (L + W - R) / 2, y: H - 6, 'text-anchor': 'middle'}, x.value);
-    add('text', svg, {x: 14, y: (T + H - B) / 2, 'text-anchor': 'middle', transform: `rotate(-90 14 ${(T + H - B) / 2})`},
-        y.value);
+    const middle = (T + H - B) / 2;
+    add('text', svg, {x: 14, y: middle, 'text-anchor': 'middle', transform: `rotate(-90 14 ${middle})`}, y.value);
     drawn = points.map((ps, i) => {
       const places = ps.map(p => [h.at(p[0]), v.at(p[1]), ...p]), name = data.lines[i].name;
       const line = add('polyline', svg, {class: 'line', stroke: color(i), 'data-name': name,
                                          points: places.map(p => `${p[0].toFixed(1)},${p[1].toFixed(1)}`).join(' ')});
       const group = [line];
       if (places.length && places.length <= 12)
-        for (const p of places) group.push(add('circle', svg, {class: 'line', cx: p[0], cy: p[1], r: 2, stroke: color(i)}));
+        for (const p of places)
+          group.push(add('circle', svg, {class: 'line', cx: p[0], cy: p[1], r: 2, stroke: color(i)}));
       return {name, places, group};
     });
     mark(pick.value === 'all' ? null : pick.value);
@@ -159,10 +165,12 @@ document.querySelectorAll('figure.chart').forEach(figure => {
     if (top) svg.append(...top.group);
     rows.forEach(r => r.classList.toggle('this', name !== null && r.cells[0].textContent === name));
     const last = top && (place || top.places[top.places.length - 1]);
-    told.textContent = name === null ? '' : last ? `${name}: ${y.value} ${show(last[3])} at ${x.value} ${show(last[2])}` : name;
+    const where = last ? `: ${y.value} ${show(last[3])} at ${x.value} ${show(last[2])}` : '';
+    told.textContent = name === null ? '' : name + where;
   };
   svg.addEventListener('pointermove', event => {
-    const r = svg.getBoundingClientRect(), px = (event.clientX - r.left) * W / r.width, py = (event.clientY - r.top) * H / r.height;
+    const r = svg.getBoundingClientRect();
+    const px = (event.clientX - r.left) * W / r.width, py = (event.clientY - r.top) * H / r.height;
     let best = null, least = 900;
     for (const d of drawn) for (const p of d.places) {
       const far = (p[0] - px) ** 2 + (p[1] - py) ** 2;
@@ -172,7 +180,10 @@ document.querySelectorAll('figure.chart').forEach(figure => {
   });
   const back = () => mark(pick.value === 'all' ? null : pick.value);
   svg.addEventListener('pointerleave', back);
-  rows.forEach(r => { r.addEventListener('pointerenter', () => mark(r.cells[0].textContent)); r.addEventListener('pointerleave', back); });
+  rows.forEach(r => {
+    r.addEventListener('pointerenter', () => mark(r.cells[0].textContent));
+    r.addEventListener('pointerleave', back);
+  });
   const turned = (axis, log) => { log.checked = data.log.includes(axis.value); draw(); };
   x.addEventListener('change', () => turned(x, logX));
   y.addEventListener('change', () => turned(y, logY));

@@ -7,15 +7,13 @@ filled in, and one `ConfigError` line for whatever does not go together. Bounds,
 
 import copy
 import dataclasses
-import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from foundation import entries
 from foundation.errors import ConfigError, nearest
-from framework import models
+from framework import expressions, models
 from framework.models import rope
 from framework.training import losses, optimizers, schedules
 
@@ -200,8 +198,8 @@ class Optimizer(Section):
                           'a file of framework/training/schedules, or the path of one; after a linear warm-up',
                           rate=True)
   decay_fraction: float = setting(0.2, 'of the steps, at the end (wsd)', low=0.0, high=1.0, rate=True)
-  rewarm: str = setting('', "steps at which a run that had ended goes on, as '300' or '300,600': from each the rate grows "
-                        "again over the warm-up, and the schedule begins anew; '': none", rate=True)
+  rewarm: str = setting('', "steps at which a run that had ended goes on, as '300' or '300,600': from each the rate "
+                        "grows again over the warm-up, and the schedule begins anew; '': none", rate=True)
   beta1: float = setting(0.9, 'of the mean of gradients', low=0.0, high=0.999999)
   beta2: float = setting(0.99, 'of the mean of squares, or of lion\'s second mean', low=0.0, high=0.999999)
   epsilon: float = setting(1e-8, 'added to the root of the mean square', low=0.0, high=1.0)
@@ -388,38 +386,14 @@ def check_model(m: Model) -> None:
     raise ConfigError(f'model.width is {m.width}; sinusoidal positions need an even one, nearest is {m.width + 1}')
 
 
-def mixture(text: str) -> list[tuple[str, str, float]]:
-  """[(name, path, weight)] of data.mixture, whose weights sum to 1. Raises ConfigError."""
-  expected = "expected name=path:weight, as in 'web=pages/:0.7,code=src/:0.3'"
-  clauses = re.split(r',(?=\s*[\w.-]+=)', text)  # a path may hold commas and colons
-  parts = []
-  for clause in clauses:
-    name, equals, rest = clause.strip().partition('=')
-    path, colon, weight = rest.rpartition(':')
-    try:
-      share = float(weight)
-    except ValueError:
-      share = math.nan
-    if not equals or not re.fullmatch(r'[\w.-]+', name) or not colon or not path or not 0 < share < math.inf:
-      raise ConfigError(f"data.mixture has '{clause.strip()}'; {expected}, with a weight above 0")
-    parts.append((name, path, share))
-  names = [name for name, _, _ in parts]
-  if len(set(names)) < len(names):
-    raise ConfigError(f"data.mixture names '{next(n for n in names if names.count(n) > 1)}' twice; expected names of their own")
-  total = sum(share for _, _, share in parts)
-  if min(share for _, _, share in parts) / total < 2**-24:
-    raise ConfigError(f"data.mixture is '{text}', with a share below 6e-8; expected more, or the text left out")
-  return [(name, path, share / total) for name, path, share in parts]
-
-
 def check_mixture(d: Data) -> None:
   """Raises ConfigError for what a mixture does not go with."""
-  mixture(d.mixture)
+  expressions.mixture(d.mixture)
   for key, wanted in (('path', ''), ('validation_path', ''), ('task', ''), ('tokens', 0), ('folds', 0),
                       ('random_phase', False)):
     if getattr(d, key) != wanted:
-      raise ConfigError(f'data.{key} is {getattr(d, key)!r} beside data.mixture, which does not honour it; expected one of '
-                        'the two')
+      raise ConfigError(f'data.{key} is {getattr(d, key)!r} beside data.mixture, which does not honour it; expected one '
+                        'of the two')
 
 
 def check_data(d: Data, e: Evaluation) -> None:
@@ -427,8 +401,8 @@ def check_data(d: Data, e: Evaluation) -> None:
   if d.mixture:
     check_mixture(d)
   if d.ids and d.tokenizer in ('chars', 'bpe'):
-    raise ConfigError(f"data.tokenizer is '{d.tokenizer}', which is made from a text, with data.ids '{d.ids}'; expected the "
-                      "tokenizer that made the ids, nearest is 'bytes'")
+    raise ConfigError(f"data.tokenizer is '{d.tokenizer}', which is made from a text, with data.ids '{d.ids}'; expected "
+                      "the tokenizer that made the ids, nearest is 'bytes'")
   for key, stride in (('data.stride', d.stride), ('evaluation.stride', e.stride)):
     if stride > d.window:
       raise ConfigError(f'{key} is {stride}; expected at most data.window {d.window}')
@@ -444,20 +418,6 @@ def check_data(d: Data, e: Evaluation) -> None:
     raise ConfigError('data.random_phase is True with data.folds, whose windows stay where they are; expected False')
 
 
-def segments(o: Optimizer, steps: int) -> list[tuple[int, int]]:
-  """[(first step, steps)] of the parts of a training that each warm up; one without optimizer.rewarm. Raises ConfigError.
-  """
-  words = [word.strip() for word in o.rewarm.split(',')] if o.rewarm.strip() else []
-  if not all(word.isdecimal() and len(word) < 12 for word in words):
-    raise ConfigError(f"optimizer.rewarm is '{o.rewarm}'; expected numbers of steps, as '300' or '300,600'")
-  places = [0, *map(int, words), steps]
-  for begin, end in zip(places, places[1:]):
-    if words and end - begin <= max(1, o.warmup_steps):
-      raise ConfigError(f"optimizer.rewarm is '{o.rewarm}', which leaves {end - begin} steps from {begin} on; expected more "
-                        f'than optimizer.warmup_steps {o.warmup_steps}, in order, before training.steps {steps}')
-  return [(begin, end - begin) for begin, end in zip(places, places[1:])]
-
-
 def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
   """Raises ConfigError for an optimizer, schedule or loss that there is not, and for steps that do not fit."""
   optimizers.find(o.name)
@@ -466,7 +426,7 @@ def check_training(o: Optimizer, t: Training, at_decay: bool) -> None:
     raise ConfigError(f"training.mesh is '{t.mesh}' with training.partition 'pmap', which has data alone; expected "
                       "training.partition=mesh, nearest is training.mesh='data=-1'")
   schedule = schedules.find(o.schedule)
-  segments(o, t.steps)
+  expressions.segments(o.rewarm, o.warmup_steps, t.steps)
   if t.batch % t.accumulation:
     raise ConfigError(f'training.accumulation is {t.accumulation}; expected a divisor of training.batch {t.batch}, '
                       f'nearest is {divisors_near(t.accumulation, t.batch)}')

@@ -9,8 +9,8 @@
   run.rows[-1], run.result['params_total']
   weights_NxHxLxL, tokens = run.attention('It was the best of times')
 
-The folder is that of `python -m experiments.train`, and the same call again goes on with it, or gives it back when it is
-done; `runs.open('runs/novel')` reads one. Laws are fitted by the package `scaling`, programs compiled by `rasp`.
+The folder is that of `python -m experiments.train`, and the same call again goes on with it, or gives it back when it
+is done; `runs.open('runs/novel')` reads one. Laws are fitted by the package `scaling`, programs compiled by `rasp`.
 """
 
 import dataclasses
@@ -97,7 +97,8 @@ class Run:
     """
     trained, c = self.load(step), self.config
     split = splits.held([('text', text)], trained.tokenizer) if text else self.corpus.validation
-    on = mixtures.evaluated_on(split, trained.tokenizer.end, c.data.window, stride or c.evaluation.stride, c.data.packed)
+    on = mixtures.evaluated_on(split, trained.tokenizer.end, c.data.window, stride or c.evaluation.stride,
+                               c.data.packed)
     return evaluation.evaluate(evaluation.compile_nats(trained.setup.module, trained.setup.mesh), trained.params, on,
                                trained.tokenizer, trained.setup.mesh, batch=c.evaluation.batch, limit=windows)
 
@@ -111,7 +112,7 @@ class Run:
     trained = self.load(step)
     tokenizer, module = trained.tokenizer, trained.setup.module
     settings = generation.Sampling(temperature, top_k, top_p, tokenizer.end)
-    ids = np.array([tokenizer.end, *tokenizer.encode(prompt)], np.int32)
+    ids = np.array([tokenizer.begin, *tokenizer.encode(prompt)], np.int32)
     if contract.answers(module, 'generate'):
       written = [token for token, _ in contract.require(module, 'generate', 'sample')(
           trained.params, ids, tokens=tokens, settings=settings, seed=seed)]
@@ -130,7 +131,7 @@ class Run:
     """
     trained = self.load(step)
     attend = contract.require(trained.setup.module, 'attention', 'attention')
-    ids = np.array([trained.tokenizer.end, *trained.tokenizer.encode(text)], np.int32)[:self.config.data.window]
+    ids = np.array([trained.tokenizer.begin, *trained.tokenizer.encode(text)], np.int32)[:self.config.data.window]
     if len(ids) < 2:
       raise ConfigError('the text is empty; expected at least a character of it')
     weights_NxBxHxLxL = np.asarray(jax.jit(attend)(trained.params, ids[None]))

@@ -193,25 +193,8 @@ def taken(table_VxD: jax.Array, rows_BxL: jax.Array, dtype: Any) -> jax.Array:
 
   In bfloat16 it would lose what is small beside its sum: a quarter of it in a batch of 16,384 bytes.
   """
-  if _BY_PRODUCTS.get():
-    return _taken_by_products(table_VxD.astype(REDUCE), rows_BxL).astype(dtype)
-  take = operator.getitem if table_VxD.dtype == REDUCE else _taken_of_narrow
-  return take(table_VxD, rows_BxL).astype(dtype)
-
-
-@jax.custom_vjp
-def _taken_of_narrow(table_VxD: jax.Array, rows_BxL: jax.Array) -> jax.Array:
-  """Of a table that travelled in a narrow dtype: a copy of it in float32 would be as large as both."""
-  return table_VxD[rows_BxL]
-
-
-def _summed_wide(res, gradient_BxLxD):
-  like_VxD, rows_BxL = res
-  sums = jnp.zeros(like_VxD.shape, REDUCE).at[rows_BxL].add(gradient_BxLxD.astype(REDUCE))
-  return sums.astype(like_VxD.dtype), None
-
-
-_taken_of_narrow.defvjp(lambda table, rows: (table[rows], (table, rows)), _summed_wide)
+  take = _taken_by_products if _BY_PRODUCTS.get() else operator.getitem
+  return take(table_VxD.astype(REDUCE), rows_BxL).astype(dtype)
 
 
 _BY_PRODUCTS = contextvars.ContextVar('by_products', default=False)

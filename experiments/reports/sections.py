@@ -104,7 +104,8 @@ def _shared(runs: list[dict[str, Any]], results: list[tuple[str, str]]) -> list[
   rows = [row for row in rows if row[1] is not None]
   differ = set(differing(runs))
   settings = [[key, _setting(value)] for key, value in runs[0]['settings'].items() if key not in differ]
-  return [page.Details('The same in all runs', page.Table(['what', 'value'], rows + settings))] if rows + settings else []
+  rows += settings
+  return [page.Details('The same in all runs', page.Table(['what', 'value'], rows))] if rows else []
 
 
 def curves(run: dict[str, Any]) -> dict[str, list[float | None]]:

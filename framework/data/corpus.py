@@ -22,8 +22,8 @@ import numpy as np
 
 from foundation import files, reading
 from foundation.files import expand, lock
+from framework import expressions
 from framework.config import ConfigError, Data, check_section
-from framework.config import mixture as parts_of
 from framework.data import building
 from framework.data import cache as cache_lib
 from framework.data import mixtures, overlap, remote, stream
@@ -126,7 +126,7 @@ def _found(key: str, path: str, data: Data) -> list[sources_lib.Source]:
 
 def _mixed(data: Data, progress: Progress) -> Corpus:
   """A mixture: a corpus of each text, all of one tokenizer."""
-  parts = parts_of(data.mixture)
+  parts = expressions.mixture(data.mixture)
   plans = [Plan(dataclasses.replace(data, mixture='', path=path), _found('data.mixture', path, data))
            for _, path, _ in parts]
   names, weights = tuple(name for name, _, _ in parts), tuple(weight for _, _, weight in parts)

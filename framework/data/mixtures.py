@@ -184,7 +184,7 @@ def sources(text: Windows, targets: int, rows: int, seed: int, final: dict[str, 
   counts, out = Shares(text.split.weights, seed).counts(rows), {}
   for name, weight, part, n in zip(text.split.names, text.split.weights, text.parts, counts.tolist()):
     read = round(targets * n / max(1, rows))
+    losses = final.get('sources', {}).get(name, {})
     out[name] = {'weight': weight, 'tokens': read, 'tokens_unique': min(read, part.split.tokens - 1),
-                 'epochs': n / part.count} | {key: value for key, value in final.get('sources', {}).get(name, {}).items()
-                                              if key in ('nats_per_token', 'bits_per_byte')}
+                 'epochs': n / part.count} | {key: losses[key] for key in ('nats_per_token', 'bits_per_byte') if losses}
   return out

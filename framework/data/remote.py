@@ -16,7 +16,8 @@ from foundation.errors import ConfigError, one_line
 from foundation.printable import printable
 
 BLOCK = 1 << 20
-MARKS = ('etag', 'ETag', 'md5Hash', 'blob_id', 'checksum', 'mtime', 'LastModified', 'last_modified', 'updated', 'created')
+MARKS = ('etag', 'ETag', 'md5Hash', 'blob_id', 'checksum', 'mtime', 'LastModified', 'last_modified', 'updated',
+         'created')
 
 log = logging.getLogger(__name__)
 

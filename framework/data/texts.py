@@ -1,8 +1,8 @@
 """What source files say, as (document, content) pairs: a file of UTF-8 text is a document, and so is each line of a
 .jsonl file, each row of a table (parquet, arrow, feather), and what stands between two ends in an array of token ids.
 
-Text and JSON lines may be compressed: .gz, .bz2, .xz, .zst. What cannot be read or decoded raises a ConfigError that names
-the setting and the file; with `data.bad_rows=skip` a bad line or row is counted and left out.
+Text and JSON lines may be compressed: .gz, .bz2, .xz, .zst. What cannot be read or decoded raises a ConfigError that
+names the setting and the file; with `data.bad_rows=skip` a bad line or row is counted and left out.
 """
 
 import bz2
@@ -89,7 +89,8 @@ def read(found: Sequence[Source], report: Callable[[int], None], how: Reading = 
 def _pairs(source: Source, raw: BinaryIO, stack: contextlib.ExitStack, how: Reading) -> Iterator[tuple[str, Any]]:
   kind = sources.kind(source.path)
   if kind in sources.ARRAYS:
-    return ((f'{source.title}#{number}', ids) for number, ids in arrays.documents(source, how.ids, (how.end, how.begin), how.size))
+    parts = arrays.documents(source, how.ids, (how.end, how.begin), how.size)
+    return ((f'{source.title}#{number}', ids) for number, ids in parts)
   if kind in sources.TABLES:
     return ((f'{source.title}#{number}', text) for number, text in tables.rows(source, raw, how))
   file = _decompressed(source, raw, stack)

@@ -13,7 +13,7 @@ import shutil
 
 from foundation import entries, files
 from framework import config as config_lib
-from framework import models
+from framework import expressions, models
 from framework.training import run, schedules, writer
 
 
@@ -27,7 +27,8 @@ def shares_trunk(shorter: config_lib.Config, longer: config_lib.Config) -> bool:
 
 def branch_step(config: config_lib.Config) -> int:
   """The step at which the decay of a run begins; 0 for a schedule without a stable phase."""
-  o, (begin, steps) = config.optimizer, config_lib.segments(config.optimizer, config.training.steps)[-1]
+  o = config.optimizer
+  begin, steps = expressions.segments(o.rewarm, o.warmup_steps, config.training.steps)[-1]
   schedule = schedules.find(o.schedule)
   if not hasattr(schedule, 'decay_start'):
     return 0

@@ -8,6 +8,7 @@ import optax
 
 from foundation import entries
 from framework import config as config_lib
+from framework import expressions
 from framework.models import contract
 from framework.training import optimizers, schedules
 
@@ -20,7 +21,7 @@ def schedule(c: config_lib.Optimizer, steps: int) -> optax.Schedule:
   At each step of `c.rewarm` that begins anew, from the last rate of `c.schedule` in place of 0 (Ibrahim et al. 2024,
   arXiv:2403.08763): until then the rates are those of a run that ends there.
   """
-  parts = config_lib.segments(c, steps)
+  parts = expressions.segments(c.rewarm, c.warmup_steps, steps)
   low = c.final_learning_rate if getattr(schedules.find(c.schedule), 'DECAYS', True) else c.learning_rate
   rates = [_warmed_up(c, count, low if begin else 0.0) for begin, count in parts]
   return optax.join_schedules(rates, [begin for begin, _ in parts[1:]]) if len(parts) > 1 else rates[0]

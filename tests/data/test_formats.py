@@ -316,3 +316,29 @@ def test_two_gigabytes_of_parquet_stay_below_one_of_memory(tmp_path):
                         text=True, check=True, timeout=3000)
   tokens, kilobytes = map(int, done.stdout.split())
   assert tokens == (1 << 31) + (1 << 17) + 2 and kilobytes < 1 << 20
+
+
+def test_ids_of_a_foreign_tokenizer_and_texts_in_its_tokens(tmp_path):
+  """Arrays of ids that a tokenizer.json of another library made give the tokens and the bytes of the text itself."""
+  import tokenizers as library
+  made = library.Tokenizer(library.models.BPE())
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.train_from_iterator(DOCUMENTS, library.trainers.BpeTrainer(
+      vocab_size=300, special_tokens=['<s>', '<|endoftext|>'], show_progress=False,
+      initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet())))
+  made.save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'a.jsonl').write_bytes(LINES)
+  settings = dict(tokenizer=str(tmp_path / 'tokenizer.json'))
+  plain = corpus.prepare(data(tmp_path, tmp_path / 'a.jsonl', **settings))
+  end = plain.tokenizer.end
+  assert end == made.token_to_id('<|endoftext|>')
+  flat = [token for text in DOCUMENTS for token in [*made.encode(text).ids, end]]
+  (tmp_path / 'ids').mkdir()
+  (tmp_path / 'ids' / 'a.bin').write_bytes(np.array(flat, '<u2').tobytes())
+  found = corpus.prepare(data(tmp_path, tmp_path / 'ids' / 'a.bin', ids='uint16', **settings))
+  for split in ('train', 'validation'):
+    one, other = getattr(plain, split), getattr(found, split)
+    np.testing.assert_array_equal(one.read(0, one.tokens), other.read(0, other.tokens))
+    assert one.bytes == other.bytes
+  mixed = corpus.prepare(data(tmp_path, '', mixture=f'one={tmp_path}/a.jsonl:1', **settings))
+  assert mixed.train.parts[0].tokens == plain.train.tokens and mixed.tokenizer.digest == plain.tokenizer.digest

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from framework import config as config_lib
+from framework import expressions
 from framework.config import Config, ConfigError, Data, resolve
 from framework.data import corpus, mixtures, windows
 from framework.data.mixtures import RING, Shares, floor_sum
@@ -144,7 +144,7 @@ def test_mixtures_that_are_none(root, mixture, words):
 
 
 def test_a_path_may_hold_colons_and_commas():
-  assert config_lib.mixture('a=s3://x/y,z.txt:3,b=C:/d:1') == [('a', 's3://x/y,z.txt', 0.75), ('b', 'C:/d', 0.25)]
+  assert expressions.mixture('a=s3://x/y,z.txt:3,b=C:/d:1') == [('a', 's3://x/y,z.txt', 0.75), ('b', 'C:/d', 0.25)]
 
 
 @pytest.mark.parametrize('key, value', [('path', 'x'), ('validation_path', 'x'), ('task', 'addition'), ('tokens', 9),

@@ -1,6 +1,10 @@
 """A run on a mixture: killed and resumed bit for bit, evaluated text by text, and its epochs said."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +15,8 @@ from framework.config import Checkpoint, Config, ConfigError, Data, Evaluation, 
 from framework.data import corpus as corpus_lib
 from framework.data import mixtures, windows
 from framework.training import evaluation, loop, manifest, run, setup
-from tests.commands import write_documents
+from tests.commands import ROOT, environment, write_config, write_documents
+from tests.training import test_hosts as several
 
 
 @pytest.fixture(scope='module')
@@ -120,3 +125,34 @@ def test_several_stages_and_short_texts_are_refused(root, tmp_path):
   short = config(root, data__mixture=f'web={root}/web:0.75,short={tmp_path}/a.txt:0.25')
   with pytest.raises(ConfigError, match='data.window is 32; the corpus has 20 training tokens'):
     loop.check(short, corpus_lib.prepare(short.data))
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_one_that_goes_on(root, tmp_path):
+  """And then more steps for the run of one process, which end as those of two."""
+  write_config(tmp_path, training='steps=20, batch=4, log_every=5, devices=1', evaluation='windows=8',
+               checkpoint='every_steps=10, patience=0.0')
+  words = ('--config.data.path=', f'--config.data.mixture=web={root}/web:0.75,code={root}/code:0.25',
+           '--config.optimizer.schedule=constant')
+  def alone(*more):
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.train', f'--config={tmp_path}/config.py', f'--workdir={tmp_path}/run',
+         '--resume', *words, *more], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment() | {
+             'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'})
+  for process in several.two(tmp_path, tmp_path / 'whole', words, words):
+    assert several.ended(process)[0] == 0
+  running = several.two(tmp_path, tmp_path / 'run', words, words)
+  several.wait_for(tmp_path / 'run' / 'checkpoints' / '10', running)
+  for process in running:
+    os.kill(several.child(process), signal.SIGKILL)
+    several.ended(process)
+  done = alone()
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+  longer = '--config.training.steps=30'
+  done = alone(longer)
+  assert done.returncode == 0 and 'goes on from step 20' in done.stderr, done.stderr
+  for process in several.two(tmp_path, tmp_path / 'whole', (*words, longer), (*words, longer)):
+    assert several.ended(process)[0] == 0
+  assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+  assert (tmp_path / 'whole' / 'steps_20' / 'result.json').exists()
