@@ -136,7 +136,8 @@ def check_sizes(packed: bytes, tokenizer: tokenizers.Tokenizer) -> None:
   # The first token may be a space that the text has not. Every token leaves at least one count to each of the others,
   # and so costs some bits. A tenth is for rounding.
   least = 0.9 * (tokenizer.size - 1) / (predictors.COUNTS + tokenizer.size) / math.log(2)
-  if rows != _rows(tokens) or not tokens - 1 <= size <= tokens * longest or tokens * least > 8 * (stream + _SLACK):
+  fits = tokens - tokenizer.adds_space <= size <= tokens * longest and tokens * least <= 8 * (stream + _SLACK)
+  if rows != _rows(tokens) or not fits:
     raise ConfigError(f'the file claims {size:,} bytes in {tokens:,} tokens and {rows:,} rows, which its {stream:,} '
                       'bytes of code cannot hold; expected the file as it was written')
 

@@ -114,6 +114,11 @@ class Tokenizer:
     """int32 [size]: UTF-8 bytes each token stands for; 0 for `end`. Divides nats per token into bits per byte."""
     return np.array([len(token) for token in self.table], np.int32)
 
+  @property
+  def adds_space(self) -> bool:
+    """Whether a text is encoded as if a space came before it."""
+    return False
+
   def bytes_of(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """UTF-8 bytes of text that each target stands for after its input."""
     return self.token_bytes[targets]

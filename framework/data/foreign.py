@@ -94,7 +94,6 @@ class Foreign(Tokenizer):
 
   @functools.cached_property
   def adds_space(self) -> bool:
-    """Whether a text is encoded as if a space came before it."""
     return super().joined(self._engine.encode(['a'])[0]) == b' a'
 
   @functools.cached_property

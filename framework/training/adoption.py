@@ -136,7 +136,8 @@ def start_config(config: config_lib.Config, source: pathlib.Path, given: Mapping
   values = {key: value for key, value in config_lib.flatten(theirs).items()
             if key.startswith('model.') and key not in config_lib.HOW and key not in given
             and key not in ('model.dropout', 'model.dtype', 'model.param_dtype')}
-  values['data.tokenizer'] = 'bytes' if theirs.data.tokenizer == 'bytes' else str(source / run.TOKENIZER)
+  if 'data.tokenizer' not in given:
+    values['data.tokenizer'] = 'bytes' if theirs.data.tokenizer == 'bytes' else str(source / run.TOKENIZER)
   return config_lib.changed(config, values)
 
 

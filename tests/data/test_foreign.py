@@ -123,6 +123,12 @@ def test_a_file_of_ours_keeps_all_of_it_and_its_content_is_its_identity(pair, tm
     padded.decode([padded.size])
 
 
+def test_a_text_can_be_packed(pair):
+  from framework.coding import archive
+  for text in ('The fox', 'x', TEXT):
+    assert pair[1].joined(archive.encode_text(pair[1], text.encode())) == text.encode()
+
+
 def test_special_tokens_are_found_beside_the_file_or_named(tmp_path):
   made = byte_level(('<|endoftext|>', '<bos>', '<|im_end|>'))
   end, bos, chat = (made.token_to_id(name) for name in ('<|endoftext|>', '<bos>', '<|im_end|>'))

@@ -126,6 +126,7 @@ def test_training_starts_with_the_weights_and_goes_on_exactly(place):
   assert other['code'] == 2 and 'holds a run that began from' in other['err'], other['err']
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_on_somebody_elses_tokenizer(place, tmp_path):
   """With settings of a family besides: trained, evaluated, sampled; the file may move, and not change."""
   shutil.copy(place / 'hf/tokenizer.json', tmp_path)
