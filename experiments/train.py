@@ -39,14 +39,16 @@ def main() -> int:
   from experiments.shared import progress
   from framework import models
   from framework.data import corpus
-  from framework.training import loop, run, trace
+  from framework.training import adoption, loop, run, trace
   traced = trace.steps_of(PROFILE.value)
   with progress.bar() as show:
     text = corpus.prepare(config.data, show)
   loop.check(config, text)  # whatever is wrong is said before the run's folder exists
-  with run.opened(workdir, config, text, RESUME.value):
+  with run.opened(workdir, config, text, RESUME.value, str(source or '')):
     if source:
       adoption.begin(workdir, config, text, source)
+    else:
+      adoption.check_begun(workdir)
     result = loop.train(config, text, workdir, traced)
     if jax.process_index() == 0:
       figures.loss_curves(workdir, models.stages(config))

@@ -20,6 +20,7 @@ import numpy as np
 
 from foundation import files, reading
 from foundation.errors import one_line
+from foundation.printable import printable
 from framework import config as config_lib
 from framework import models
 from framework.config import ConfigError
@@ -172,6 +173,14 @@ def begin(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.C
   params = jax.tree.map(lambda x: np.asarray(x, np.float32), jax.device_get(trained.params))
   _save(setup, workdir, fitted(params, setup.module, f'--start {source}'), about)
   logging.info('begins with the weights of %s at step %d', source, trained.step)
+
+
+def check_begun(workdir: pathlib.Path) -> None:
+  """Raises ConfigError if the run in `workdir` was to begin with another's weights and was killed before it had them."""
+  start = run.read_config_file(workdir / run.CONFIG).get('start')
+  if start and not any((workdir / CHECKPOINTS).glob('*')) and not (workdir / 'metrics.jsonl').exists():
+    raise ConfigError(f'workdir {workdir} holds a run that begins with the weights of {printable(start)} and has not read '
+                      f'them; expected --start={printable(start)}')
 
 
 def _save(setup: Setup, workdir: pathlib.Path, params: Any, about: dict[str, Any]) -> None:

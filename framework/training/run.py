@@ -47,7 +47,8 @@ def _git_commit() -> str:
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool) -> Iterator[None]:
+def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool, start: str = ''
+           ) -> Iterator[None]:
   """`open_folder`, and the folder held against other processes of this and other machines that share it.
 
   Raises:
@@ -63,7 +64,7 @@ def opened(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.
         stack.enter_context(files.claimed(workdir))
       except OSError as error:
         raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
-      open_folder(workdir, config, corpus, resume)
+      open_folder(workdir, config, corpus, resume, start)
     hosts.together(begin if first else lambda: None)
     # The others find what the first has made, if they share its disk.
     hosts.together((lambda: None) if first else lambda: open_folder(workdir, config, corpus, resume=True))
@@ -85,8 +86,12 @@ def refuse_strangers(workdir: pathlib.Path) -> None:
                                  'give an empty or a new folder')
 
 
-def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool) -> None:
+def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus_lib.Corpus, resume: bool, start: str = ''
+                ) -> None:
   """Creates the run's folder, or checks that the run in it is the one that `config` describes.
+
+  Args:
+    start: the run whose weights a new one begins with.
 
   Raises:
     ConfigError: the folder holds something else, another config, or a run that was not asked to be resumed.
@@ -107,21 +112,22 @@ def open_folder(workdir: pathlib.Path, config: config_lib.Config, corpus: corpus
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
       corpus.tokenizer.save(workdir / TOKENIZER)
-      write_config(workdir, config, corpus.digest, corpus.tokenizer.digest)
+      write_config(workdir, config, corpus.digest, corpus.tokenizer.digest, start)
   except OSError as error:
     raise config_lib.ConfigError(f'workdir {workdir} cannot be written: {error.strerror or error}') from error
 
 
-def write_config(workdir: pathlib.Path, config: config_lib.Config, corpus: str, tokenizer: str) -> None:
+def write_config(workdir: pathlib.Path, config: config_lib.Config, corpus: str, tokenizer: str, start: str = '') -> None:
   """Writes config.json of a run that begins.
 
   Args:
     corpus, tokenizer: digests; '' of a corpus is a run that was trained on none of ours.
+    start: the run whose weights it begins with.
   """
   files.write_sealed(workdir / CONFIG, {
       'config': config_lib.flatten(config), 'order': windows.ORDER, 'corpus': corpus, 'tokenizer': tokenizer,
       'git_commit': _git_commit(), 'code': code(), 'command': sys.argv, 'versions': versions(),
-      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''), **({'start': start} if start else {}),
   })
 
 

@@ -124,6 +124,14 @@ def test_training_starts_with_the_weights_and_goes_on_exactly(place):
   assert done['code'] == 2 and 'the config expects [3,' in done['err'], done['err']
   other = tune(place, 'tuned', 'tuned')
   assert other['code'] == 2 and 'holds a run that began from' in other['err'], other['err']
+  adoption.check_begun(place / 'runs/tuned')
+  (place / 'runs/early').mkdir()  # killed before it had read the weights
+  for name in ('config.json', 'tokenizer.json'):
+    shutil.copy(place / 'runs/tuned' / name, place / 'runs/early')
+  with pytest.raises(ConfigError, match='has not read them; expected --start=.*runs/a'):
+    adoption.check_begun(place / 'runs/early')
+  assert tune(place, 'a', 'early')['code'] == 0
+  assert contents(place / 'runs/early')[pathlib.Path('metrics.jsonl')] == before[pathlib.Path('metrics.jsonl')]
 
 
 @pytest.mark.slow
