@@ -52,7 +52,8 @@ test-compile:  ## machine code for absent GPUs and TPUs, Triton interpreted; 3 G
 	.venv-compile/bin/python $(INSTALL) --editable '.[test,compile]'
 	.venv-compile/bin/python -m pytest -n 2 --dist worksteal -m '' tests/kernels/test_compile.py \
 	  tests/kernels/test_compile_tiered.py tests/kernels/test_compile_plan.py \
-	  tests/kernels/test_support.py tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py
+	  tests/kernels/test_support.py tests/kernels/test_triton.py tests/kernels/test_decoder_backends.py \
+	  tests/kernels/test_sequence.py
 
 types: .venv/types  ## mypy, as setup.cfg sets it
 	$(RUN) -m mypy

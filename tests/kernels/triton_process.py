@@ -59,8 +59,9 @@ def attention_rule(dtype):
 
 
 def sequence_errors(form, parts):
+  """As of tests.kernels.test_sequence.errors."""
   from tests.kernels import test_sequence
-  return test_sequence.errors('triton', form, parts)
+  return test_sequence.errors('triton', form, parts, one_device=True)
 
 
 def matmul_error(dtype, extra):
@@ -192,7 +193,7 @@ def decoder_losses():
 def main():
   functions = {f.__name__: f for f in (attention_errors, attention_rule, matmul_error, matmul_gradient, vmapped,
                                        random_attention, loads, unwritten_tile, decoder_losses,
-                                       several_devices)}
+                                       several_devices, sequence_errors)}
   for line in sys.stdin:
     name, arguments = json.loads(line)
     try:
